@@ -1,0 +1,139 @@
+# relabel: `make help` lists what there is.
+#
+# Every stage leaves a file that make can see, and none that is half done: labels are marked when annotate and verify have
+# succeeded, weights.pth and eval.json are written whole at the end. A second call does nothing.
+
+PYTHON ?= python3
+VENV := .venv/installed
+
+IMAGENET ?=
+ANNOTATOR ?= tf_efficientnet_l2.ns_jft_in1k_475
+ANNOTATOR_ARGS ?=
+CHECKPOINT ?=
+ARCH ?= resnet50
+ARCH_ARGS ?=
+RECIPE ?= relabel
+EPOCHS ?=
+SET ?=
+GPUS ?= 1
+WORKERS ?= 4
+MULTILABELS ?=
+DEMO ?= demo
+
+# Recipes whose target is the folder's class need no label set.
+LABEL_FREE := single scenes-annotator scenes-single
+
+name = $(subst /,-,$(subst :,-,$(1)))
+LABELS ?= labels/$(call name,$(ANNOTATOR))
+USED_LABELS = $(if $(filter $(LABEL_FREE),$(RECIPE)),,$(LABELS))
+RUN ?= runs/$(call name,$(ARCH))-$(RECIPE)$(if $(USED_LABELS),-$(notdir $(LABELS)))$(if $(EPOCHS),-$(EPOCHS)epochs)
+
+ifeq ($(GPUS),1)
+RELABEL := .venv/bin/relabel
+else
+RELABEL := .venv/bin/torchrun --nproc-per-node $(GPUS) -m pipeline
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help demo results bench test check format annotate verify train eval all clean
+
+help:
+	@echo 'make demo                     the whole chain on the embedded digit scenes, on a CPU, in minutes'
+	@echo 'make annotate IMAGENET=DIR    label maps of DIR/train into LABELS'
+	@echo 'make verify   IMAGENET=DIR    check them against DIR/train'
+	@echo 'make train    IMAGENET=DIR    train ARCH by RECIPE into RUN'
+	@echo 'make eval     IMAGENET=DIR    evaluate it on DIR/val'
+	@echo 'make all      IMAGENET=DIR    all of these, in order; each of them makes what it needs first'
+	@echo 'make test | check | format    the tests | format, lint and types | put the code in form'
+	@echo 'make bench                    speed of label pooling, of the label store and of annotate, as ratios'
+	@echo 'make results                  the arms of the table in README.md, over seeds; writes that table (hours)'
+	@echo
+	@echo 'Variables, and what they are now:'
+	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
+	@echo '  ANNOTATOR=$(ANNOTATOR)   any timm classifier'
+	@echo '  CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR'
+	@echo '  ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`'
+	@echo '  LABELS=$(LABELS)'
+	@echo '  ARCH=$(ARCH)         any timm model'
+	@echo '  ARCH_ARGS=$(ARCH_ARGS)            more options of `relabel train`'
+	@echo '  RECIPE=$(RECIPE)        `relabel recipes` lists them'
+	@echo '  EPOCHS=$(EPOCHS)               instead of the recipe'"'"'s'
+	@echo '  SET=$(SET)                  settings instead of the recipe'"'"'s, such as SET="lr=0.2 batch_size=256"'
+	@echo '  RUN=$(RUN)'
+	@echo '  GPUS=$(GPUS)                processes of torchrun on this machine'
+	@echo '  WORKERS=$(WORKERS)             decoding processes for each of them'
+	@echo '  MULTILABELS=$(MULTILABELS)          JSON of all the classes that each validation image shows'
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+$(VENV): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "relabel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+annotate: $(LABELS)/.annotated
+verify: $(LABELS)/.verified
+train: $(RUN)/weights.pth
+eval: $(RUN)/eval.json
+all: eval
+
+define images
+	@test -n "$(IMAGENET)" || { echo "make: say where the images are: IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
+endef
+
+$(LABELS)/.annotated: $(CHECKPOINT) | $(VENV)
+	$(images)
+	$(RELABEL) annotate $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) --workers $(WORKERS) \
+		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS)
+	@touch $@
+
+$(LABELS)/.verified: $(LABELS)/.annotated
+	$(images)
+	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train
+	@touch $@
+
+$(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) | $(VENV)
+	$(images)
+	$(RELABEL) train $(IMAGENET)/train --run $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume --workers $(WORKERS) \
+		$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
+		$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
+		$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS)
+
+$(RUN)/eval.json: $(RUN)/weights.pth
+	$(images)
+	$(RELABEL) eval $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $@ --workers $(WORKERS) \
+		$(if $(MULTILABELS),--multilabels $(MULTILABELS))
+
+# --- the embedded scenes ----------------------------------------------------------------------------------------------
+
+demo: | $(VENV)
+	@.venv/bin/python -m pipeline.demo $(DEMO)
+
+results: | $(VENV)
+	.venv/bin/python -m pipeline.results
+
+# --- the code ---------------------------------------------------------------------------------------------------------
+
+test: | $(VENV)
+	.venv/bin/pytest
+
+check: | $(VENV)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: | $(VENV)
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: | $(VENV)
+	.venv/bin/python -m benchmarks.label_pooling
+	.venv/bin/python -m benchmarks.label_store
+	.venv/bin/python -m benchmarks.annotate
+
+clean:
+	rm -rf $(DEMO) results

@@ -1,0 +1,145 @@
+"""Turn a timm classifier into a fully convolutional annotator: one vector of logits per location of its feature map.
+
+A linear head after average pooling is a 1x1 convolution before it (Yun et al. 2021, appendix A), so the mean of the logit
+map equals the classifier's logits. Instead of rebuilding heads family by family, every location is given to the model's
+own head as an image of its own: pooling over 1x1 is the identity, and whatever follows it is applied per location.
+
+How the map relates to the classifier's own logits is measured on a batch of noise, not looked up:
+
+    exact      the mean of the map is the logits: resnet, efficientnet, regnet, swin ...
+    nonlinear  head(mean of locations) is, but the head is not linear: convnext, mobilenetv3 ...; the map's mean is near
+    token      the head reads a class token; the map is a projection that nobody trained: refused
+    other      the head pools in a way of its own: refused
+
+Shapes: B images, S and T rows and columns of pixels, C classes, H rows and W columns of the map, F features.
+"""
+
+import math
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+
+REFUSED = {
+    "token": "its head reads a class token, so its patch tokens were never trained to name what they show",
+    "other": "its head pools locations in a way of its own, so a map of single locations is not what it computes",
+}
+TOLERANCE = (
+    1e-2  # of the standard deviation of the logits; float32 rounding is below 1e-5, the gaps of other kinds above 3e-2
+)
+
+
+class FullyConvolutional(nn.Module):
+    """(B, 3, S, T) normalised images -> (B, C, H, W) logits; always in eval mode. Made by `fully_convolutional`."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier.eval()
+        self.name = str((classifier.pretrained_cfg or {}).get("architecture") or type(classifier).__name__)  # type: ignore
+        self.kind = ""  # exact, nonlinear, token or other
+        self.channels_last = str(getattr(classifier, "output_fmt", "NCHW")).endswith("NHWC")
+        self.prefix_tokens = int(getattr(classifier, "num_prefix_tokens", 0))
+
+    def train(self, mode: bool = True) -> "FullyConvolutional":
+        """Stay in eval mode: in train mode batch norm would take locations for a batch, and change its statistics."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.classifier.forward_features(images)  # type: ignore[operator]
+        locations = self.as_locations(features, images.shape)
+        batch, height, width, _ = locations.shape
+        logits = self.apply_head(locations.flatten(0, 2), features.ndim)
+        return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def as_locations(self, features: Tensor, image_shape: torch.Size) -> Tensor:
+        """What the head would pool over, as (B, H, W, F).
+
+        Raises:
+            InputError: the features form no grid over the image.
+        """
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise InputError(f"{self.name} cannot annotate: its features ({found}) are not one map over the image")
+        if features.ndim == 4:
+            return features if self.channels_last else features.permute(0, 2, 3, 1)
+        tokens = features[:, self.prefix_tokens :]  # (B, H * W, F)
+        count, (rows, columns) = tokens.shape[1], image_shape[-2:]
+        height = round(math.sqrt(count * rows / columns))
+        if height == 0 or count % height:
+            raise InputError(f"{self.name} cannot annotate: its {count} tokens form no grid over {rows}x{columns} pixels")
+        return tokens.reshape(len(tokens), height, count // height, -1)
+
+    def apply_head(self, locations: Tensor, feature_dims: int) -> Tensor:
+        """(n, F) -> (n, C): the model's own head, with each vector as an image of one location."""
+        if feature_dims == 3:  # prefix tokens, if the head reads them, hold the location's own vector
+            features = locations.unsqueeze(1).expand(-1, self.prefix_tokens + 1, -1)
+        else:
+            features = locations[:, None, None, :] if self.channels_last else locations[:, :, None, None]
+        logits: Tensor = self.classifier.forward_head(features)  # type: ignore[operator]
+        return logits
+
+
+def fully_convolutional(classifier: nn.Module, input_size: tuple[int, int] | None = None) -> FullyConvolutional:
+    """Convert a trained timm classifier, on whatever device it is.
+
+    Args:
+        classifier: a timm model with `forward_features`, `forward_head` and its trained weights.
+        input_size: rows and columns of pixels to run it at; its own setting if None.
+    Returns:
+        the annotator; its `kind` is "exact" or "nonlinear".
+    Raises:
+        InputError: the model cannot annotate; the message names it and the reason.
+    """
+    annotator = FullyConvolutional(classifier)
+    if not hasattr(classifier, "forward_features") or not hasattr(classifier, "forward_head"):
+        raise InputError(
+            f"{annotator.name} cannot annotate: it has no forward_features and forward_head, as timm's models do"
+        )
+    size = input_size or resolve_model_data_config(classifier)["input_size"][-2:]
+    device = next(classifier.parameters()).device
+    noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    annotator.kind = kind_of(annotator, noise)
+    if annotator.kind in REFUSED:
+        raise InputError(
+            f"{annotator.name} cannot annotate: {REFUSED[annotator.kind]}; choose a model that pools its map on average,"
+            " such as tf_efficientnet_l2.ns_jft_in1k_475 or resnet50.a1_in1k"
+        )
+    return annotator
+
+
+@torch.inference_mode()
+def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
+    """Measure the kind on (B, 3, S, T) normalised images. Weights must be trained or random: a zero head hides all.
+
+    Raises:
+        InputError: the model cannot run on these images, its features form no grid, or its logits are constant.
+    """
+    classifier = annotator.classifier
+    try:
+        features = classifier.forward_features(images)  # type: ignore[operator]
+        logits = classifier.forward_head(features)  # type: ignore[operator]
+        locations = annotator.as_locations(features, images.shape)
+        of_mean = annotator.apply_head(locations.mean((1, 2)), features.ndim)
+        mean_of_map = annotator(images).mean((2, 3))
+    except (RuntimeError, AssertionError, AttributeError, TypeError, IndexError) as error:
+        size = "x".join(map(str, images.shape[-2:]))
+        raise InputError(f"{annotator.name} cannot annotate at {size} pixels: {error}") from error
+    if locations.shape[1:3] == (1, 1):
+        size = "x".join(map(str, images.shape[-2:]))
+        raise InputError(
+            f"{annotator.name} cannot annotate at {size} pixels: its map is a single cell; use a larger --input-size"
+        )
+    spread = float(logits.std())
+    if not spread > 0:
+        raise InputError(f"{annotator.name} cannot annotate: it gives every class the same logit, so it was never trained")
+
+    def near(a: Tensor, b: Tensor) -> bool:
+        return float((a - b).abs().max()) <= TOLERANCE * spread
+
+    if near(mean_of_map, logits):
+        return "exact"
+    if near(of_mean, logits):
+        return "nonlinear"
+    return "token" if near(mean_of_map, of_mean) else "other"

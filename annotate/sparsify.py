@@ -1,0 +1,32 @@
+"""Keep the k largest logits of every cell and one value for all the others: a dense logit map made storable.
+
+Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.manifest import Tail
+from pipeline.shards import LabelMaps
+
+
+def sparsify(logits: Tensor, topk: int, tail: Tail) -> LabelMaps:
+    """Reduce (B, C, H, W) logits, on their device, to their k largest per cell.
+
+    Returns:
+        label maps with float32 scores, sorted, int64 classes, and as tail "mean": the mean of the C - k other logits
+        (pooling is linear, so this is what the missing ones add up to); "logmeanexp": the log of the mean of their
+        exponentials; "zero": 0. The tail is 0 where all classes are kept.
+    """
+    logits = logits.float()
+    scores, classes = logits.topk(topk, dim=1)
+    left_out = logits.shape[1] - topk
+    if tail == "zero" or left_out == 0:
+        rest = torch.zeros_like(scores[:, 0])
+    elif tail == "mean":
+        rest = (logits.sum(1) - scores.sum(1)) / left_out
+    else:
+        rest = logits.scatter(1, classes, -math.inf).logsumexp(1) - math.log(left_out)
+    return LabelMaps(scores, classes, rest)

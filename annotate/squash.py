@@ -1,0 +1,41 @@
+"""The annotator's view of an image: the whole of it, squashed to the input size, by the model's own timm settings.
+
+Uncropped, so that a box in fractions of the image is the same box in fractions of the label map's grid. A centre crop, as
+in a usual validation transform, would silently shift every label.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from timm.data.transforms import str_to_pil_interp
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+
+@dataclass(frozen=True)
+class Squash:
+    """Calling it turns an RGB image of any size into (3, S, T) uint8; `normalise` does the rest on the device."""
+
+    input_size: tuple[int, int]  # S rows, T columns of pixels
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+    @classmethod
+    def of_model(cls, classifier: nn.Module, input_size: tuple[int, int] | None = None) -> "Squash":
+        settings = resolve_model_data_config(classifier)
+        rows, columns = input_size or settings["input_size"][-2:]
+        return cls((rows, columns), tuple(settings["mean"]), tuple(settings["std"]), settings["interpolation"])
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        rows, columns = self.input_size
+        pixels: Tensor = pil_to_tensor(image.resize((columns, rows), str_to_pil_interp(self.interpolation)))
+        return pixels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, S, T) uint8 -> float32, with the model's mean and standard deviation, on the images' device."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1) * 255
+        return (images.float() - mean) / std

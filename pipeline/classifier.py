@@ -1,0 +1,142 @@
+"""Create any timm classifier with the weights asked for, or refuse by name: annotator, student and evaluation alike."""
+
+import ast
+import difflib
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+
+
+def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """KEY=VALUE arguments, as in timm's scripts: a value is a Python literal, or else a string.
+
+    Raises:
+        InputError: an argument without `=`.
+    """
+    kwargs: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"--model-kwargs {pair!r}: expected KEY=VALUE, such as output_stride=8")
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return kwargs
+
+
+def create_classifier(
+    model: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    num_classes: int | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> nn.Module:
+    """timm.create_model, with its errors and its silent replacements turned into messages.
+
+    Args:
+        model: a timm name ("resnet50.a1_in1k"), "hf-hub:owner/name" or "local-dir:folder".
+        pretrained: load the published weights.
+        checkpoint: load these weights instead: .safetensors, or .pth with weights alone (nothing is unpickled).
+        num_classes: C; the model's own number if None.
+    Returns:
+        the classifier in eval mode, on the CPU.
+    Raises:
+        InputError: no such model, weights not to be had, or a checkpoint of another architecture or class count.
+    """
+    name = model.split(":")[-1].split(".")[0] if ":" not in model else None
+    if ":" not in model and not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"timm has no model named {model!r}{hint} `timm.list_models()` lists them all")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # silent replacements are refused below
+            classifier: nn.Module = timm.create_model(
+                model, pretrained=pretrained and checkpoint is None, num_classes=num_classes, **(model_kwargs or {})
+            )
+    except TypeError as error:
+        raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
+    except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
+        if not pretrained or checkpoint is not None:
+            raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {error}") from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME once"
+            " loaded), or pass your own with --checkpoint"
+        ) from error
+    settings: Any = classifier.pretrained_cfg
+    made = settings.get("architecture")
+    if name is not None and made is not None and made != name:
+        raise InputError(f"timm makes {made} when asked for {name}, which is another model; name {made} if you want it")
+    if not classifier.num_classes:
+        raise InputError(
+            f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and --checkpoint"
+        )
+    if checkpoint is not None:
+        load_weights(classifier, checkpoint, model)
+    return classifier.eval()
+
+
+def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
+    """Load a checkpoint through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
+
+    Raises:
+        InputError: missing, no weights file, or its tensors are not those of `model`.
+    """
+    if not checkpoint.is_file():
+        raise InputError(f"checkpoint {checkpoint} does not exist")
+    try:
+        loaded = timm.models.load_state_dict(str(checkpoint), weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+        raise InputError(
+            f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
+            " .safetensors, or .pth saved from a state_dict"
+        ) from error
+    own = classifier.state_dict()
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"{checkpoint} holds no state_dict of tensors")
+    missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
+    if missing or surplus:
+        examples = ", ".join(sorted(missing)[:2] + sorted(surplus)[:2])
+        raise InputError(
+            f"{checkpoint} is no checkpoint of {model}: {len(missing)} of {len(own)} tensors missing, {len(surplus)} unknown"
+            f" (such as {examples}); give the model it was trained as, with its --model-kwargs"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != loaded[name].shape:
+            head = tensor.ndim and tensor.shape[1:] == loaded[name].shape[1:] and tensor.shape[0] == classifier.num_classes
+            remedy = f"pass --num-classes {loaded[name].shape[0]}" if head else "give the model it was trained as"
+            raise InputError(
+                f"{checkpoint}: {name} is {list(loaded[name].shape)}, {model} with {classifier.num_classes} classes needs"
+                f" {list(tensor.shape)}; {remedy}"
+            )
+    classifier.load_state_dict(loaded)
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device named, or CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: torch does not know or does not see that device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} is not to be had: {first_line(error)}") from error
+    return chosen

@@ -1,0 +1,250 @@
+"""The command line: one subcommand per stage. A stage is imported when it runs, so that --help needs no torch."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from pipeline.errors import InputError
+
+app = typer.Typer(
+    name="relabel",
+    help="Localised multi-label maps for image classification: annotate once, train on crops that know what they show.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+INTERRUPTED = 130  # as shells report Ctrl-C
+
+
+P = ParamSpec("P")
+
+
+def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """A user's mistake becomes one message and exit code 1; a traceback is left for bugs."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except InputError as error:
+            print(f"relabel: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            print("relabel: interrupted; what is finished is kept, rerun to go on", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from error
+
+    return run
+
+
+Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]
+ModelKwargs = Annotated[
+    list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
+]
+Device = Annotated[str | None, typer.Option(help="Such as cuda, cuda:1 or cpu; CUDA where there is one.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images; 0 decodes in the main one.")]
+
+
+@app.command()
+@plain_errors
+def annotate(
+    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
+    labels: Labels,
+    model: Annotated[
+        str, typer.Option(help="Any timm classifier, or hf-hub:OWNER/NAME.")
+    ] = "tf_efficientnet_l2.ns_jft_in1k_475",
+    model_kwargs: ModelKwargs = [],
+    checkpoint: Annotated[Path | None, typer.Option(help="Your own weights instead of the published ones.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; the model's own by default.")] = None,
+    topk: Annotated[int, typer.Option(help="Logits kept per cell.")] = 5,
+    tail: Annotated[str, typer.Option(help="What stands for the others: mean, logmeanexp or zero.")] = "mean",
+    input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
+    workers: Workers = 4,
+    device: Device = None,
+    shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Record unreadable images and go on, instead of stopping.")
+    ] = False,
+) -> None:
+    """Write the label maps of an image folder. A rerun keeps finished shards and makes the rest."""
+    from annotate.run import AnnotateConfig
+    from annotate.run import annotate as run
+    from pipeline.classifier import parse_model_kwargs
+
+    if tail not in ("mean", "logmeanexp", "zero"):
+        raise InputError(f"--tail {tail}: expected mean, logmeanexp or zero")
+    config = AnnotateConfig(
+        model=model,
+        model_kwargs=parse_model_kwargs(model_kwargs),
+        checkpoint=checkpoint,
+        num_classes=num_classes,
+        topk=topk,
+        tail=tail,  # type: ignore[arg-type]
+        input_size=parse_size(input_size),
+        batch_size=batch_size,
+        workers=workers,
+        shard_size=shard_size,
+        amp=amp,
+        skip_unreadable=skip_unreadable,
+    )
+    run(images, labels, config, device)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "475" or "480x640" as rows, columns."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--input-size {text}: expected pixels, as N or ROWSxCOLUMNS")
+    return int(parts[0]), int(parts[-1])
+
+
+@app.command()
+@plain_errors
+def verify(
+    labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
+    images: Annotated[
+        Path | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")
+    ] = None,
+    min_agreement: Annotated[float, typer.Option(help="Least share of images whose top class is their folder's.")] = 0.2,
+) -> None:
+    """Check a label set: structure, checksums, values; with --images, coverage and agreement with the folders."""
+    from pipeline.verify import verify as run
+
+    report = run(labels, images, min_agreement)
+    for note in report.notes:
+        print(note)
+    for finding in report.findings:
+        print(f"FOUND {finding}")
+    if report.findings:
+        print(f"{len(report.findings)} findings")
+        raise typer.Exit(1)
+    print("all sound")
+
+
+@app.command()
+@plain_errors
+def train(
+    images: Annotated[Path, typer.Argument(help="Training images, IMAGES/CLASS/*.JPEG.")],
+    run: Annotated[Path, typer.Option(help="Folder for weights, checkpoints and metrics.")],
+    labels: Annotated[Path | None, typer.Option(help="Label set; needed by recipes whose target is a label map.")] = None,
+    arch: Annotated[str, typer.Option(help="Any timm model.")] = "resnet50",
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .toml file.")] = "relabel",
+    set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a recipe's setting.")] = [],
+    val: Annotated[Path | None, typer.Option(help="Validation images of the same classes.")] = None,
+    multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes each validation image shows.")] = None,
+    model_kwargs: ModelKwargs = [],
+    initial_weights: Annotated[Path | None, typer.Option(help="Start from these weights.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
+    workers: Workers = 4,
+    device: Device = None,
+    amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, if there is one.")] = False,
+) -> None:
+    """Train a timm model on random crops whose target is the label map pooled over the crop."""
+    from pipeline.classifier import parse_model_kwargs
+    from train.loop import Interrupted
+    from train.loop import train as run_training
+    from train.recipe import load
+
+    try:
+        run_training(
+            images,
+            run,
+            arch,
+            load(recipe, set),
+            labels=labels,
+            val=val,
+            multilabels=multilabels,
+            model_kwargs=parse_model_kwargs(model_kwargs),
+            initial_weights=initial_weights,
+            pretrained=pretrained,
+            workers=workers,
+            amp=amp,
+            device=device,
+            resume=resume,
+        )
+    except Interrupted as stop:
+        print(f"relabel: {stop}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from stop
+
+
+@app.command()
+@plain_errors
+def eval(
+    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="weights.pth of a run, or weights of --arch.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
+    ] = None,
+    model_kwargs: ModelKwargs = [],
+    multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes that each image shows.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
+    workers: Workers = 4,
+    device: Device = None,
+) -> None:
+    """Evaluate a checkpoint: top-1, top-5, and multi-label accuracy from a JSON of each image's classes."""
+    from pipeline.classifier import parse_model_kwargs
+    from train.evaluate_checkpoint import evaluate_checkpoint
+
+    result = evaluate_checkpoint(
+        images,
+        checkpoint=checkpoint,
+        arch=arch,
+        model_kwargs=parse_model_kwargs(model_kwargs),
+        multilabels=multilabels,
+        output=output,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
+    if result is not None:
+        print_result(result)
+
+
+def print_result(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        shown = f"{value:.2f}" if isinstance(value, float) else value
+        print(f"{name:<22}{shown}")
+
+
+@app.command("demo-data")
+@plain_errors
+def demo_data(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
+    train_images: Annotated[int, typer.Option(help="Training scenes.")] = 3000,
+    val_images: Annotated[int, typer.Option(help="Validation scenes.")] = 1000,
+    annotator_images: Annotated[int, typer.Option(help="One-digit scenes for the annotator.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write the embedded data set: scenes of handwritten digits, in ImageNet's layout."""
+    from pipeline.demo_data import write_scenes
+
+    write_scenes(folder, train_images, val_images, annotator_images, seed)
+
+
+@app.command()
+@plain_errors
+def recipes() -> None:
+    """List the recipes and their settings."""
+    import dataclasses
+
+    from train.recipe import load, names
+
+    for name in names():
+        settings = {k: v for k, v in dataclasses.asdict(load(name)).items()}
+        print(f"{name}\n  {json.dumps(settings)[1:-1]}")
+
+
+def main() -> None:
+    app()

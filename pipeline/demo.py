@@ -1,0 +1,169 @@
+"""`make demo`: the whole chain on the embedded digit scenes, through make's own targets.
+
+data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval, then a table and a picture.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
+
+ARMS = {"single": "the folder's class", "relabel": "the label map, pooled over the crop"}
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run_demo(Path(arguments[0] if arguments else "demo"))
+    except InputError as error:
+        print(f"relabel: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_demo(folder: Path) -> None:
+    """Run every stage that is not done yet, then show what came out.
+
+    Raises:
+        InputError: a stage failed; its own message stands above.
+    """
+    data, labels, annotator = folder / "data", folder / "labels", folder / "annotator"
+    times: dict[str, float] = {}
+    with stage("data", times):
+        if data.exists():
+            print(f"{data} is there already")
+        else:
+            run([[sys.executable, "-m", "pipeline", "demo-data", str(data)]])
+    with stage("annotator", times):
+        of_annotator = {"IMAGENET": data / "annotator", "RUN": annotator, "RECIPE": "scenes-annotator", "ARCH": ARCH}
+        run([make("train", **of_annotator, ARCH_ARGS=shlex.join(ANNOTATOR_MODEL_ARGS), WORKERS=1)])
+    label_set = {
+        "IMAGENET": data,
+        "LABELS": labels,
+        "ANNOTATOR": ARCH,
+        "ANNOTATOR_ARGS": shlex.join(ANNOTATE_ARGS),
+        "CHECKPOINT": annotator / "weights.pth",
+        "WORKERS": 1,
+    }
+    for name in ("annotate", "verify"):
+        with stage(name, times):
+            run([make(name, **label_set)])
+    students = [
+        label_set
+        | {
+            "ARCH": ARCH,
+            "ARCH_ARGS": shlex.join(STUDENT_ARGS),
+            "RECIPE": f"scenes-{arm}",
+            "RUN": folder / arm,
+            "WORKERS": 0,
+            "MULTILABELS": data / "val.json",
+        }
+        for arm in ARMS
+    ]
+    with stage("train", times, "both arms side by side, one thread each"):
+        run([make("train", **variables) for variables in students], prefixes=list(ARMS))
+    with stage("eval", times):
+        run([make("eval", **variables) for variables in students], prefixes=list(ARMS))
+    results = {arm: json.loads((folder / arm / "eval.json").read_text()) for arm in ARMS}
+    with stage("picture", times):
+        from pipeline.picture import draw_scenes
+
+        picture = folder / "scenes.png"
+        draw_scenes(data, labels, picture)
+    print(table(results, times))
+    print(f"\nLook at {picture}: scenes, their label maps, and what a crop is told to be.")
+    print(f"Learning curves: {', '.join(str(folder / arm / 'curves.png') for arm in ARMS)}")
+
+
+@contextmanager
+def stage(name: str, times: dict[str, float], note: str = "") -> Iterator[None]:
+    print(f"\n== {name}{f' ({note})' if note else ''}", flush=True)
+    began = time.perf_counter()
+    yield
+    times[name] = time.perf_counter() - began
+
+
+def make(target: str, **variables: object) -> list[str]:
+    return [
+        "make",
+        "--no-print-directory",
+        "-C",
+        str(REPOSITORY),
+        target,
+        *(f"{k}={absolute(v)}" for k, v in variables.items()),
+    ]
+
+
+def absolute(value: object) -> object:
+    """Paths as make sees them from the repository: relative to it if they lie in it."""
+    if not isinstance(value, Path):
+        return value
+    whole = value.resolve()
+    return whole.relative_to(REPOSITORY) if whole.is_relative_to(REPOSITORY) else whole
+
+
+def run(commands: list[list[str]], prefixes: list[str] | None = None) -> None:
+    """Run commands side by side, one thread each where they are several; their lines come out as they are written.
+
+    Raises:
+        InputError: one of them failed.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")}
+    if prefixes is None:
+        failed = [c for c in commands if subprocess.run(c, env=environment).returncode]
+    else:
+        environment["OMP_NUM_THREADS"] = "1"
+        started = [
+            subprocess.Popen([*c], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for c in commands
+        ]
+        show(started, prefixes)
+        failed = [c for c, process in zip(commands, started, strict=True) if process.wait()]
+    if failed:
+        raise InputError(f"the demo stopped: `{shlex.join(failed[0][:5])} ...` failed; its message stands above")
+
+
+def show(processes: list["subprocess.Popen[str]"], prefixes: list[str]) -> None:
+    """Print the processes' lines as they come, each behind its prefix."""
+    import selectors
+
+    width = max(map(len, prefixes))
+    with selectors.DefaultSelector() as selector:
+        for process, prefix in zip(processes, prefixes, strict=True):
+            assert process.stdout is not None
+            selector.register(process.stdout, selectors.EVENT_READ, prefix)
+        while selector.get_map():
+            for key, _ in selector.select():
+                line = key.fileobj.readline()  # type: ignore[union-attr]
+                if line:
+                    print(f"{key.data:<{width}} | {line}", end="", flush=True)
+                else:
+                    selector.unregister(key.fileobj)
+
+
+def table(results: dict[str, dict[str, float]], times: dict[str, float]) -> str:
+    single, relabel = results["single"], results["relabel"]
+    rows = [("top-1 (folder's class)", "top1"), ("top-5", "top5"), ("multi-label accuracy", "multilabel_accuracy")]
+    lines = [
+        "",
+        f"{'validation, percent':<24}{'single':>9}{'relabel':>9}{'gap':>9}",
+        *(f"{title:<24}{single[k]:>9.1f}{relabel[k]:>9.1f}{relabel[k] - single[k]:>+9.1f}" for title, k in rows),
+        "",
+        f"{'arm':<24}trained towards",
+        *(f"{arm:<24}{target}" for arm, target in ARMS.items()),
+        "",
+        "seconds   " + "   ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()),
+        f"together  {sum(times.values()):.0f}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""The few things several processes need of one another, from torchrun's environment; one process needs none of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.classifier import choose_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all of them, and the device it works on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor over all processes; each gets the sum."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+
+@contextmanager
+def processes(device: str | None) -> Iterator[Processes]:
+    """Join torchrun's process group if there is one: nccl on CUDA, gloo on CPU."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(0, 1, choose_device(device))
+        return
+    if device in (None, "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), world, chosen)
+    finally:
+        dist.destroy_process_group()

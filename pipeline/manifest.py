@@ -1,0 +1,172 @@
+"""What a label set says of itself: manifest.json, and shards.jsonl with one line per finished shard.
+
+manifest.json is written before the first shard and never changed. shards.jsonl is appended to, so that a killed writer
+tears one line at most; a torn last line is dropped.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SHARD_LINES = "shards.jsonl"
+
+Tail = Literal["mean", "logmeanexp", "zero"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How every label map of a set was made. Two sets with equal manifests hold the same labels.
+
+    `tail` names what stands for a class that a cell does not store: the mean of the logits left out, the log of the mean
+    of their exponentials, or zero (published maps).
+    """
+
+    model: str  # timm name, tag included
+    model_kwargs: dict[str, Any]  # what was passed to timm.create_model beside the name
+    weights: str  # "pretrained", or the checkpoint's file name
+    weights_sha256: str | None  # of the checkpoint file
+    num_classes: int
+    kind: str  # how the map's mean relates to the classifier's logits: annotate/convert.py
+    input_size: tuple[int, int]  # rows, columns in pixels, after the whole image was squashed to it
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    precision: str  # of the forward pass: "float32", "bfloat16" or "float16"
+    topk: int
+    tail: Tail
+    grid: tuple[int, int]  # rows, columns of the label map
+    image_count: int
+    image_digest: str  # pipeline.images.digest_of the ordered keys
+    shard_size: int  # shard i holds the images [i * shard_size, (i + 1) * shard_size) of the ordered keys
+    timm_version: str
+    torch_version: str
+    format: int = FORMAT_VERSION
+
+    @property
+    def shard_count(self) -> int:
+        return -(-self.image_count // self.shard_size)
+
+    @property
+    def class_dtype(self) -> np.dtype:
+        return np.dtype(np.uint16 if self.num_classes <= 65_536 else np.uint32)
+
+    def save(self, labels: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_whole(labels / MANIFEST, text.encode())
+
+    @classmethod
+    def load(cls, labels: Path) -> "Manifest":
+        """Read LABELS/manifest.json.
+
+        Raises:
+            InputError: it is missing, torn, of another format version, or has other fields than this version's.
+        """
+        path = labels / MANIFEST
+        if not path.is_file():
+            raise InputError(f"{labels} is no label set: it holds no {MANIFEST}; make one with `relabel annotate`")
+        try:
+            fields = json.loads(path.read_text())
+            assert isinstance(fields, dict)
+        except (ValueError, AssertionError) as error:
+            raise InputError(f"{path} is not a JSON object ({error}); annotate again into an empty folder") from error
+        if fields.get("format") != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
+                " annotate again, or install the relabel that wrote it"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        if fields.keys() != known:
+            odd = ", ".join(sorted(fields.keys() ^ known))
+            raise InputError(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
+        for name in ("input_size", "mean", "std", "grid"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """The fields in which two sets' labels may differ, as "name: mine, not theirs". Versions are no reason."""
+        ignored = {"timm_version", "torch_version"}
+        return [
+            f"{field.name}: {getattr(self, field.name)!r}, not {getattr(other, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name not in ignored and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+@dataclass(frozen=True)
+class ShardLine:
+    """A finished shard: its number, file name, rows, the file's sha256, and the keys of images that were unreadable."""
+
+    shard: int
+    file: str
+    rows: int
+    sha256: str
+    unreadable: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self)) + "\n"
+
+
+def read_shard_lines(labels: Path) -> dict[int, ShardLine]:
+    """The finished shards by number. A torn last line is a killed writer's and is left out.
+
+    Raises:
+        InputError: a line that is not the last one is damaged.
+    """
+    path = labels / SHARD_LINES
+    if not path.is_file():
+        return {}
+    lines = path.read_bytes().split(b"\n")  # what follows the last newline is torn, or empty
+    finished = {}
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            fields = json.loads(line)
+            entry = ShardLine(**{**fields, "unreadable": tuple(fields["unreadable"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path} line {number} is damaged ({error}); delete that line and rerun `relabel annotate`"
+            ) from error
+        finished[entry.shard] = entry
+    return finished
+
+
+def append_shard_line(labels: Path, line: ShardLine) -> None:
+    with (labels / SHARD_LINES).open("ab") as file:
+        file.write(line.to_json().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_shard_lines(labels: Path, lines: dict[int, ShardLine]) -> None:
+    """Replace shards.jsonl by these lines in shard order, so that its bytes do not tell who wrote when."""
+    write_whole(labels / SHARD_LINES, "".join(lines[i].to_json() for i in sorted(lines)).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is complete or absent, whatever kills the writer: temporary name, sync, rename, sync the folder.
+
+    Raises:
+        OSError: the disk is full or read-only; the temporary file is gone and an earlier `path` untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

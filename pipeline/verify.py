@@ -1,0 +1,188 @@
+"""Check a label set from its bytes to its meaning. A finding is one line that names the file, the row and the remedy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline.errors import InputError
+from pipeline.images import ImageFolder, digest_of
+from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
+from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
+from train.label_pooling import label_pool
+
+REMAKE = "delete it and rerun `relabel annotate`"
+WORST = 5  # classes named
+POOL_BATCH = 256
+
+
+@dataclass
+class Report:
+    """What verify found: `findings` is empty if all is sound; `notes` are for the reader."""
+
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2) -> Report:
+    """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
+
+    Args:
+        min_agreement: share of images whose map, pooled over the whole image, must have the folder's class on top. A wrong
+            class order or a wrong normalisation brings it down to chance.
+    Raises:
+        InputError: no label set there at all, or no image folder.
+    """
+    manifest = Manifest.load(labels)
+    lines = read_shard_lines(labels)
+    folder = ImageFolder.scan(images) if images is not None else None
+    report = Report()
+    keys: list[str] = []
+    unreadable: list[str] = []
+    top1: list[np.ndarray] = []
+    for number in tqdm(range(manifest.shard_count), desc="verify", unit="shard", disable=None):
+        path = labels / shard_name(number)
+        if number not in lines:
+            report.findings.append(f"{path}: not finished; rerun `relabel annotate` to make it")
+            continue
+        line = lines[number]
+        try:
+            shard = MappedShard.open(labels, line, manifest)
+        except InputError as error:
+            report.findings.append(str(error))
+            continue
+        if sha256_of(path) != line.sha256:
+            report.findings.append(f"{path}: its bytes changed after it was written (sha256); {REMAKE}")
+            continue  # its values cannot be trusted, so they are not judged
+        report.findings += [f"{path} {finding}; {REMAKE}" for finding in findings_in(shard, manifest)]
+        keys += [key.decode() for key in shard.keys.tolist()]
+        unreadable += line.unreadable
+        if folder is not None:
+            top1.append(whole_image_top1(shard, manifest))
+    surplus = sorted(lines.keys() - set(range(manifest.shard_count)))
+    if surplus:
+        report.findings.append(
+            f"{labels}: shards.jsonl lists shard {surplus[0]}, the manifest knows {manifest.shard_count}; annotate anew"
+        )
+    complete = not report.findings
+    check_keys(report, labels, manifest, keys, unreadable, complete)
+    if folder is not None:
+        check_coverage(report, labels, folder, keys, unreadable, complete)
+        if keys:
+            check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement)
+    skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
+    grid = "x".join(map(str, manifest.grid))
+    report.notes.insert(
+        0,
+        f"{labels}: {len(keys)} label maps of {grid} cells, top {manifest.topk} of {manifest.num_classes} classes by"
+        f" {manifest.model} ({manifest.kind}){skipped}",
+    )
+    return report
+
+
+def findings_in(shard: MappedShard, manifest: Manifest) -> list[str]:
+    """What is wrong with a shard's values, each with the first row that shows it."""
+    scores, classes, tail = shard.scores, shard.classes, shard.tail
+    ordered = np.sort(classes, axis=1)
+    checks = {
+        "scores are not finite": ~np.isfinite(scores).all((1, 2, 3)),
+        "tail is not finite": ~np.isfinite(tail).all((1, 2)),
+        "scores are not sorted, largest first": (scores[:, 1:] > scores[:, :-1]).any((1, 2, 3)),
+        f"classes are beyond the {manifest.num_classes} of the manifest": (classes >= manifest.num_classes).any((1, 2, 3)),
+        "a cell stores a class twice": (ordered[:, 1:] == ordered[:, :-1]).any((1, 2, 3)),
+    }
+    found = []
+    for what, bad in checks.items():
+        if bad.any():
+            first = int(bad.argmax())
+            key = shard.keys[first].decode(errors="replace")
+            found.append(f"row {first} ({key}): {what}, in {int(bad.sum())} rows in all")
+    return found
+
+
+def check_keys(
+    report: Report, labels: Path, manifest: Manifest, keys: list[str], unreadable: list[str], complete: bool
+) -> None:
+    """Keys are unique, and together those that the manifest was made for."""
+    doubled = [key for key, count in zip(*np.unique(keys, return_counts=True), strict=True) if count > 1]
+    if doubled:
+        report.findings.append(f"{labels}: {len(doubled)} keys stand in it twice (first: {doubled[0]}); annotate anew")
+    if complete and digest_of(sorted(keys + unreadable)) != manifest.image_digest:
+        report.findings.append(f"{labels / MANIFEST}: its image digest is not that of the shards' keys; annotate anew")
+
+
+def check_coverage(
+    report: Report, labels: Path, folder: ImageFolder, keys: list[str], unreadable: list[str], complete: bool
+) -> None:
+    """Every image has a map, and every map an image."""
+    missing = sorted(set(folder.keys) - set(keys) - set(unreadable))
+    surplus = sorted(set(keys) - set(folder.keys))
+    if missing and complete:  # else the unfinished shards, found above, are the reason
+        report.findings.append(
+            f"{labels}: {len(missing)} of {len(folder)} images of {folder.root} have no label map (first: {missing[0]});"
+            " annotate this folder into a new label set"
+        )
+    if surplus:
+        report.findings.append(
+            f"{labels}: {len(surplus)} label maps have no image in {folder.root} (first: {surplus[0]}); name the folder they"
+            " were made from, or annotate anew"
+        )
+
+
+def check_agreement(
+    report: Report,
+    labels: Path,
+    manifest: Manifest,
+    folder: ImageFolder,
+    keys: list[str],
+    top1: np.ndarray,
+    min_agreement: float,
+) -> None:
+    """How often the map of the whole image has the folder's class on top, and where it does so least."""
+    if len(folder.classes) != manifest.num_classes:
+        report.findings.append(
+            f"{labels / MANIFEST}: the annotator has {manifest.num_classes} classes, {folder.root} has"
+            f" {len(folder.classes)} folders; use an annotator with the folders' classes"
+        )
+        return
+    target_of = dict(zip(folder.keys, folder.targets.tolist(), strict=True))
+    known = np.array([key in target_of for key in keys])
+    if not known.any():
+        return
+    targets = np.array([target_of[key] for key in keys if key in target_of])
+    agrees = top1[known] == targets
+    share = float(agrees.mean())
+    counts = np.bincount(targets, minlength=len(folder.classes))
+    per_class = np.bincount(targets, weights=agrees, minlength=len(folder.classes)) / np.maximum(counts, 1)
+    present = np.flatnonzero(counts)
+    worst = present[np.argsort(per_class[present], kind="stable")][:WORST]
+    named = ", ".join(f"{folder.classes[c]} {100 * per_class[c]:.0f}%" for c in worst)
+    report.notes.append(
+        f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
+    )
+    if share < min_agreement:
+        report.findings.append(
+            f"{labels}: whole-image top-1 is the folder's class for {100 * share:.1f}% of images, expected at least"
+            f" {100 * min_agreement:.0f}%: the annotator's class order or preprocessing is probably not that of"
+            f" {folder.root}; if it is, lower --min-agreement"
+        )
+
+
+def whole_image_top1(shard: MappedShard, manifest: Manifest) -> np.ndarray:
+    """(n,) class with the largest mean logit over the image."""
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    top1 = [np.empty(0, dtype=np.int64)]
+    for first in range(0, len(shard.keys), POOL_BATCH):
+        part = slice(first, first + POOL_BATCH)
+        maps = LabelMaps(
+            torch.from_numpy(np.array(shard.scores[part])),
+            torch.from_numpy(shard.classes[part].astype(np.int64)),
+            torch.from_numpy(np.array(shard.tail[part])),
+        )
+        if int(maps.classes.max()) >= manifest.num_classes:
+            top1.append(np.full(len(maps), -1))  # found and named already
+            continue
+        top1.append(label_pool(maps, whole.expand(len(maps), 4), manifest.num_classes).argmax(1).numpy())
+    return np.concatenate(top1)

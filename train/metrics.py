@@ -1,0 +1,57 @@
+"""A run's metrics.jsonl, a line per epoch, and the curves drawn from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest import write_whole
+
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The epochs recorded so far; a torn last line is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def append_metrics(run: Path, metrics: dict[str, Any]) -> None:
+    with (run / METRICS).open("a") as file:
+        file.write(json.dumps(metrics) + "\n")
+
+
+def keep_metrics(run: Path, epochs: int) -> None:
+    """Keep the first epochs only: what a resumed run will write again goes."""
+    lines = "".join(json.dumps(line) + "\n" for line in read_metrics(run)[:epochs])
+    write_whole(run / METRICS, lines.encode())
+
+
+def draw_curves(run: Path) -> None:
+    """curves.png: loss, accuracies and learning rate over the epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    epochs = read_metrics(run)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    x = [e["epoch"] for e in epochs]
+    marker = "o" if len(x) < 2 else None
+    left.plot(x, [e["loss"] for e in epochs], marker=marker, label="training loss")
+    middle.plot(x, [e["top1"] for e in epochs], marker=marker, label="crops, top-1 against the folder's class")
+    for name in ("top1", "top5", "multilabel_accuracy"):
+        points = [(e["epoch"], e["val"][name]) for e in epochs if name in e.get("val", {})]
+        if points:
+            middle.plot(*zip(*points, strict=True), marker="o", label=f"validation {name}")
+    right.plot(x, [e["lr"] for e in epochs], marker=marker, label="learning rate")
+    for axes, label in ((left, "loss"), (middle, "percent"), (right, "learning rate")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    middle.legend(fontsize=8)
+    figure.suptitle(str(run))
+    figure.savefig(run / CURVES, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,143 @@
+"""Recipes: every setting of a training run, typed, checked once, and saved with the result.
+
+A recipe is a TOML file; `inherit = "name"` takes over another one's settings. The files are in train/recipes/.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pipeline.errors import InputError
+
+RECIPES = Path(__file__).with_name("recipes")
+
+Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run. A default is what ImageNet training uses; train/recipes/*.toml says the rest."""
+
+    target: Target  # folder: the class folder's name. The others read label maps, pooled over the crop (localized) or
+    # over the whole image (global), as probabilities (multi) or as the largest class alone (single)
+    loss: Literal["ce", "bce"] = "ce"  # softmax cross-entropy, or a sigmoid per class
+    epochs: int = 300  # passes over the training images
+    batch_size: int = 1024  # images per step, all processes together
+    optimizer: str = "sgd"  # timm's name; timm's sgd has Nesterov momentum
+    lr: float = 0.1  # peak, at this batch size
+    momentum: float = 0.9  # where the optimiser has one
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # timm's names
+    warmup_epochs: int = 5  # linear, from a hundredth of lr
+    image_size: int = 224  # a training crop's pixels, square
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop takes
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width / height of a crop
+    hflip: float = 0.5  # probability of mirroring a crop
+    eval_size: int = 224  # an evaluation image's pixels, square
+    eval_crop: float = 0.875  # share of the shorter side that the centre crop keeps; 1 is the whole of a square image
+    eval_epochs: int = 1  # evaluate every so many epochs, and after the last
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "image_size", "eval_size", "eval_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected at least 1")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError(f"recipe: crop_scale = {list(self.crop_scale)}; expected 0 < smallest <= largest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise InputError(f"recipe: crop_ratio = {list(self.crop_ratio)}; expected 0 < smallest <= largest")
+        if not 0 < self.eval_crop <= 1:
+            raise InputError(f"recipe: eval_crop = {self.eval_crop}; expected a share within (0, 1]")
+        if not 0 <= self.hflip <= 1:
+            raise InputError(f"recipe: hflip = {self.hflip}; expected a probability within [0, 1]")
+        if self.lr <= 0:
+            raise InputError(f"recipe: lr = {self.lr}; expected a positive number")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.target != "folder"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load(recipe: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by name or by the path of a .toml file, with KEY=VALUE overrides.
+
+    Raises:
+        InputError: no such recipe, no TOML, or a setting that is unknown or of another type.
+    """
+    path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
+    settings = read(path)
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"--set {override!r}: expected KEY=VALUE, such as lr=0.2")
+        settings[key.strip()] = (toml_value(value), "--set")
+    return checked(settings)
+
+
+def read(path: Path) -> dict[str, tuple[Any, str]]:
+    """A file's settings over those that it inherits, each with the place it came from."""
+    if not path.is_file():
+        raise InputError(f"no recipe {path.stem!r}; there are {', '.join(names())}, or give the path of a .toml file")
+    try:
+        own = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    parent = own.pop("inherit", None)
+    inherited: dict[str, tuple[Any, str]] = {}
+    if parent is not None:
+        beside = path.with_name(f"{parent}.toml")
+        inherited = read(beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml")
+    return inherited | {key: (value, str(path)) for key, value in own.items()}
+
+
+def checked(settings: dict[str, tuple[Any, str]]) -> Recipe:
+    hints = typing.get_type_hints(Recipe)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(Recipe)}
+    values = {}
+    for key, (value, place) in settings.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
+            raise InputError(f"{place}: unknown setting {key!r}{hint}")
+        values[key] = as_type(value, fields[key], f"{place}: {key} = {value!r}")
+    if "target" not in values:
+        raise InputError(f"recipe without a target; expected one of {', '.join(get_args(Target))}")
+    return Recipe(**values)
+
+
+def as_type(value: Any, kind: Any, place: str) -> Any:
+    """The value as a field's type; whole numbers pass for fractions, and lists for tuples."""
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise InputError(f"{place}; expected one of {', '.join(map(str, get_args(kind)))}")
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if isinstance(value, (list, tuple)) and len(value) == len(parts):
+            return tuple(as_type(v, part, place) for v, part in zip(value, parts, strict=True))
+        raise InputError(f"{place}; expected a list of {len(parts)} numbers")
+    assert isinstance(kind, type) and not isinstance(kind, types.UnionType)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise InputError(f"{place}; expected {kind.__name__}, not {type(value).__name__}")
+
+
+def toml_value(text: str) -> Any:
+    """A value typed on the command line: TOML if it is TOML, else a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
