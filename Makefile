@@ -87,8 +87,8 @@ endef
 
 $(LABELS)/.annotated: $(CHECKPOINT) | $(VENV)
 	$(images)
-	$(RELABEL) annotate $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) --workers $(WORKERS) \
-		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS)
+	$(RELABEL) annotate $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) $(strip --workers $(WORKERS) \
+		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
 	@touch $@
 
 $(LABELS)/.verified: $(LABELS)/.annotated
@@ -98,15 +98,15 @@ $(LABELS)/.verified: $(LABELS)/.annotated
 
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) | $(VENV)
 	$(images)
-	$(RELABEL) train $(IMAGENET)/train --run $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume --workers $(WORKERS) \
+	$(RELABEL) train $(IMAGENET)/train --run $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume $(strip --workers $(WORKERS) \
 		$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
 		$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
-		$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS)
+		$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
 
 $(RUN)/eval.json: $(RUN)/weights.pth
 	$(images)
-	$(RELABEL) eval $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $@ --workers $(WORKERS) \
-		$(if $(MULTILABELS),--multilabels $(MULTILABELS))
+	$(RELABEL) eval $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $@ $(strip --workers $(WORKERS) \
+		$(if $(MULTILABELS),--multilabels $(MULTILABELS)))
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------
 

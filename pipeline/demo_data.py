@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 
 SIDE = 64  # pixels of a scene
 SMALLEST, LARGEST = 18, 40  # pixels of a digit's side
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 VAL_FROM = 0.7  # validation backgrounds lie right of this share of a photograph's width, the others left of it
 QUALITY = 90  # of the JPEG files
 TRIES = 64  # placements drawn at once; the first without overlap is taken
