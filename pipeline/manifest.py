@@ -59,8 +59,13 @@ class Manifest:
     def class_dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if self.num_classes <= 65_536 else np.uint32)
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields as they read back from a file: lists for tuples."""
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return fields
+
     def save(self, labels: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        text = json.dumps(self.as_json(), indent=2) + "\n"
         write_whole(labels / MANIFEST, text.encode())
 
     @classmethod
@@ -94,11 +99,8 @@ class Manifest:
     def differences(self, other: "Manifest") -> list[str]:
         """The fields in which two sets' labels may differ, as "name: mine, not theirs". Versions are no reason."""
         ignored = {"timm_version", "torch_version"}
-        return [
-            f"{field.name}: {getattr(self, field.name)!r}, not {getattr(other, field.name)!r}"
-            for field in dataclasses.fields(self)
-            if field.name not in ignored and getattr(self, field.name) != getattr(other, field.name)
-        ]
+        mine, theirs = self.as_json(), other.as_json()
+        return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n not in ignored and mine[n] != theirs[n]]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import timm
 import torch
 from tqdm import tqdm
 
-from pipeline.manifest import Manifest, append_shard_line, write_whole
+from pipeline.manifest import SHARD_LINES, Manifest, append_shard_line, write_whole
 from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
 from pipeline.shards import LabelMaps, LabelStore, write_shard
 from train.metrics import read_metrics
@@ -82,7 +82,7 @@ def prepare() -> None:
         source = replace(labels, transposed=False)
         options = ["--tail", labels.tail, "--checkpoint", str(annotator_of(labels.annotator_loss) / "weights.pth")]
         relabel("annotate", str(data / "train"), "--labels", str(source.path), "--model", ARCH, *ANNOTATE_ARGS, *options)
-        if labels.transposed and not labels.path.exists():
+        if labels.transposed and not (labels.path / SHARD_LINES).exists():
             write_transposed(source.path, labels.path)
 
 
@@ -104,9 +104,9 @@ def write_transposed(source: Path, labels: Path) -> None:
     maps = store.gather(store.rows(store.keys))
     swapped = LabelMaps(*(t.transpose(-1, -2).contiguous() for t in (maps.scores, maps.classes, maps.tail)))
     manifest: Manifest = replace(store.manifest, grid=(store.manifest.grid[1], store.manifest.grid[0]))
-    labels.mkdir(parents=True)
-    append_shard_line(labels, write_shard(labels, 0, store.keys, swapped, manifest))
+    labels.mkdir(parents=True, exist_ok=True)
     manifest.save(labels)
+    append_shard_line(labels, write_shard(labels, 0, store.keys, swapped, manifest))
 
 
 def train_student(arm: Arm, epochs: int, seed: int) -> float:
@@ -149,8 +149,8 @@ def as_table(accuracies: dict[tuple[Arm, int, int], float]) -> str:
         lines.append(f"| {arm.name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Multi-label accuracy in percent on 1,000 validation scenes, mean ± standard deviation over {len(SEEDS)} seeds of the"
-        f" student. `make results`, CPU ({cpu()}), one thread a student, Python {platform.python_version()},"
+        f"Multi-label accuracy in percent on 1,000 validation scenes, mean ± standard deviation over {len(SEEDS)} seeds of"
+        f" the student. `make results`, CPU ({cpu()}), one thread a student, Python {platform.python_version()},"
         f" torch {torch.__version__}, timm {timm.__version__}.",
     ]
     return "\n".join(lines)

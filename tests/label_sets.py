@@ -1,0 +1,45 @@
+"""Label sets with the maps a test wants, written by the project's own writer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.images import digest_of
+from pipeline.manifest import Manifest, append_shard_line
+from pipeline.shards import LabelMaps, write_shard
+
+
+def manifest_of(keys: Sequence[str], maps: LabelMaps, num_classes: int, **changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "model": "generated",
+        "model_kwargs": {},
+        "weights": "none",
+        "weights_sha256": None,
+        "num_classes": num_classes,
+        "kind": "exact",
+        "input_size": (32, 32),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear",
+        "precision": "float32",
+        "topk": maps.scores.shape[1],
+        "tail": "mean",
+        "grid": tuple(maps.scores.shape[2:]),
+        "image_count": len(keys),
+        "image_digest": digest_of(keys),
+        "shard_size": len(keys),
+        "timm_version": "0",
+        "torch_version": "0",
+    }
+    return Manifest(**(fields | changes))
+
+
+def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int, shard_size: int | None = None) -> None:
+    """One label set of these maps, in shards of `shard_size` images (all in one by default)."""
+    manifest = manifest_of(keys, maps, num_classes, shard_size=shard_size or len(keys))
+    labels.mkdir(parents=True)
+    manifest.save(labels)
+    for shard in range(manifest.shard_count):
+        part = slice(shard * manifest.shard_size, (shard + 1) * manifest.shard_size)
+        of_part = LabelMaps(maps.scores[part], maps.classes[part], maps.tail[part])
+        append_shard_line(labels, write_shard(labels, shard, keys[part], of_part, manifest))

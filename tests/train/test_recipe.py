@@ -1,0 +1,97 @@
+"""Recipes: typed, checked, inherited, overridden; and no setting that nothing reads."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from train.recipe import Recipe, load, names
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("prefix", ["", "scenes-"])
+def test_relabel_is_single_with_another_target_and_nothing_else(prefix: str) -> None:
+    single, relabel = load(f"{prefix}single"), load(f"{prefix}relabel")
+    assert single.target == "folder"
+    assert relabel == dataclasses.replace(single, target="localized-multi")
+
+
+def test_every_recipe_loads() -> None:
+    assert {"single", "relabel"} <= set(names())
+    for name in names():
+        load(name)
+
+
+def test_every_setting_is_read_by_the_training_code() -> None:
+    read = set()
+    for path in (REPOSITORY / "train").glob("*.py"):
+        if path.name == "recipe.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("recipe", "self.recipe"):
+                read.add(node.attr)
+    assert {field.name for field in dataclasses.fields(Recipe)} - read == set()
+
+
+def test_makefile_knows_which_recipes_need_no_label_set() -> None:
+    line = re.search(r"^LABEL_FREE := (.*)$", (REPOSITORY / "Makefile").read_text(), re.M)
+    assert line is not None
+    assert sorted(line[1].split()) == [name for name in names() if not load(name).needs_labels]
+
+
+def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('target = "folder"\nbatchsize = 32\n')
+    with pytest.raises(InputError, match=r"mine\.toml: unknown setting 'batchsize'; did you mean batch_size\?"):
+        load(str(recipe))
+    with pytest.raises(InputError, match="--set: unknown setting 'learning_rate'"):
+        load("single", ["learning_rate=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs=1.5", "expected int, not float"),
+        ("epochs=true", "expected int, not bool"),
+        ("epochs=0", "expected at least 1"),
+        ("lr=fast", "expected float, not str"),
+        ("lr=-1", "expected a positive number"),
+        ("target=localised", "expected one of folder, localized-multi"),
+        ("crop_scale=[0.5]", "expected a list of 2 numbers"),
+        ("crop_scale=[0.9, 0.1]", "expected 0 < smallest <= largest <= 1"),
+        ("eval_crop=1.5", "expected a share"),
+        ("hflip=2", "expected a probability"),
+        ("epochs", "expected KEY=VALUE"),
+        ("warmup_epochs=300", "leaves nothing of 300 epochs"),
+    ],
+)
+def test_setting_of_another_type_or_range_is_refused(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        load("single", [override])
+
+
+def test_overrides_take_the_settings_type() -> None:
+    recipe = load("single", ["lr=1", "epochs=7", "crop_scale=[0.5, 1]", "optimizer=adamw"])
+    assert (recipe.lr, recipe.epochs, recipe.crop_scale, recipe.optimizer) == (1.0, 7, (0.5, 1.0), "adamw")
+    assert isinstance(recipe.lr, float)
+
+
+def test_own_file_inherits_from_a_file_beside_it_and_from_ours(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('inherit = "relabel"\nepochs = 9\n')
+    (tmp_path / "mine.toml").write_text('inherit = "base"\nlr = 0.2\n')
+    assert load(str(tmp_path / "mine.toml")) == dataclasses.replace(load("relabel"), epochs=9, lr=0.2)
+
+
+def test_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match="no recipe 'relable'; there are relabel"):
+        load("relable")
+
+
+def test_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("target = \n")
+    with pytest.raises(InputError, match=r"broken\.toml is not TOML"):
+        load(str(tmp_path / "broken.toml"))
