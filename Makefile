@@ -98,7 +98,7 @@ $(LABELS)/.verified: $(LABELS)/.annotated
 
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) | $(VENV)
 	$(images)
-	$(RELABEL) train $(IMAGENET)/train --run $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume $(strip --workers $(WORKERS) \
+	$(RELABEL) train $(IMAGENET)/train --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume $(strip --workers $(WORKERS) \
 		$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
 		$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
 		$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))

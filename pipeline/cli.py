@@ -135,7 +135,7 @@ def verify(
 @plain_errors
 def train(
     images: Annotated[Path, typer.Argument(help="Training images, IMAGES/CLASS/*.JPEG.")],
-    run: Annotated[Path, typer.Option(help="Folder for weights, checkpoints and metrics.")],
+    run: Annotated[Path, typer.Option("--run-dir", help="Folder for weights, checkpoints and metrics.")],
     labels: Annotated[Path | None, typer.Option(help="Label set; needed by recipes whose target is a label map.")] = None,
     arch: Annotated[str, typer.Option(help="Any timm model.")] = "resnet50",
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .toml file.")] = "relabel",
@@ -148,7 +148,7 @@ def train(
     workers: Workers = 4,
     device: Device = None,
     amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, if there is one.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
 ) -> None:
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
     from pipeline.classifier import parse_model_kwargs

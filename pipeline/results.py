@@ -94,7 +94,7 @@ def train_annotator(loss: str) -> None:
     if not (annotator_of(loss) / "weights.pth").exists():
         options = ["--recipe", "scenes-annotator", "--set", f"loss={loss}", "--workers", "0", "--resume"]
         images = RESULTS / "data" / "annotator" / "train"
-        relabel("train", str(images), "--run", str(annotator_of(loss)), "--arch", ARCH, *ANNOTATOR_MODEL_ARGS, *options)
+        relabel("train", str(images), "--run-dir", str(annotator_of(loss)), "--arch", ARCH, *ANNOTATOR_MODEL_ARGS, *options)
 
 
 def write_transposed(source: Path, labels: Path) -> None:
@@ -117,7 +117,7 @@ def train_student(arm: Arm, epochs: int, seed: int) -> float:
         recipe = "scenes-relabel" if arm.labels else "scenes-single"
         settings = [f"target={arm.target}", f"epochs={epochs}", f"seed={seed}"]
         relabel(
-            *("train", str(data / "train"), "--run", str(run), "--arch", ARCH, "--recipe", recipe),
+            *("train", str(data / "train"), "--run-dir", str(run), "--arch", ARCH, "--recipe", recipe),
             *STUDENT_ARGS,
             *(f"--set={setting}" for setting in settings),
             *(["--labels", str(arm.labels.path)] if arm.labels else []),

@@ -229,7 +229,8 @@ def train(
                 if group.is_first:
                     append_metrics(run, metrics)
                     checkpoint.save(run / LAST, snapshot())
-                    draw_curves(run)
+                    if "val" in metrics or epoch == recipe.epochs:
+                        draw_curves(run)
                 say(group, summary(metrics, recipe))
                 if stopped() and epoch < recipe.epochs:
                     raise Interrupted(f"stopped after epoch {epoch}; the same command with --resume goes on")
@@ -287,11 +288,11 @@ def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes
         other = [key for key in said if key not in ignored and earlier.get(key) != said[key]]
         if other:
             changes = "; ".join(change_of(key, earlier.get(key), said[key]) for key in other)
-            raise InputError(f"{run} holds a run of other settings ({changes}); use another --run, or delete it")
+            raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
         if last.exists() and not resume:
-            raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run, or delete it")
+            raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run-dir, or delete it")
     elif last.exists():
-        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so what made it is not known; use another --run")
+        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so what made it is not known; use another --run-dir")
     state = checkpoint.load(last) if last.exists() else None
     if state is not None and "step" not in state:
         raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")

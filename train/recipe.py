@@ -58,7 +58,7 @@ class Recipe:
         if self.lr <= 0:
             raise InputError(f"recipe: lr = {self.lr}; expected a positive number")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+            raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")
 
     @property
     def needs_labels(self) -> bool:

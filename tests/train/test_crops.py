@@ -1,7 +1,6 @@
 """Crops: the box is where the pixels come from, and a crop depends on seed, epoch and image alone."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest

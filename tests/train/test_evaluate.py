@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> ImageFolder:
 
 
 def test_counts_are_those_by_hand(folder: ImageFolder, tmp_path: Path) -> None:
-    # right: images 0, 2, 4, 6, 7. Image 1 says 1, then 0: top-5. Image 3 says 6, 5, 4, 3, 2: top-5. Image 5 says 0 ... 4: top-5
+    # right: images 0, 2, 4, 6, 7. Among the five best: image 1 (says 1, then 0), 3 (says 6 down to 2), 5 (says 0 up to 4)
     shown = {key: {"classes": [key.split("/")[0]]} for key in folder.keys}
     shown["0/1.png"]["classes"] = ["0", "1"]  # what it says is shown too
     shown["2/3.png"]["classes"] = ["2", "5"]  # what it says is not

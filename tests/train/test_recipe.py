@@ -66,7 +66,7 @@ def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
         ("eval_crop=1.5", "expected a share"),
         ("hflip=2", "expected a probability"),
         ("epochs", "expected KEY=VALUE"),
-        ("warmup_epochs=300", "leaves nothing of 300 epochs"),
+        ("warmup_epochs=300", "leaves none of 300 epochs"),
     ],
 )
 def test_setting_of_another_type_or_range_is_refused(override: str, message: str) -> None:

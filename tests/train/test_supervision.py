@@ -10,17 +10,17 @@ from torch.nn import functional as F
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder
 from pipeline.shards import LabelMaps, LabelStore
+from tests.label_sets import write_label_set
 from train.crops import Crops
 from train.recipe import load
 from train.supervision import LabelMapTargets, loss_of, match_labels
-from tests.label_sets import write_label_set
 
 KEYS = ("cat/a.JPEG", "cat/b.JPEG", "dog/c.JPEG")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LabelStore:
-    """1x2 cells, 3 classes, top-1, tail 0. Image a: class 0 left, 1 right; b: 2 everywhere; c: 1 left, 2 right; logit 4, 2."""
+    """1x2 cells, 3 classes, top-1, tail 0. Image a: class 0 left, 1 right; b: 2 twice; c: 1 left, 2 right; logits 4, 2."""
     scores = torch.tensor([4.0, 2.0]).view(1, 1, 1, 2).expand(3, 1, 1, 2)
     classes = torch.tensor([[0, 1], [2, 2], [1, 2]]).view(3, 1, 1, 2)
     write_label_set(tmp_path / "labels", KEYS, LabelMaps(scores, classes, torch.zeros(3, 1, 2)), num_classes=3)
@@ -71,7 +71,7 @@ def test_images_without_a_map_are_counted_and_named(store: LabelStore, tmp_path:
 
 
 def test_label_set_of_another_class_count_is_refused(store: LabelStore, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="maps of 3 classes.* has 2 class folders"):
+    with pytest.raises(InputError, match=r"maps of 3 classes.* has 2 class folders"):
         match_labels(store, ImageFolder(tmp_path, ("cat", "dog"), KEYS, np.array([0, 0, 1])))
 
 

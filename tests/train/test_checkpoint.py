@@ -1,0 +1,87 @@
+"""Checkpoints: whole or absent, plain weights only, and taken by timm as they are."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from pipeline.errors import InputError
+from train import checkpoint
+from train.checkpoint import ModelCard
+from train.evaluate import View
+
+REPOSITORY = Path(__file__).parents[2]
+
+CARD = ModelCard(
+    "resnet10t", {"stem_width": 8, "channels": (8, 8, 8, 16)}, ("a", "b"), View(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)
+)
+
+
+def test_card_comes_back_as_it_was(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "weights.pth", {"state_dict": {}, "card": CARD.to_dict()})
+    assert ModelCard.from_dict(checkpoint.load(tmp_path / "weights.pth")["card"]) == CARD
+
+
+def test_timm_takes_our_weights_as_they_are(tmp_path: Path) -> None:
+    model = timm.create_model(CARD.arch, num_classes=2, **CARD.model_kwargs)
+    path = tmp_path / "weights.pth"
+    checkpoint.save(path, {"state_dict": model.state_dict(), "card": CARD.to_dict()})
+    loaded = timm.create_model(CARD.arch, num_classes=2, checkpoint_path=str(path), **CARD.model_kwargs)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+FILL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from pipeline.errors import InputError
+from train import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoint.save(Path(sys.argv[1]), {"state_dict": {"weight": torch.zeros(100_000)}})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 7})
+    done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert "cannot save a checkpoint" in done.stdout and "still holds the one before it" in done.stdout, done.stderr
+    assert checkpoint.load(path) == {"step": 7}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Malice:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": Malice(tmp_path / "ran")}, tmp_path / "evil.pt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
+    for name in ("evil.pt", "evil.pkl"):
+        with pytest.raises(InputError, match=f"{name} is damaged, or no checkpoint of weights alone"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.pt does not exist"):
+        checkpoint.load(tmp_path / "none.pt")
+    checkpoint.save(tmp_path / "cut.pt", {"state_dict": {"weight": torch.zeros(1000)}})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut\.pt is damaged"):
+        checkpoint.load(tmp_path / "cut.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match=r"list\.pt holds a list"):
+        checkpoint.load(tmp_path / "list.pt")
