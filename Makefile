@@ -10,6 +10,7 @@ IMAGENET ?=
 ANNOTATOR ?= tf_efficientnet_l2.ns_jft_in1k_475
 ANNOTATOR_ARGS ?=
 CHECKPOINT ?=
+VERIFY_ARGS ?=
 ARCH ?= resnet50
 ARCH_ARGS ?=
 RECIPE ?= relabel
@@ -53,6 +54,7 @@ help:
 	@echo '  ANNOTATOR=$(ANNOTATOR)   any timm classifier'
 	@echo '  CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR'
 	@echo '  ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`'
+	@echo '  VERIFY_ARGS=$(VERIFY_ARGS)          more options of `relabel verify`'
 	@echo '  LABELS=$(LABELS)'
 	@echo '  ARCH=$(ARCH)         any timm model'
 	@echo '  ARCH_ARGS=$(ARCH_ARGS)            more options of `relabel train`'
@@ -93,7 +95,7 @@ $(LABELS)/.annotated: $(CHECKPOINT) | $(VENV)
 
 $(LABELS)/.verified: $(LABELS)/.annotated
 	$(images)
-	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train
+	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train$(if $(VERIFY_ARGS), $(VERIFY_ARGS))
 	@touch $@
 
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) | $(VENV)

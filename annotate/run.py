@@ -26,7 +26,7 @@ from annotate.squash import Squash
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, UnreadableImage, digest_of, read_rgb
+from pipeline.images import ImageFolder, UnreadableImage, digest_of, leave_signals_to_the_main_process, read_rgb
 from pipeline.manifest import (
     MANIFEST,
     SHARD_LINES,
@@ -218,7 +218,7 @@ def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
     return Batch([index for index, _ in readable], images, {index: why for index, image, why in items if image is None})
 
 
-def batches_of(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
+def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
     """Image indices batch by batch; each shard begins with a batch of its own."""
     batches = []
     for shard in shards:
@@ -239,7 +239,7 @@ def annotate_shards(
     group: Processes,
 ) -> None:
     """Decode in workers, forward and top-k on the device, and write each shard when its last batch is in."""
-    batches = batches_of(shards, manifest, config.batch_size)
+    batches = whole_batches(shards, manifest, config.batch_size)
     cuda = group.device.type == "cuda"
     loader = DataLoader(
         SquashedImages(folder, squash),
@@ -247,6 +247,7 @@ def annotate_shards(
         num_workers=min(config.workers, len(batches)),
         collate_fn=collate,
         pin_memory=cuda,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
     total = sum(map(len, batches))
     bar = tqdm(total=total, unit="img", desc="annotate", disable=None if group.is_first else True, smoothing=0.05)

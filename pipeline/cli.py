@@ -36,6 +36,9 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
         except InputError as error:
             print(f"relabel: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
+        except OSError as error:  # a disk that is full, read-only or gone: whatever was finished is whole
+            print(f"relabel: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             print("relabel: interrupted; what is finished is kept, rerun to go on", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error

@@ -6,9 +6,11 @@ Both stages list and decode images with this file, so that a label map and a cro
 """
 
 import hashlib
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -100,3 +102,25 @@ def read_rgb(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(f" '{path}'", "").replace(f": '{path}'", "")
         raise UnreadableImage(f"{path}: {reason}") from error
+
+
+Batch = TypeVar("Batch")
+
+
+def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Iterate over a DataLoader whose workers decode images.
+
+    Raises:
+        UnreadableImage: with the one line that names the file, instead of a worker's traceback.
+    """
+    try:
+        yield from loader
+    except UnreadableImage as error:
+        last_line = str(error).strip().splitlines()[-1]
+        raise UnreadableImage(last_line.removeprefix(f"{__name__}.{UnreadableImage.__name__}: ")) from None
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """worker_init_fn of every DataLoader: Ctrl-C reaches the workers too, and must not end them in a traceback each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

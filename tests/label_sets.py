@@ -34,7 +34,9 @@ def manifest_of(keys: Sequence[str], maps: LabelMaps, num_classes: int, **change
     return Manifest(**(fields | changes))
 
 
-def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int, shard_size: int | None = None) -> None:
+def write_label_set(
+    labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int, shard_size: int | None = None
+) -> None:
     """One label set of these maps, in shards of `shard_size` images (all in one by default)."""
     manifest = manifest_of(keys, maps, num_classes, shard_size=shard_size or len(keys))
     labels.mkdir(parents=True)

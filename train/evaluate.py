@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, read_rgb
+from pipeline.images import ImageFolder, batches_of, leave_signals_to_the_main_process, read_rgb
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,17 @@ def evaluate(
     classifier.eval()
     indices = range(group.rank, len(folder), group.world)
     loader = DataLoader(
-        CentreCrops(folder, view, indices), batch_size, num_workers=workers, pin_memory=group.device.type == "cuda"
+        CentreCrops(folder, view, indices),
+        batch_size,
+        num_workers=workers,
+        pin_memory=group.device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_main_process,
     )
     targets = torch.from_numpy(folder.targets)
     right = torch.zeros(4, dtype=torch.float64, device=group.device)  # images, top-1, top-5, multi-label
     bar = tqdm(total=len(indices), unit="img", desc="eval", leave=False, disable=None if group.is_first else True)
     with bar:
-        for images, index in loader:
+        for images, index in batches_of(loader):
             images = images.to(group.device, non_blocking=True)
             with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
                 logits = classifier(images)

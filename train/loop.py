@@ -26,7 +26,7 @@ from tqdm import tqdm
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageFolder, batches_of, leave_signals_to_the_main_process
 from pipeline.manifest import write_whole
 from pipeline.shards import LabelStore
 from train import checkpoint
@@ -170,7 +170,7 @@ def train(
             bar = progress(step, steps_per_epoch, recipe, group)
             began = time.perf_counter()
             images_before = float(seen[0])
-            for crops in loader:
+            for crops in batches_of(loader):
                 # One step
                 scheduler.step_update(step)
                 crops = crops.to(group.device)
@@ -357,8 +357,3 @@ def stop_signals() -> Iterator[Any]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def leave_signals_to_the_main_process(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -276,3 +276,13 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> 
 def test_loss_that_is_not_finite_stops_with_step_and_rate(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is not finite by step \d+ \(epoch \d, lr "):
         run_training(data, tmp_path / "run", recipe("scenes-relabel", "optimizer=sgd", "lr=1e30", epochs=9))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_cannot_be_read_is_named_in_one_line(data: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(data / "train", tmp_path / "train")
+    torn = tmp_path / "train" / "red" / "0.JPEG"
+    torn.write_bytes(torn.read_bytes()[:300])
+    with pytest.raises(InputError) as caught:
+        train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe("scenes-single"), model_kwargs=THIN, workers=workers)
+    assert str(caught.value).startswith(f"{torn}: ") and "\n" not in str(caught.value)

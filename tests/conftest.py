@@ -1,0 +1,178 @@
+"""What the tests of all rooms share: a small lopsided image folder, a tiny annotator, and the command line to run on them.
+
+Images and weights come from fixed seeds, so that every copy of the folder has the same bytes and gets the same label set.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run beside one another; set before torch is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for published weights
+
+import contextlib
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CLASS_SIZES = {"cat": 1, "dog": 5, "eel": 3}  # images per class
+THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
+SHARD_SIZE = 3  # 9 images: three shards; at batch size 2 each shard ends with half a batch
+
+Finished = subprocess.CompletedProcess[str]
+Relabel = Callable[..., Finished]
+
+
+def write_images(root: Path) -> Path:
+    """Nine real JPEGs of nine sizes, none of them square."""
+    rng = np.random.default_rng(0)
+    number = 0
+    for name, count in CLASS_SIZES.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            coarse = rng.integers(0, 256, size=(3, 5, 3)).astype(np.uint8)
+            Image.fromarray(coarse).resize((50 + 3 * number, 30 + number)).save(root / name / f"{name}_{i}.JPEG")
+            number += 1
+    return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder of one's own in ImageNet's layout: IMAGES/cat, dog and eel with 1, 5 and 3 JPEGs."""
+    return write_images(tmp_path / "images")
+
+
+def randomise(classifier: nn.Module, seed: int) -> nn.Module:
+    """Norms and head away from their initial values, as if trained: zeros and ones would hide what a map gets wrong."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for module in classifier.modules():
+            if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), torch.Tensor):
+                module.weight.copy_(1 + 0.2 * noise(module.weight))
+                if module.bias is not None:
+                    module.bias.copy_(0.2 * noise(module.bias))
+                if isinstance(getattr(module, "running_var", None), torch.Tensor):
+                    module.running_mean.copy_(0.1 * noise(module.running_mean))
+                    module.running_var.copy_(1 + 0.2 * noise(module.running_var).abs())
+        heads = classifier.get_classifier()
+        for head in heads if isinstance(heads, tuple | list) else [heads]:
+            for module in head.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.weight.copy_(0.2 * noise(module.weight))
+                    if module.bias is not None:
+                        module.bias.copy_(noise(module.bias))
+    return classifier.eval()
+
+
+@pytest.fixture(scope="session")
+def randomised() -> Callable[..., nn.Module]:
+    """`randomised(classifier, seed=0)`: the same classifier, in eval mode, its norms and head random."""
+    return lambda classifier, seed=0: randomise(classifier, seed)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """`make_checkpoint(seed)`: a thin resnet10t of three classes, saved as a state_dict."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def make(seed: int) -> Path:
+        path = folder / f"tiny-{seed}.pth"
+        if not path.exists():
+            torch.manual_seed(seed)
+            classifier = timm.create_model("resnet10t", num_classes=len(CLASS_SIZES), **THIN)
+            torch.save(randomise(classifier, seed).state_dict(), path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint: Callable[[int], Path]) -> Path:
+    return make_checkpoint(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_options(tiny_checkpoint: Path) -> list[str]:
+    """The options of `relabel annotate` that make label maps of 4x7 cells with the tiny annotator."""
+    model = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    sizes = ["--num-classes=3", "--input-size=32x56", "--topk=2", f"--shard-size={SHARD_SIZE}", "--batch-size=2"]
+    return ["--model=resnet10t", *model, f"--checkpoint={tiny_checkpoint}", *sizes, "--workers=0", "--device=cpu"]
+
+
+@pytest.fixture(scope="session")
+def relabel() -> Relabel:
+    """Run the command line as a process of its own, from the repository's root."""
+
+    def run(*arguments: object) -> Finished:
+        command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def relabel_here() -> Relabel:
+    """Run the command line in this process, which saves the seconds that importing torch takes. A bug raises here."""
+
+    def run(*arguments: object) -> Finished:
+        given = list(map(str, arguments))
+        result = CliRunner().invoke(app, given, catch_exceptions=False)
+        return subprocess.CompletedProcess(given, result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, relabel: Relabel, tiny_options: list[str]) -> Path:
+    """The label set of the image folder, made once by one undisturbed process with two workers. Only to be read."""
+    images = write_images(tmp_path_factory.mktemp("undisturbed") / "images")
+    labels = images.parent / "labels"
+    finished = relabel("annotate", images, "--labels", labels, *tiny_options, "--workers=2")
+    assert finished.returncode == 0, finished.stderr
+    return labels
+
+
+@pytest.fixture
+def labels(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed label set, to be damaged."""
+    return shutil.copytree(undisturbed, tmp_path / "labels")
+
+
+@pytest.fixture(scope="session")
+def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """`with file_size_limit(n):` the kernel refuses to write beyond n bytes of a file, as a full disk would."""
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """`contents(labels)`: every file of a label set by name, leftovers included; the lock's file is not part of the set."""
+    return lambda folder: {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}

@@ -1,0 +1,240 @@
+"""Any timm classifier with the weights asked for, or a message that says what is wrong with the name or the weights."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.classifier import choose_device, create_classifier, parse_model_kwargs
+from pipeline.errors import InputError
+
+THIN = {"stem_width": 8, "channels": (8, 8, 8, 16)}
+
+
+def thin(checkpoint: Path, num_classes: int | None = 3) -> nn.Module:
+    kwargs = {**THIN, "output_stride": 8}
+    return create_classifier("resnet10t", checkpoint=checkpoint, num_classes=num_classes, model_kwargs=kwargs)
+
+
+def refusal(make: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        make()
+    return str(caught.value)
+
+
+# --- names --------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_model_is_named_with_the_nearest_names() -> None:
+    message = refusal(lambda: create_classifier("resnet5O"))
+    assert "no model named 'resnet5O'; did you mean" in message and "resnet50" in message
+
+
+def test_unknown_model_like_no_other_is_sent_to_the_list_in_a_sentence() -> None:
+    message = refusal(lambda: create_classifier("qqqqqqqq"))
+    assert "no model named 'qqqqqqqq'; `timm.list_models()` lists them all" in message
+
+
+def test_unknown_weights_tag_is_named() -> None:
+    assert "Invalid pretrained tag (nope)" in refusal(lambda: create_classifier("resnet50.nope"))
+
+
+def test_model_that_timm_silently_replaces_by_another_is_refused_with_both_names() -> None:
+    message = refusal(lambda: create_classifier("ig_resnext101_32x48d"))
+    assert "makes resnext101_32x8d when asked for ig_resnext101_32x48d" in message
+
+
+@pytest.mark.parametrize("kwargs", [{"nonsense": 3}, {"channels": 3}])
+def test_model_kwargs_that_the_model_does_not_take_are_refused_with_its_name(kwargs: dict[str, Any]) -> None:
+    assert refusal(lambda: create_classifier("resnet10t", model_kwargs=kwargs)).startswith(
+        "resnet10t does not take these --model-kwargs: "
+    )
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_model_kwargs_of_an_impossible_value_are_not_blamed_on_the_network(pretrained: bool) -> None:
+    message = refusal(lambda: create_classifier("resnet10t", pretrained=pretrained, model_kwargs={"output_stride": 7}))
+    assert "{'output_stride': 7}" in message
+    assert "network" not in message
+
+
+def test_published_weights_that_cannot_be_had_offline_point_to_checkpoint() -> None:
+    message = refusal(lambda: create_classifier("test_resnet", pretrained=True))
+    assert "cannot get the published weights of test_resnet" in message and "--checkpoint" in message
+
+
+def test_model_without_published_weights_is_not_given_random_ones() -> None:
+    assert "No pretrained weights exist for mixer_s32_224" in refusal(
+        lambda: create_classifier("mixer_s32_224", pretrained=True, model_kwargs={})
+    )
+
+
+def test_model_without_classes_is_refused() -> None:
+    kwargs = {"depth": 1, "embed_dim": 48, "num_heads": 2}
+    message = refusal(lambda: create_classifier("vit_small_patch14_dinov2", model_kwargs=kwargs))
+    assert "vit_small_patch14_dinov2 has no classes" in message and "--num-classes" in message
+
+
+def test_classifier_comes_in_eval_mode_with_the_classes_asked_for() -> None:
+    classifier = create_classifier("resnet10t", num_classes=11, model_kwargs=THIN)
+    assert not classifier.training
+    assert classifier(torch.zeros(1, 3, 32, 32)).shape == (1, 11)
+
+
+def test_model_folder_of_ones_own_loads_its_weights(tmp_path: Path, randomised: Callable[..., nn.Module]) -> None:
+    saved = randomised(timm.create_model("test_resnet", num_classes=3))
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {}}))
+    image = torch.randn(1, 3, 64, 96)
+    assert torch.equal(create_classifier(f"local-dir:{tmp_path}", pretrained=True)(image), saved(image))
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tiny_checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(tiny_checkpoint, weights_only=True)
+
+
+def assert_loaded(classifier: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    loaded = classifier.state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_state_dict_loads(tiny_checkpoint: Path, weights: dict[str, torch.Tensor]) -> None:
+    assert_loaded(thin(tiny_checkpoint), weights)
+
+
+def test_safetensors_load(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    save_file(weights, tmp_path / "x.safetensors")
+    assert_loaded(thin(tmp_path / "x.safetensors"), weights)
+
+
+def test_weights_of_a_data_parallel_run_load_without_their_prefix(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "x.pth")
+    assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+def test_averaged_weights_are_taken_before_the_raw_ones(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    raw = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": weights}, tmp_path / "x.pth")
+    assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    assert refusal(lambda: thin(tmp_path / "x.pth")) == f"checkpoint {tmp_path}/x.pth does not exist"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_checkpoint_cut_short_is_named(tmp_path: Path, weights: dict[str, torch.Tensor], suffix: str, share: float) -> None:
+    path = tmp_path / f"x.{suffix}"
+    torch.save(weights, path) if suffix == "pth" else save_file(weights, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert f"{path} is cut short, no weights file" in refusal(lambda: thin(path))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_text_file_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_text("<html>404 not found</html>")
+    assert f"{path} is cut short, no weights file" in refusal(lambda: thin(path))
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.zeros(3), None, {"epoch": 3}, {"state_dict": [1]}, {1: torch.zeros(1)}], ids=lambda c: repr(c)[:20]
+)
+def test_checkpoint_of_something_else_is_named(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    assert str(tmp_path / "x.pth") in refusal(lambda: thin(tmp_path / "x.pth"))
+
+
+class Intruder:
+    """Unpickling it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("container", ["zip", "old", "bare"])
+@pytest.mark.parametrize("suffix", ["pth", "bin", "safetensors"])
+def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(
+    tmp_path: Path, weights: dict[str, torch.Tensor], container: str, suffix: str
+) -> None:
+    path, trace = tmp_path / f"x.{suffix}", tmp_path / "code_ran"
+    content = {"state_dict": weights, "card": Intruder(trace)}
+    if container == "bare":
+        path.write_bytes(pickle.dumps({"card": Intruder(trace)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
+    try:
+        message = refusal(lambda: thin(path))
+    finally:
+        assert not trace.exists()
+    assert f"{path} is cut short, no weights file, or holds more than weights" in message
+    torch.load(path, weights_only=False) if container != "bare" else pickle.loads(path.read_bytes())
+    assert trace.exists(), "else this test could not fail"
+
+
+def test_checkpoint_of_another_architecture_is_refused_with_examples(tiny_checkpoint: Path) -> None:
+    message = refusal(lambda: create_classifier("test_resnet", num_classes=3, checkpoint=tiny_checkpoint))
+    assert f"{tiny_checkpoint} is no checkpoint of test_resnet: 12 of 92 tensors missing, 6 unknown (such as layer" in message
+
+
+def test_checkpoint_of_another_width_is_refused_with_both_shapes(tiny_checkpoint: Path) -> None:
+    kwargs = {**THIN, "channels": (8, 8, 8, 24), "output_stride": 8}
+    message = refusal(
+        lambda: create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs)
+    )
+    assert "layer4.0.conv1.weight is [16, 8, 3, 3], resnet10t with 3 classes needs [24, 8, 3, 3]" in message
+    assert "give the model it was trained as" in message
+
+
+@pytest.mark.parametrize("asked", [5, None])
+def test_checkpoint_of_another_class_count_says_which_to_pass(tiny_checkpoint: Path, asked: int | None) -> None:
+    message = refusal(lambda: thin(tiny_checkpoint, asked))
+    assert f"with {asked or 1000} classes needs [{asked or 1000}, 16]" in message
+    assert message.endswith("pass --num-classes 3")
+
+
+# --- options ------------------------------------------------------------------------------------------------------------
+
+
+def test_model_kwargs_are_python_literals_or_else_strings() -> None:
+    assert parse_model_kwargs(["a=8", "b=(8,16)", "c=True", "d=avg", "e=x=1", "f="]) == {
+        "a": 8,
+        "b": (8, 16),
+        "c": True,
+        "d": "avg",
+        "e": "x=1",
+        "f": "",
+    }
+
+
+@pytest.mark.parametrize("pair", ["output_stride", "=8", "output stride=8", ""])
+def test_model_kwargs_without_key_and_value_are_refused(pair: str) -> None:
+    assert repr(pair) in refusal(lambda: parse_model_kwargs([pair]))
+
+
+def test_unknown_device_is_refused_by_name() -> None:
+    assert "--device abacus" in refusal(lambda: choose_device("abacus"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_absent_cuda_is_refused_and_not_replaced_by_the_cpu() -> None:
+    assert "--device cuda is not to be had" in refusal(lambda: choose_device("cuda"))
+    assert choose_device(None) == torch.device("cpu")

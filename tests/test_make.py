@@ -1,0 +1,104 @@
+"""The Makefile's stages on a tiny image folder: real dependencies, nothing half done taken for done."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+THIN = "--model-kwargs=stem_width=8 '--model-kwargs=channels=(8,8,8,16)'"
+
+pytestmark = pytest.mark.skipif(not (REPOSITORY / ".venv/installed").exists(), reason="make's own environment is not set up")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for name in ("cat", "dog", "eel"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, size=(24, 30, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.JPEG")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = timm.create_model("resnet10t", num_classes=3, stem_width=8, channels=(8, 8, 8, 16))
+        torch.save(model.state_dict(), tmp_path / f"annotator{seed}.pth")
+    return tmp_path / "data"
+
+
+def make(target: str, data: Path, annotator: int = 0) -> "subprocess.CompletedProcess[str]":
+    home = data.parent
+    variables = {
+        "IMAGENET": data,
+        "LABELS": home / f"labels{annotator}",
+        "RUN": home / f"run{annotator}",
+        "ANNOTATOR": "resnet10t",
+        "ANNOTATOR_ARGS": f"{THIN} --num-classes 3 --input-size 64 --topk 2 --device cpu",
+        "CHECKPOINT": home / f"annotator{annotator}.pth",
+        "VERIFY_ARGS": "--min-agreement 0",
+        "ARCH": "resnet10t",
+        "ARCH_ARGS": f"{THIN} --device cpu",
+        "EPOCHS": 2,
+        "SET": "batch_size=5 image_size=32 eval_size=32 warmup_epochs=0",
+        "WORKERS": 0,
+    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"OMP_NUM_THREADS": "1"}
+    command = ["make", "-C", str(REPOSITORY), target, *(f"{name}={value}" for name, value in variables.items())]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def states(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_eval_on_a_fresh_checkout_makes_all_it_needs_and_a_second_call_nothing(data: Path) -> None:
+    home = data.parent
+    first = make("eval", data)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert json.loads((home / "run0" / "eval.json").read_text())["images"] == 6
+    order = [first.stdout.index(f"relabel {stage} ") for stage in ("annotate", "verify", "train", "eval")]
+    assert order == sorted(order)
+
+    before = states(home)
+    second = make("all", data)
+    assert second.returncode == 0 and "relabel" not in second.stdout.replace(str(REPOSITORY), "")
+    assert states(home) == before
+
+    other = make("verify", data, annotator=1)  # another annotator: another label set beside the first
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert (home / "labels1" / "shard-00000.h5").read_bytes() != (home / "labels0" / "shard-00000.h5").read_bytes()
+    assert {name: state for name, state in states(home).items() if "labels1" not in name} == before
+
+
+def test_failed_stage_leaves_nothing_that_make_takes_for_done(data: Path) -> None:
+    torn = data / "train" / "dog" / "0.JPEG"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    failed = make("verify", data)
+    assert failed.returncode != 0
+    assert "1 unreadable images" in failed.stderr and str(torn) in failed.stderr
+    assert "relabel verify" not in failed.stdout
+    torn.write_bytes(whole)
+    again = make("verify", data)
+    assert again.returncode == 0 and "relabel annotate" in again.stdout and "all sound" in again.stdout
+
+
+def test_without_images_make_says_what_to_give() -> None:
+    done = subprocess.run(["make", "-C", str(REPOSITORY), "annotate", "LABELS=/nonexistent"], capture_output=True, text=True)
+    assert done.returncode != 0 and "IMAGENET=DIR" in done.stderr + done.stdout
+
+
+def test_help_lists_every_target_and_variable() -> None:
+    text = (REPOSITORY / "Makefile").read_text()
+    shown = subprocess.run(["make", "-C", str(REPOSITORY), "help"], capture_output=True, text=True).stdout
+    for line in text.splitlines():
+        if " ?= " in f"{line} ":
+            name = line.split(" ?=")[0]
+            assert name in ("PYTHON", "DEMO") or f"{name}=" in shown, name
