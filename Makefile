@@ -17,7 +17,7 @@ RECIPE ?= relabel
 EPOCHS ?=
 SET ?=
 GPUS ?= 1
-WORKERS ?= 4
+WORKERS ?=
 MULTILABELS ?=
 DEMO ?= demo
 
@@ -63,7 +63,7 @@ help:
 	@echo '  SET=$(SET)                  settings instead of the recipe'"'"'s, such as SET="lr=0.2 batch_size=256"'
 	@echo '  RUN=$(RUN)'
 	@echo '  GPUS=$(GPUS)                processes of torchrun on this machine'
-	@echo '  WORKERS=$(WORKERS)             decoding processes for each of them'
+	@echo '  WORKERS=$(WORKERS)              decoding processes for each of them; as many as there are cores'
 	@echo '  MULTILABELS=$(MULTILABELS)          JSON of all the classes that each validation image shows'
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ endef
 
 $(LABELS)/.annotated: $(CHECKPOINT) | $(VENV)
 	$(images)
-	$(RELABEL) annotate $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) $(strip --workers $(WORKERS) \
+	$(RELABEL) annotate $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) $(strip $(if $(WORKERS),--workers $(WORKERS)) \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
 	@touch $@
 
@@ -100,14 +100,14 @@ $(LABELS)/.verified: $(LABELS)/.annotated
 
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) | $(VENV)
 	$(images)
-	$(RELABEL) train $(IMAGENET)/train --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume $(strip --workers $(WORKERS) \
+	$(RELABEL) train $(IMAGENET)/train --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume $(strip $(if $(WORKERS),--workers $(WORKERS)) \
 		$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
 		$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
 		$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
 
 $(RUN)/eval.json: $(RUN)/weights.pth
 	$(images)
-	$(RELABEL) eval $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $@ $(strip --workers $(WORKERS) \
+	$(RELABEL) eval $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $@ $(strip $(if $(WORKERS),--workers $(WORKERS)) \
 		$(if $(MULTILABELS),--multilabels $(MULTILABELS)))
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------

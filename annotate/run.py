@@ -53,7 +53,7 @@ class AnnotateConfig:
     tail: Tail = "mean"
     input_size: tuple[int, int] | None = None  # rows, columns of pixels; the model's own if None
     batch_size: int = 32
-    workers: int = 4
+    workers: int | None = None  # decoding processes; as many as there are cores for this process if None
     shard_size: int = 4096
     amp: bool = False  # bfloat16 forward pass
     skip_unreadable: bool = False
@@ -244,7 +244,7 @@ def annotate_shards(
     loader = DataLoader(
         SquashedImages(folder, squash),
         batch_sampler=batches,
-        num_workers=min(config.workers, len(batches)),
+        num_workers=min(group.decoding_workers(config.workers), len(batches)),
         collate_fn=collate,
         pin_memory=cuda,
         worker_init_fn=leave_signals_to_the_main_process,

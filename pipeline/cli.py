@@ -51,7 +51,9 @@ ModelKwargs = Annotated[
     list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cuda, cuda:1 or cpu; CUDA where there is one.")]
-Workers = Annotated[int, typer.Option(help="Processes that decode images; 0 decodes in the main one.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Decoding processes per process; 0 decodes in the main one. As many as there are cores.")
+]
 
 
 @app.command()
@@ -69,7 +71,7 @@ def annotate(
     tail: Annotated[str, typer.Option(help="What stands for the others: mean, logmeanexp or zero.")] = "mean",
     input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
-    workers: Workers = 4,
+    workers: Workers = None,
     device: Device = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
     amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")] = False,
@@ -148,7 +150,7 @@ def train(
     model_kwargs: ModelKwargs = [],
     initial_weights: Annotated[Path | None, typer.Option(help="Start from these weights.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
-    workers: Workers = 4,
+    workers: Workers = None,
     device: Device = None,
     amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
@@ -193,7 +195,7 @@ def eval(
     multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes that each image shows.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
-    workers: Workers = 4,
+    workers: Workers = None,
     device: Device = None,
 ) -> None:
     """Evaluate a checkpoint: top-1, top-5, and multi-label accuracy from a JSON of each image's classes."""

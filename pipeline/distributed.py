@@ -20,6 +20,13 @@ class Processes:
     world: int
     device: torch.device
 
+    def decoding_workers(self, asked: int | None) -> int:
+        """The number of decoding processes asked for, or this process's share of the machine's cores."""
+        if asked is not None:
+            return asked
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
     @property
     def is_first(self) -> bool:
         return self.rank == 0

@@ -25,7 +25,7 @@ def evaluate_checkpoint(
     multilabels: Path | None = None,
     output: Path | None = None,
     batch_size: int = 256,
-    workers: int = 4,
+    workers: int | None = None,
     device: str | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate, write the JSON if asked for, and return the result on the first process.
@@ -65,7 +65,7 @@ def evaluate_checkpoint(
             group,
             multilabels=shown,
             batch_size=batch_size,
-            workers=workers,
+            workers=group.decoding_workers(workers),
             amp=group.device.type == "cuda",
         )
         if not group.is_first:

@@ -57,7 +57,7 @@ def train(
     model_kwargs: dict[str, Any] | None = None,
     initial_weights: Path | None = None,
     pretrained: bool = False,
-    workers: int = 4,
+    workers: int | None = None,
     amp: bool | None = None,
     device: str | None = None,
     resume: bool = False,
@@ -146,10 +146,11 @@ def train(
         mean = torch.tensor(view.mean, device=group.device).view(3, 1, 1) * 255
         std = torch.tensor(view.std, device=group.device).view(3, 1, 1) * 255
 
+        decoders = group.decoding_workers(workers)
         loader = DataLoader(
             RandomCrops(folder, recipe),
             batch_sampler=TrainingBatches(len(folder), recipe, step, group.rank, group.world),
-            num_workers=workers,
+            num_workers=decoders,
             collate_fn=collate,
             pin_memory=cuda,
             worker_init_fn=leave_signals_to_the_main_process,
@@ -222,7 +223,7 @@ def train(
                 }
                 if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
                     metrics["val"] = evaluate(
-                        bare(model), val_folder, view, group, multilabels=shown, workers=workers, amp=amp
+                        bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
                     )
                 metrics["wall_s"] = time.perf_counter() - began
                 seen.zero_()

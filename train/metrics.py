@@ -35,6 +35,7 @@ def draw_curves(run: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     epochs = read_metrics(run)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
@@ -49,6 +50,7 @@ def draw_curves(run: Path) -> None:
     right.plot(x, [e["lr"] for e in epochs], marker=marker, label="learning rate")
     for axes, label in ((left, "loss"), (middle, "percent"), (right, "learning rate")):
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     middle.legend(fontsize=8)
