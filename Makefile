@@ -116,7 +116,7 @@ demo: | $(VENV)
 	@.venv/bin/python -m pipeline.demo $(DEMO)
 
 results: | $(VENV)
-	.venv/bin/python -m pipeline.results
+	.venv/bin/python -m benchmarks.results
 
 # --- the code ---------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ How the map relates to the classifier's own logits is measured on a batch of noi
 
     exact      the mean of the map is the logits: resnet, efficientnet, regnet, swin ...
     nonlinear  head(mean of locations) is, but the head is not linear: convnext, mobilenetv3 ...; the map's mean is near
-    token      the head reads a class token; the map is a projection that nobody trained: refused
+    token      the head reads a class token; the map is a projection that nobody trained: refused unless asked for
     other      the head pools in a way of its own: refused
 
 Shapes: B images, S and T rows and columns of pixels, C classes, H rows and W columns of the map, F features.
@@ -26,19 +26,24 @@ REFUSED = {
     "token": "its head reads a class token, so its patch tokens were never trained to name what they show",
     "other": "its head pools locations in a way of its own, so a map of single locations is not what it computes",
 }
-TOLERANCE = (
-    1e-2  # of the standard deviation of the logits; float32 rounding is below 1e-5, the gaps of other kinds above 3e-2
-)
+TOLERANCE = 1e-2  # of the logits' standard deviation; rounding is below 1e-5 of it, the gaps of other kinds above 3e-2
 
 
 class FullyConvolutional(nn.Module):
-    """(B, 3, S, T) normalised images -> (B, C, H, W) logits; always in eval mode. Made by `fully_convolutional`."""
+    """(B, 3, S, T) normalised images -> (B, C, H, W) logits; always in eval mode. Made by `fully_convolutional`.
+
+    Attributes:
+        kind: exact, nonlinear, token or other, as measured.
+        recentre: add to every class what its map's mean lacks of the classifier's logit, so that the mean is exact.
+        flip: average with the map of the mirrored image, mirrored back.
+    """
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier.eval()
         self.name = str((classifier.pretrained_cfg or {}).get("architecture") or type(classifier).__name__)  # type: ignore
-        self.kind = ""  # exact, nonlinear, token or other
+        self.kind = ""
+        self.recentre = self.flip = False
         self.channels_last = str(getattr(classifier, "output_fmt", "NCHW")).endswith("NHWC")
         self.prefix_tokens = int(getattr(classifier, "num_prefix_tokens", 0))
 
@@ -47,11 +52,20 @@ class FullyConvolutional(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if not self.flip:
+            return self.logit_map(images)
+        return (self.logit_map(images) + self.logit_map(images.flip(-1)).flip(-1)) / 2
+
+    def logit_map(self, images: Tensor) -> Tensor:
         features = self.classifier.forward_features(images)  # type: ignore[operator]
         locations = self.as_locations(features, images.shape)
         batch, height, width, _ = locations.shape
         logits = self.apply_head(locations.flatten(0, 2), features.ndim)
-        return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        logits = logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        if self.recentre:
+            of_image = self.classifier.forward_head(features)  # type: ignore[operator]
+            logits = logits + (of_image - logits.mean((2, 3)))[:, :, None, None]
+        return logits
 
     def as_locations(self, features: Tensor, image_shape: torch.Size) -> Tensor:
         """What the head would pool over, as (B, H, W, F).
@@ -81,14 +95,23 @@ class FullyConvolutional(nn.Module):
         return logits
 
 
-def fully_convolutional(classifier: nn.Module, input_size: tuple[int, int] | None = None) -> FullyConvolutional:
+def fully_convolutional(
+    classifier: nn.Module,
+    input_size: tuple[int, int] | None = None,
+    *,
+    recentre: bool = False,
+    flip: bool = False,
+    class_token: bool = False,
+) -> FullyConvolutional:
     """Convert a trained timm classifier, on whatever device it is.
 
     Args:
         classifier: a timm model with `forward_features`, `forward_head` and its trained weights.
         input_size: rows and columns of pixels to run it at; its own setting if None.
+        recentre, flip: see FullyConvolutional.
+        class_token: take models of kind "token" too, whose maps are projections that nobody trained.
     Returns:
-        the annotator; its `kind` is "exact" or "nonlinear".
+        the annotator; its `kind` tells how its map relates to the classifier's logits.
     Raises:
         InputError: the model cannot annotate; the message names it and the reason.
     """
@@ -101,11 +124,13 @@ def fully_convolutional(classifier: nn.Module, input_size: tuple[int, int] | Non
     device = next(classifier.parameters()).device
     noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     annotator.kind = kind_of(annotator, noise)
-    if annotator.kind in REFUSED:
+    if annotator.kind in REFUSED and not (annotator.kind == "token" and class_token):
+        hint = " (--class-token takes it all the same)" if annotator.kind == "token" else ""
         raise InputError(
-            f"{annotator.name} cannot annotate: {REFUSED[annotator.kind]}; choose a model that pools its map on average,"
-            " such as tf_efficientnet_l2.ns_jft_in1k_475 or resnet50.a1_in1k"
+            f"{annotator.name} cannot annotate: {REFUSED[annotator.kind]}{hint}; choose a model that pools its map on"
+            " average, such as tf_efficientnet_l2.ns_jft_in1k_475 or resnet50.a1_in1k"
         )
+    annotator.recentre, annotator.flip = recentre, flip
     return annotator
 
 

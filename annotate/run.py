@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from annotate.convert import FullyConvolutional, fully_convolutional
+from annotate.convert import REFUSED, FullyConvolutional, fully_convolutional
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.classifier import create_classifier
@@ -55,6 +55,9 @@ class AnnotateConfig:
     batch_size: int = 32
     workers: int | None = None  # decoding processes; as many as there are cores for this process if None
     shard_size: int = 4096
+    recentre: bool = False  # make every map's mean the classifier's logits, whatever the kind
+    flip: bool = False  # average with the mirrored image's map
+    class_token: bool = False  # accept models whose head reads a class token
     amp: bool = False  # bfloat16 forward pass
     skip_unreadable: bool = False
 
@@ -75,6 +78,8 @@ def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | N
     folder = ImageFolder.scan(images)
     with processes(device) as group:
         annotator, squash = load_annotator(config, group.device)
+        if annotator.kind == "token" and group.is_first:
+            tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
         manifest = describe(config, annotator, squash, folder)
         try:
             labels.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,14 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
     if config.topk > classifier.num_classes:  # type: ignore[operator]
         raise InputError(f"--topk {config.topk}: {config.model} has {classifier.num_classes} classes")
     squash = Squash.of_model(classifier, config.input_size)
-    return fully_convolutional(classifier.to(device).to(memory_format=torch.channels_last), squash.input_size), squash
+    annotator = fully_convolutional(
+        classifier.to(device).to(memory_format=torch.channels_last),
+        squash.input_size,
+        recentre=config.recentre,
+        flip=config.flip,
+        class_token=config.class_token,
+    )
+    return annotator, squash
 
 
 def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squash, folder: ImageFolder) -> Manifest:
@@ -128,6 +140,8 @@ def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squa
         image_count=len(folder),
         image_digest=digest_of(folder.keys),
         shard_size=config.shard_size,
+        recentre=config.recentre,
+        flip=config.flip,
         timm_version=timm.__version__,
         torch_version=torch.__version__,
     )

@@ -74,6 +74,15 @@ def annotate(
     workers: Workers = None,
     device: Device = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    recentre: Annotated[
+        bool, typer.Option("--recentre", help="Shift every map so that its mean is the classifier's logits exactly.")
+    ] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the map of the mirrored image; twice the time.")
+    ] = False,
+    class_token: Annotated[
+        bool, typer.Option("--class-token", help="Accept models whose head reads a class token.")
+    ] = False,
     amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Record unreadable images and go on, instead of stopping.")
@@ -97,6 +106,9 @@ def annotate(
         batch_size=batch_size,
         workers=workers,
         shard_size=shard_size,
+        recentre=recentre,
+        flip=flip,
+        class_token=class_token,
         amp=amp,
         skip_unreadable=skip_unreadable,
     )
@@ -121,11 +133,28 @@ def verify(
         Path | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")
     ] = None,
     min_agreement: Annotated[float, typer.Option(help="Least share of images whose top class is their folder's.")] = 0.2,
+    spot_check: Annotated[
+        int | None, typer.Option(metavar="N", help="Annotate N random images again: what differs, and what k and tail cost.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="For --spot-check: the weights it was made with, if your own.")
+    ] = None,
+    device: Device = None,
 ) -> None:
     """Check a label set: structure, checksums, values; with --images, coverage and agreement with the folders."""
     from pipeline.verify import verify as run
 
+    if spot_check is not None and images is None:
+        raise InputError("--spot-check needs the images: name their folder with --images")
     report = run(labels, images, min_agreement)
+    if spot_check is not None and images is not None and not report.findings:
+        from pipeline import spot_check as spot
+        from pipeline.manifest import Manifest
+
+        manifest = Manifest.load(labels)
+        check = spot.spot_check(labels, images, spot_check, checkpoint, device)
+        report.notes += spot.notes_of(check, manifest)
+        report.findings += spot.findings_of(check, manifest, labels)
     for note in report.notes:
         print(note)
     for finding in report.findings:
@@ -134,6 +163,27 @@ def verify(
         print(f"{len(report.findings)} findings")
         raise typer.Exit(1)
     print("all sound")
+
+
+@app.command()
+@plain_errors
+def compare(
+    first: Annotated[Path, typer.Argument(help="A label set.")],
+    second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
+    boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = 4,
+) -> None:
+    """How two label sets differ: in their best classes, in what crops would be told, and where they do so most."""
+    from pipeline.compare import compare as run
+
+    found = run(first, second, boxes)
+    only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
+    print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
+    print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
+    print(f"pooled targets        mean KL({first} || {second}) {found.kl:.4f} nats over {boxes} random boxes an image")
+    for title, worst in (("images", found.worst_images), ("class folders", found.worst_folders)):
+        print(f"{title} that differ most")
+        for name, kl in worst:
+            print(f"  {kl:8.4f}  {name}")
 
 
 @app.command()

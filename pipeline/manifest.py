@@ -49,6 +49,8 @@ class Manifest:
     shard_size: int  # shard i holds the images [i * shard_size, (i + 1) * shard_size) of the ordered keys
     timm_version: str
     torch_version: str
+    recentre: bool = False  # every map's mean was shifted to the classifier's logits
+    flip: bool = False  # averaged with the map of the mirrored image
     format: int = FORMAT_VERSION
 
     @property

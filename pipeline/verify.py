@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pipeline.boxes import whole_image
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder, digest_of
 from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
@@ -172,7 +173,6 @@ def check_agreement(
 
 def whole_image_top1(shard: MappedShard, manifest: Manifest) -> np.ndarray:
     """(n,) class with the largest mean logit over the image."""
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     top1 = [np.empty(0, dtype=np.int64)]
     for first in range(0, len(shard.keys), POOL_BATCH):
         part = slice(first, first + POOL_BATCH)
@@ -184,5 +184,5 @@ def whole_image_top1(shard: MappedShard, manifest: Manifest) -> np.ndarray:
         if int(maps.classes.max()) >= manifest.num_classes:
             top1.append(np.full(len(maps), -1))  # found and named already
             continue
-        top1.append(label_pool(maps, whole.expand(len(maps), 4), manifest.num_classes).argmax(1).numpy())
+        top1.append(label_pool(maps, whole_image(len(maps)), manifest.num_classes).argmax(1).numpy())
     return np.concatenate(top1)

@@ -5,10 +5,10 @@ Shapes: B images of a batch, C classes, N training images.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.boxes import whole_image
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder
 from pipeline.shards import LabelStore
@@ -34,7 +34,7 @@ class LabelMapTargets:
         scope, count = self.recipe.target.split("-")
         boxes = crops.boxes
         if scope == "global":
-            boxes = torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device).expand_as(boxes)
+            boxes = whole_image(len(boxes), boxes.device)
         maps = self.store.gather(self.row_of_image[crops.indices])
         logits = label_pool(maps, boxes, self.store.manifest.num_classes)
         return logits.argmax(1) if count == "single" else logits.softmax(1)

@@ -16,6 +16,7 @@ import timm
 import torch
 from tqdm import tqdm
 
+from benchmarks.hardware import cpu_model
 from pipeline.manifest import SHARD_LINES, Manifest, append_shard_line, write_whole
 from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
 from pipeline.shards import LabelMaps, LabelStore, write_shard
@@ -150,15 +151,10 @@ def as_table(accuracies: dict[tuple[Arm, int, int], float]) -> str:
     lines += [
         "",
         f"Multi-label accuracy in percent on 1,000 validation scenes, mean ± standard deviation over {len(SEEDS)} seeds of"
-        f" the student. `make results`, CPU ({cpu()}), one thread a student, Python {platform.python_version()},"
+        f" the student. `make results`, {cpu_model()}, one thread a student, Python {platform.python_version()},"
         f" torch {torch.__version__}, timm {timm.__version__}.",
     ]
     return "\n".join(lines)
-
-
-def cpu() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 def write_readme(table: str) -> None:

@@ -1,0 +1,84 @@
+"""How two label sets of the same images differ: in what they say of whole images, and in what crops would be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pipeline.boxes import random_boxes, whole_image
+from pipeline.errors import InputError
+from pipeline.shards import LabelStore
+from train.label_pooling import label_pool
+
+BATCH = 256
+NAMED = 5  # images and classes named
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What compare found, over the images that both sets hold.
+
+    Attributes:
+        images: how many both hold; only_first, only_second: how many only one holds.
+        agreement: share of images whose maps, pooled over the whole image, have the same class on top.
+        kl: mean Kullback-Leibler divergence, in nats, of the second set's pooled target from the first's, over random boxes.
+        worst_images: (key, mean KL over its boxes), largest first.
+        worst_folders: (class folder, mean KL), largest first.
+    """
+
+    images: int
+    only_first: int
+    only_second: int
+    agreement: float
+    kl: float
+    worst_images: list[tuple[str, float]]
+    worst_folders: list[tuple[str, float]]
+
+
+def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) -> Comparison:
+    """Compare two label sets.
+
+    Raises:
+        InputError: not two complete label sets of the same number of classes, or no image in common.
+    """
+    a, b = LabelStore.open(first), LabelStore.open(second)
+    if a.manifest.num_classes != b.manifest.num_classes:
+        raise InputError(
+            f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}: nothing to compare"
+        )
+    if boxes_per_image < 1:
+        raise InputError(f"--boxes {boxes_per_image}: expected at least 1")
+    in_b = set(b.keys)
+    keys = [key for key in a.keys if key in in_b]
+    if not keys:
+        raise InputError(f"{first} and {second} have no image in common (first keys: {a.keys[0]}, {b.keys[0]})")
+    classes = a.manifest.num_classes
+    generator = torch.Generator().manual_seed(seed)
+    same, kl_of = [], []
+    for start in tqdm(range(0, len(keys), BATCH), desc="compare", unit="batch", disable=None):
+        part = keys[start : start + BATCH]
+        maps = a.gather(a.rows(part)), b.gather(b.rows(part))
+        tops = [label_pool(m, whole_image(len(part)), classes).argmax(1) for m in maps]
+        same.append(tops[0] == tops[1])
+        kl = torch.zeros(len(part))
+        for _ in range(boxes_per_image):
+            boxes = random_boxes(len(part), generator)
+            p, q = (label_pool(m, boxes, classes).log_softmax(1) for m in maps)
+            kl += (p.exp() * (p - q)).sum(1)
+        kl_of.append(kl / boxes_per_image)
+    kl = torch.cat(kl_of)
+    folders: dict[str, list[float]] = {}
+    for key, value in zip(keys, kl.tolist(), strict=True):
+        folders.setdefault(key.rpartition("/")[0], []).append(value)
+    by_folder = sorted(((name, sum(v) / len(v)) for name, v in folders.items()), key=lambda item: -item[1])
+    order = kl.argsort(descending=True)[:NAMED].tolist()
+    return Comparison(
+        images=len(keys),
+        only_first=len(a) - len(keys),
+        only_second=len(b) - len(keys),
+        agreement=float(torch.cat(same).float().mean()),
+        kl=float(kl.mean()),
+        worst_images=[(keys[i], float(kl[i])) for i in order],
+        worst_folders=by_folder[:NAMED],
+    )

@@ -1,0 +1,167 @@
+"""Annotate a few images again and ask two things of a label set: is it still what its annotator says, and how much of the
+full map's targets do the stored k logits keep?
+
+The second is the set's fidelity: the mean Kullback-Leibler divergence, over random crops, of the target that the sparse
+map gives from the target that the full dense map would give. It is shown for other k and tails too, to choose by.
+
+Shapes: B images, C classes, H rows and W columns of the label map.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from annotate.convert import FullyConvolutional
+from annotate.run import AnnotateConfig, load_annotator
+from annotate.sparsify import sparsify
+from annotate.squash import Squash
+from pipeline.boxes import random_boxes
+from pipeline.classifier import choose_device
+from pipeline.errors import InputError
+from pipeline.images import read_rgb
+from pipeline.manifest import Manifest, Tail
+from pipeline.shards import LabelMaps, LabelStore, sha256_of
+from train.label_pooling import label_pool
+
+BATCH = 16
+BOXES_PER_IMAGE = 8
+OTHER_K = (1, 2, 3, 5, 10)
+CLOSE = {"float32": 0.005, "bfloat16": 0.1}  # relative: float16 storage (0.0005) and other hardware's rounding
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """What the check found.
+
+    Attributes:
+        images: how many were annotated again.
+        largest_difference: of a stored logit from the one made now for that class, relative to max(1, |logit|).
+        same_top1: share of cells whose best class is the stored one.
+        fidelity: (k, tail) -> mean KL in nats from the full map's target.
+    """
+
+    images: int
+    largest_difference: float
+    same_top1: float
+    fidelity: dict[tuple[int, Tail], float]
+
+
+def spot_check(
+    labels: Path, images: Path, count: int, checkpoint: Path | None, device: str | None, seed: int = 0
+) -> SpotCheck:
+    """Annotate `count` random images again with the recorded annotator.
+
+    Raises:
+        InputError: the set was made with a checkpoint that was not given, or with another one.
+    """
+    if count < 1:
+        raise InputError(f"--spot-check {count}: expected at least 1 image")
+    store = LabelStore.open(labels)
+    manifest = store.manifest
+    annotator, squash = recorded_annotator(manifest, labels, checkpoint, choose_device(device))
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(store), generator=generator)[:count].sort().values
+    tails: tuple[Tail, ...] = get_args(Tail)
+    ks = sorted({manifest.topk, *(k for k in OTHER_K if k <= manifest.num_classes)})
+    kl: dict[tuple[int, Tail], list[Tensor]] = {(k, tail): [] for k in ks for tail in tails}
+    difference, same = 0.0, []
+    for rows in tqdm(torch.split(chosen, BATCH), desc="spot check", unit="batch", disable=None):
+        logits = annotate_again(annotator, squash, images, [store.keys[i] for i in rows.tolist()], manifest)
+        stored = store.gather(rows)
+        now = logits.gather(1, stored.classes.long())
+        scores = stored.scores.float()
+        difference = max(difference, float(((now - scores).abs() / scores.abs().clamp(min=1)).max()))
+        same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
+        for k in ks:
+            for tail in tails:
+                sparse = sparsify(logits, k, tail)
+                as_stored = LabelMaps(sparse.scores.half(), sparse.classes, sparse.tail.half())
+                kl[k, tail].append(kl_from_full(logits, as_stored, torch.Generator().manual_seed(seed)))
+    return SpotCheck(
+        images=len(chosen),
+        largest_difference=difference,
+        same_top1=float(torch.cat(same).mean()),
+        fidelity={choice: float(torch.cat(values).mean()) for choice, values in kl.items()},
+    )
+
+
+def recorded_annotator(
+    manifest: Manifest, labels: Path, checkpoint: Path | None, device: torch.device
+) -> tuple[FullyConvolutional, Squash]:
+    """The annotator that a manifest names, with the very weights it was run with."""
+    if manifest.weights_sha256 is not None:
+        if checkpoint is None:
+            raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")
+        if not checkpoint.is_file():
+            raise InputError(f"checkpoint {checkpoint} does not exist")
+        if sha256_of(checkpoint) != manifest.weights_sha256:
+            raise InputError(
+                f"{checkpoint} is not the checkpoint that {labels} was made with ({manifest.weights}, by sha256)"
+            )
+    config = AnnotateConfig(
+        model=manifest.model,
+        model_kwargs=manifest.model_kwargs,
+        checkpoint=checkpoint if manifest.weights_sha256 is not None else None,
+        num_classes=manifest.num_classes,
+        topk=manifest.topk,
+        input_size=manifest.input_size,
+        recentre=manifest.recentre,
+        flip=manifest.flip,
+        class_token=manifest.kind == "token",
+    )
+    return load_annotator(config, device)
+
+
+@torch.inference_mode()
+def annotate_again(
+    annotator: FullyConvolutional, squash: Squash, images: Path, keys: list[str], manifest: Manifest
+) -> Tensor:
+    """(B, C, H, W) float32 logits on the CPU, at the precision recorded."""
+    device = next(annotator.parameters()).device
+    pixels = torch.stack([squash(read_rgb(images / key)) for key in keys]).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=manifest.precision == "bfloat16"):
+        logits = annotator(squash.normalise(pixels).contiguous(memory_format=torch.channels_last))
+    result: Tensor = logits.float().cpu()
+    return result
+
+
+def kl_from_full(logits: Tensor, maps: LabelMaps, generator: torch.Generator) -> Tensor:
+    """(B,) mean KL over random boxes of the sparse map's target from the full map's."""
+    batch, classes = logits.shape[:2]
+    full = sparsify(logits, classes, "zero")  # every class kept: pooling it is exact
+    kl = torch.zeros(batch)
+    for _ in range(BOXES_PER_IMAGE):
+        boxes = random_boxes(batch, generator)
+        p, q = (label_pool(m, boxes, classes).log_softmax(1) for m in (full, maps))
+        kl += (p.exp() * (p - q)).sum(1)
+    return kl / BOXES_PER_IMAGE
+
+
+def findings_of(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]:
+    """What is wrong, if anything: the set does not hold what its annotator says of these images."""
+    if check.largest_difference <= CLOSE[manifest.precision]:
+        return []
+    return [
+        f"{labels}: a stored logit differs by {100 * check.largest_difference:.3g}% from what {manifest.model} says now (and"
+        f" {100 * check.same_top1:.1f}% of cells have the same best class): other images, another timm, or damaged maps;"
+        " annotate anew"
+    ]
+
+
+def notes_of(check: SpotCheck, manifest: Manifest) -> list[str]:
+    """The fidelity table, the stored choice marked."""
+    tails: tuple[Tail, ...] = get_args(Tail)
+    rows = [
+        f"{check.images} images annotated again: stored logits differ by {100 * check.largest_difference:.2g}% at most,"
+        f" {100 * check.same_top1:.1f}% of cells with the same best class",
+        f"mean KL of a crop's target from the full map's, {BOXES_PER_IMAGE} crops an image (* is what is stored):",
+        f"  {'k':>4}" + "".join(f"{tail + ' tail':>18}" for tail in tails),
+    ]
+    for k in sorted({k for k, _ in check.fidelity}):
+        cells = [(check.fidelity[k, tail], "*" if (k, tail) == (manifest.topk, manifest.tail) else " ") for tail in tails]
+        rows.append(f"  {k:>4}" + "".join(f"{value:>17.4f}{mark}" for value, mark in cells))
+    return rows

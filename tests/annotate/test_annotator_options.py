@@ -1,0 +1,63 @@
+"""recentre, flip and class_token: what they do to a map, and what they are for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from annotate.convert import fully_convolutional
+from pipeline.errors import InputError
+
+Randomised = Callable[..., nn.Module]
+THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
+SIZE = (48, 72)
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(2))
+
+
+def make(randomised: Randomised, name: str, size: tuple[int, int] | None = None, **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return randomised(timm.create_model(name, num_classes=7, **kwargs), size=size)
+
+
+@torch.inference_mode()
+def test_recentred_map_of_a_nonlinear_head_has_the_classifiers_logits_as_mean(randomised: Randomised) -> None:
+    classifier = make(randomised, "mobilenetv3_small_050", size=(64, 160))
+    batch = torch.randn(2, 3, 64, 160, generator=torch.Generator().manual_seed(2))
+    plain, recentred = (fully_convolutional(classifier, (64, 160), recentre=r)(batch) for r in (False, True))
+    logits = classifier(batch)
+    assert (plain.mean((2, 3)) - logits).abs().max() > 1e-2 * logits.std()
+    torch.testing.assert_close(recentred.mean((2, 3)), logits, atol=1e-4, rtol=1e-4)
+    shift = recentred - plain  # the same in every cell
+    torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift), atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_flip_averages_with_the_mirrored_images_map_mirrored_back(randomised: Randomised) -> None:
+    classifier = make(randomised, "resnet10t", **THIN)
+    plain = fully_convolutional(classifier, SIZE)
+    flipped = fully_convolutional(classifier, SIZE, flip=True)
+    by_hand = (plain(images()) + plain(images().flip(-1)).flip(-1)) / 2
+    assert not torch.allclose(flipped(images()), plain(images()), atol=1e-3)
+    torch.testing.assert_close(flipped(images()), by_hand)
+    torch.testing.assert_close(flipped(images().flip(-1)), flipped(images()).flip(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_class_token_model_is_taken_only_if_asked_for(randomised: Randomised) -> None:
+    classifier = make(randomised, "test_vit", img_size=(64, 96))
+    with pytest.raises(InputError, match=r"class token.*--class-token takes it"):
+        fully_convolutional(classifier, (64, 96))
+    annotator = fully_convolutional(classifier, (64, 96), class_token=True)
+    assert annotator.kind == "token"
+    with torch.inference_mode():
+        assert annotator(torch.randn(1, 3, 64, 96)).shape == (1, 7, 4, 6)
+
+
+def test_asking_for_class_tokens_does_not_let_other_heads_in(randomised: Randomised) -> None:
+    with pytest.raises(InputError, match="vgg11 cannot annotate"):
+        fully_convolutional(make(randomised, "vgg11"), (224, 224), class_token=True)

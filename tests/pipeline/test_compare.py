@@ -1,0 +1,71 @@
+"""`relabel compare`: agreement and KL against sums by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.boxes import random_boxes
+from pipeline.compare import compare
+from pipeline.errors import InputError
+from pipeline.shards import LabelMaps
+from tests.label_sets import write_label_set
+
+KEYS = ["cat/a.JPEG", "cat/b.JPEG", "dog/c.JPEG"]
+
+
+def uniform_maps(best: list[int], logit: float) -> LabelMaps:
+    """The same logit for the same class in every cell: any box pools to it."""
+    classes = torch.tensor(best).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
+    return LabelMaps(torch.full(classes.shape, logit), classes, torch.zeros(len(best), 2, 3))
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    a, b = torch.tensor(p, dtype=torch.float32).log_softmax(0), torch.tensor(q, dtype=torch.float32).log_softmax(0)
+    return float((a.exp() * (a - b)).sum())
+
+
+def test_agreement_and_kl_are_those_by_hand(tmp_path: Path) -> None:
+    write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
+    write_label_set(tmp_path / "b", [*KEYS, "eel/d.JPEG"], uniform_maps([0, 2, 2, 1], 2.0), 3)
+    found = compare(tmp_path / "a", tmp_path / "b")
+    same_class, other_class = kl([3, 0, 0], [2, 0, 0]), kl([0, 3, 0], [0, 0, 2])
+    assert (found.images, found.only_first, found.only_second) == (3, 0, 1)
+    assert found.agreement == pytest.approx(2 / 3)
+    assert found.kl == pytest.approx((2 * same_class + other_class) / 3, rel=1e-4)
+    assert found.worst_images[0] == ("cat/b.JPEG", pytest.approx(other_class, rel=1e-4))
+    assert found.worst_folders[0] == ("cat", pytest.approx((same_class + other_class) / 2, rel=1e-4))
+
+
+def test_label_set_does_not_differ_from_itself(tmp_path: Path) -> None:
+    write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
+    found = compare(tmp_path / "a", tmp_path / "a")
+    assert (found.agreement, found.kl) == (1.0, 0.0)
+
+
+def test_sets_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
+    write_label_set(tmp_path / "classes", KEYS, uniform_maps([0, 1, 2], 3.0), 4)
+    write_label_set(tmp_path / "images", ["x/y.JPEG"], uniform_maps([0], 3.0), 3)
+    with pytest.raises(InputError, match=r"has 3 classes, .* has 4"):
+        compare(tmp_path / "a", tmp_path / "classes")
+    with pytest.raises(InputError, match="no image in common"):
+        compare(tmp_path / "a", tmp_path / "images")
+
+
+def test_command_names_what_differs_most(tmp_path: Path, relabel_here: Callable[..., object]) -> None:
+    write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
+    write_label_set(tmp_path / "b", KEYS, uniform_maps([0, 1, 0], 3.0), 3)
+    done = relabel_here("compare", tmp_path / "a", tmp_path / "b")
+    assert "the same for 66.7%" in done.stdout and "dog/c.JPEG" in done.stdout  # type: ignore[attr-defined]
+
+
+def test_random_boxes_are_crops_of_eight_to_a_hundred_percent_within_the_image() -> None:
+    boxes = random_boxes(5000, torch.Generator().manual_seed(0))
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes.max() <= 1
+    assert (width * height).min() > 0.079 and (width * height).max() <= 1
+    assert (width * height).mean() == pytest.approx(0.53, abs=0.03)
+    inner = (width < 0.99) & (height < 0.99)  # the others were cut to the image
+    assert (width / height)[inner].min() > 0.74 and (width / height)[inner].max() < 1.35

@@ -1,0 +1,83 @@
+"""`relabel verify --spot-check`: annotating again finds what checksums cannot, and tells what k and tail cost."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest, append_shard_line
+from pipeline.shards import LabelMaps, LabelStore, write_shard
+from pipeline.spot_check import findings_of, spot_check
+
+Relabel = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def labels(relabel_here: Relabel, image_folder: Path, tmp_path: Path, tiny_options: list[str]) -> Path:
+    done = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "labels"
+
+
+def test_annotating_again_gives_what_is_stored(labels: Path, image_folder: Path, tiny_checkpoint: Path) -> None:
+    check = spot_check(labels, image_folder, 100, tiny_checkpoint, "cpu")
+    assert check.images == 9 and check.same_top1 > 0.99
+    assert 0 < check.largest_difference < 0.001  # float16
+    assert findings_of(check, Manifest.load(labels), labels) == []
+
+
+def test_fidelity_is_exact_with_all_classes_and_falls_with_fewer(
+    labels: Path, image_folder: Path, tiny_checkpoint: Path
+) -> None:
+    fidelity = spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu").fidelity
+    assert {k for k, _ in fidelity} == {1, 2, 3}  # of three classes
+    for tail in ("mean", "logmeanexp", "zero"):
+        assert fidelity[3, tail] == pytest.approx(0, abs=1e-4)  # type: ignore[index]
+        assert fidelity[1, tail] > 1e-3  # type: ignore[index]
+    assert fidelity[2, "mean"] == pytest.approx(0, abs=1e-4)  # the mean of one class left out is that class
+    assert fidelity[2, "zero"] > 1e-3
+
+
+def test_maps_of_other_images_are_found_though_every_checksum_is_right(
+    labels: Path, image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    store = LabelStore.open(labels)
+    maps = store.gather(store.rows(store.keys[::-1]))
+    shifted = LabelMaps(maps.scores, maps.classes, maps.tail)
+    manifest = replace(store.manifest, shard_size=len(store))
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    manifest.save(wrong)
+    append_shard_line(wrong, write_shard(wrong, 0, store.keys, shifted, manifest))
+    check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
+    assert len(findings_of(check, manifest, wrong)) == 1
+
+
+def test_checkpoint_has_to_be_the_recorded_one(
+    labels: Path, image_folder: Path, tiny_checkpoint: Path, make_checkpoint: Callable[[int], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"made with the checkpoint tiny-0\.pth; name it with --checkpoint"):
+        spot_check(labels, image_folder, 9, None, "cpu")
+    with pytest.raises(InputError, match=r"tiny-1\.pth is not the checkpoint"):
+        spot_check(labels, image_folder, 9, make_checkpoint(1), "cpu")
+    renamed = shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")
+    assert spot_check(labels, image_folder, 9, renamed, "cpu").images == 9  # the bytes count, not the name
+
+
+def test_verify_prints_the_table_with_the_stored_choice_marked(
+    relabel_here: Relabel, labels: Path, image_folder: Path, tiny_checkpoint: Path
+) -> None:
+    options = ["--min-agreement", 0, "--spot-check", 4, "--checkpoint", tiny_checkpoint, "--device", "cpu"]
+    done = relabel_here("verify", labels, "--images", image_folder, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    marked = [line for line in done.stdout.splitlines() if "*" in line and line.split()[0] == "2"]
+    assert len(marked) == 1 and "4 images annotated again" in done.stdout
+
+
+def test_spot_check_without_images_says_what_it_needs(relabel_here: Relabel, labels: Path) -> None:
+    done = relabel_here("verify", labels, "--spot-check", 4)
+    assert done.returncode == 1 and "--images" in done.stderr
