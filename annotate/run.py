@@ -253,6 +253,8 @@ def annotate_shards(
     group: Processes,
 ) -> None:
     """Decode in workers, forward and top-k on the device, and write each shard when its last batch is in."""
+    if not shards:
+        return
     batches = whole_batches(shards, manifest, config.batch_size)
     cuda = group.device.type == "cuda"
     loader = DataLoader(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.classifier import choose_device
 
@@ -34,6 +34,12 @@ class Processes:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's buffers: batch norm's statistics differ where the images did."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor over all processes; each gets the sum."""

@@ -222,6 +222,7 @@ def train(
                     "images_per_s": (count - images_before) / wall_s,
                 }
                 if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
+                    group.same_buffers(bare(model))
                     metrics["val"] = evaluate(
                         bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
                     )

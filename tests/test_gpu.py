@@ -1,0 +1,40 @@
+"""The same code on a CUDA device: maps equal the CPU's, and training runs in bfloat16 with its labels resident there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+
+from pipeline.shards import LabelStore
+from train.loop import train
+from train.metrics import read_metrics
+from train.recipe import load
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def test_annotating_on_the_gpu_gives_the_cpus_maps(
+    relabel_here: Callable[..., "CompletedProcess[str]"], image_folder: Path, tiny_options: list[str], tmp_path: Path
+) -> None:
+    for device in ("cpu", "cuda"):
+        options = [*tiny_options, f"--device={device}"]  # the last one counts
+        done = relabel_here("annotate", image_folder, "--labels", tmp_path / device, *options)
+        assert done.returncode == 0, done.stderr
+    maps = [(store := LabelStore.open(tmp_path / device)).gather(store.rows(store.keys)) for device in ("cpu", "cuda")]
+    torch.testing.assert_close(maps[0].dense(3), maps[1].dense(3), atol=0.05, rtol=0.01)
+
+
+def test_training_on_the_gpu_reads_its_labels_there(
+    relabel_here: Callable[..., "CompletedProcess[str]"], image_folder: Path, tiny_options: list[str], tmp_path: Path
+) -> None:
+    done = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
+    assert done.returncode == 0, done.stderr
+    sizes = ["epochs=3", "warmup_epochs=1", "batch_size=4", "image_size=32", "eval_size=32"]
+    thin = {"stem_width": 8, "channels": (8, 8, 8, 16)}
+    options = {"labels": tmp_path / "labels", "val": image_folder, "model_kwargs": thin, "device": "cuda", "workers": 1}
+    train(image_folder, tmp_path / "run", "resnet10t", load("scenes-relabel", sizes), **options)  # type: ignore[arg-type]
+    last = read_metrics(tmp_path / "run")[-1]
+    assert last["step"] == 6 and last["val"]["images"] == 9 and last["loss"] < 10
+    assert LabelStore.open(tmp_path / "labels").to("cuda").gather(torch.tensor([8, 0])).scores.device.type == "cuda"
