@@ -52,6 +52,8 @@ def create_classifier(
     Raises:
         InputError: no such model, weights not to be had, or a checkpoint of another architecture or class count.
     """
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"--num-classes {num_classes}: expected at least 1")
     name = model.split(":")[-1].split(".")[0] if ":" not in model else None
     if ":" not in model and not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)

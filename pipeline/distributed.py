@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.classifier import choose_device
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,14 @@ class Processes:
     device: torch.device
 
     def decoding_workers(self, asked: int | None) -> int:
-        """The number of decoding processes asked for, or this process's share of the machine's cores."""
+        """The number of decoding processes asked for, or this process's share of the machine's cores.
+
+        Raises:
+            InputError: a negative number.
+        """
         if asked is not None:
+            if asked < 0:
+                raise InputError(f"workers is {asked}; expected at least 0")
             return asked
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

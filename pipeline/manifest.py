@@ -99,8 +99,13 @@ class Manifest:
         return cls(**fields)
 
     def differences(self, other: "Manifest") -> list[str]:
-        """The fields in which two sets' labels may differ, as "name: mine, not theirs". Versions are no reason."""
-        ignored = {"timm_version", "torch_version"}
+        """The fields in which two sets' labels may differ, as "name: mine, not theirs".
+
+        Versions are no reason, nor is a checkpoint's name: its sha256 tells.
+        """
+        ignored = {"timm_version", "torch_version"} | (
+            {"weights"} if self.weights_sha256 and other.weights_sha256 else set()
+        )
         mine, theirs = self.as_json(), other.as_json()
         return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n not in ignored and mine[n] != theirs[n]]
 
