@@ -114,7 +114,7 @@ class MappedShard:
             "tail": ((n, *cells), np.dtype(np.float16)),
         }
         arrays = {}
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # a plain view: memmap's own indexing is slow
         for name, (shape, dtype) in expected.items():
             if name not in found:
                 raise InputError(f"{path} has no dataset {name!r}; {remedy}")

@@ -1,0 +1,117 @@
+"""Stage one as it runs, against the bare forward pass of the same annotator on a resident batch.
+
+The forward pass is what the stage is for; reading, decoding, normalising, top-k and writing should hide behind it. What
+does not hide is the gap of the ratio to 1 (goal: 0.9 on a CPU, where decoding takes its share of the same cores; 0.97 on a
+GPU). Making the model and the manifest is left out: a real run pays for it once in a million images. Starting the workers
+and waiting for their first batch is not, though it weighs more here than there.
+
+No weights are downloaded: they are random, which takes as long. The images are generated, about 500x375 pixels and 80 kB.
+
+Shapes: B images, S and T rows and columns of pixels.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+from annotate.run import AnnotateConfig, annotate_shards, describe, load_annotator, prepare
+from benchmarks.hardware import hardware
+from benchmarks.interleaved import median_seconds
+from pipeline.distributed import Processes, processes
+from pipeline.images import ImageFolder
+
+PICTURES = 128  # different ones; where a round needs more images, they are links to these
+CLASSES = 8
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Load:
+    """An annotator, and images enough to keep it busy for many times the second that its workers take to start."""
+
+    config: AnnotateConfig
+    images: int  # in a round; a multiple of the batch size
+
+
+def main() -> None:
+    with processes(None) as group, tempfile.TemporaryDirectory() as scratch:
+        print(hardware(group.device))
+        compare(load_for(group.device, Path(scratch, "weights.pth")), group, Path(scratch))
+
+
+def load_for(device: torch.device, weights: Path) -> Load:
+    """The paper's annotator on a GPU; on a CPU one that is a hundredth of the work, and still far above that of decoding."""
+    if device.type == "cuda":
+        workers = min(8, os.cpu_count() or 1)
+        return Load(AnnotateConfig(checkpoint=weights, batch_size=64, workers=workers, amp=True), images=4096)
+    return Load(AnnotateConfig("resnet50.a1_in1k", checkpoint=weights, batch_size=32, workers=1), images=128)
+
+
+def compare(load: Load, group: Processes, scratch: Path) -> None:
+    config = load.config
+    assert config.checkpoint is not None
+    torch.manual_seed(0)
+    torch.save(timm.create_model(config.model).state_dict(), config.checkpoint)
+    folder = write_pictures(scratch / "images", load.images)
+    annotator, squash = load_annotator(config, group.device)
+    manifest = describe(config, annotator, squash, folder)
+    pixels = torch.randint(256, (config.batch_size, 3, *squash.input_size), dtype=torch.uint8, device=group.device)
+    batch = squash.normalise(pixels).contiguous(memory_format=torch.channels_last)
+
+    def whole() -> None:
+        labels = Path(tempfile.mkdtemp(dir=scratch))
+        annotate_shards(folder, labels, prepare(labels, manifest, group), manifest, annotator, squash, config, group)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with torch.autocast(group.device.type, torch.bfloat16, enabled=config.amp):
+            for _ in range(load.images // config.batch_size):
+                annotator(batch)
+
+    with torch.inference_mode():
+        annotator(batch)  # the first pass at a batch size pays for choosing kernels
+    whole_s, forward_s = median_seconds(group.device, ROUNDS, whole, forward)
+    precision = "bfloat16" if config.amp else "float32"
+    rows, columns = squash.input_size
+    print(
+        f"annotate: {config.model}, {rows}x{columns}, {precision}, batch {config.batch_size}, workers {config.workers},"
+        f" {load.images} images; median of {ROUNDS}, interleaved"
+    )
+    print(f"  annotate             {load.images / whole_s:8.1f} images/s")
+    print(f"  bare forward pass    {load.images / forward_s:8.1f} images/s")
+    print(f"  ratio                {forward_s / whole_s:8.3f}")
+
+
+def write_pictures(root: Path, count: int) -> ImageFolder:
+    """JPEGs in ImageNet's layout."""
+    rng = np.random.default_rng(0)
+    for number in range(CLASSES):
+        (root / f"n{number:08}").mkdir(parents=True)
+    paths = [root / f"n{i % CLASSES:08}" / f"n{i % CLASSES:08}_{i}.JPEG" for i in range(count)]
+    for i, path in enumerate(paths):
+        if i < PICTURES:
+            picture(rng).save(path, quality=90)
+        else:
+            path.hardlink_to(paths[i % PICTURES])
+    return ImageFolder.scan(root)
+
+
+def picture(rng: np.random.Generator) -> Image.Image:
+    """Blobs of several sizes and some grain: as much for a JPEG decoder to do as in a photograph."""
+    size = (500, 375)  # columns, rows
+    pixels = np.full((*size[::-1], 3), 128.0)
+    for cells, strength in ((4, 45), (16, 25), (64, 12)):
+        coarse = rng.normal(128, strength, (cells * 3 // 4, cells, 3)).clip(0, 255).astype(np.uint8)
+        pixels += np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)) - 128.0
+    pixels += 10 * rng.normal(size=(*size[::-1], 1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Time alternatives in turn (A, B, A, B, ...), so that whatever else the machine does falls on all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object]) -> list[float]:
+    """The median wall-clock time of one call of each arm; on CUDA until its last kernel has ended."""
+    seconds: list[list[float]] = [[] for _ in arms]
+    for _ in range(rounds):
+        for arm, of_arm in zip(arms, seconds, strict=True):
+            wait_for(device)
+            start = time.perf_counter()
+            arm()
+            wait_for(device)
+            of_arm.append(time.perf_counter() - start)
+    return [statistics.median(of_arm) for of_arm in seconds]
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

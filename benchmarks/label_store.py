@@ -1,0 +1,112 @@
+"""LabelStore, resident and memory-mapped, against one `.pt` file per image, the form in which ReLabel's maps were published.
+
+A training step needs the maps of a random batch. Where that costs a file and an unpickling per image, data loading needs
+more processes; where it is an index_select, labels cost it nothing. One process with one thread reads, as in a DataLoader
+worker, and what it reads was written just before: the page cache is warm and no disk is measured.
+
+Shapes: N images of the set, B of a batch, k classes kept per cell, H rows and W columns of the label map.
+"""
+
+import tempfile
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from benchmarks.generated_maps import GRID, NUM_CLASSES, TOPK, generated_maps
+from benchmarks.hardware import hardware
+from benchmarks.interleaved import median_seconds
+from pipeline.images import digest_of
+from pipeline.manifest import Manifest, append_shard_line
+from pipeline.shards import LabelMaps, LabelStore, write_shard
+
+IMAGES, SHARD_SIZE = 8192, 4096
+FILES = 2048  # of these images, as .pt
+BATCH = 256
+ROUNDS = 50
+
+
+def main() -> None:
+    cpu = torch.device("cpu")
+    torch.set_num_threads(1)
+    print(hardware(cpu))
+    generator = torch.Generator().manual_seed(0)
+    maps = generated_maps(IMAGES, generator)
+    with tempfile.TemporaryDirectory() as folder:
+        labels, files = Path(folder, "labels"), Path(folder, "files")
+        write_label_set(labels, maps)
+        write_files(files, maps)
+        resident, mapped = LabelStore.open(labels).to(cpu), LabelStore.open(labels)
+        read_alike(resident, mapped, files)
+        resident_s, mapped_s, files_s = median_seconds(
+            cpu,
+            ROUNDS,
+            lambda: resident.gather(torch.randint(IMAGES, (BATCH,), generator=generator)),
+            lambda: mapped.gather(torch.randint(IMAGES, (BATCH,), generator=generator)),
+            lambda: load_files(files, torch.randint(FILES, (BATCH,), generator=generator)),
+        )
+    rows, columns = GRID
+    print(
+        f"label store: random batches of {BATCH} from {IMAGES} maps of k {TOPK}, {rows}x{columns}, and from {FILES} files;"
+        f" warm page cache, one thread; median of {ROUNDS}, interleaved"
+    )
+    print(f"  LabelStore, resident   {BATCH / resident_s:12,.0f} rows/s   {files_s / resident_s:8.1f} times .pt")
+    print(f"  LabelStore, mapped     {BATCH / mapped_s:12,.0f} rows/s   {files_s / mapped_s:8.1f} times .pt")
+    print(f"  one .pt per image      {BATCH / files_s:12,.0f} rows/s")
+
+
+def write_label_set(labels: Path, maps: LabelMaps) -> None:
+    """The maps as a label set, by the project's own writer."""
+    keys = [f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(IMAGES)]
+    manifest = Manifest(
+        model="generated",
+        model_kwargs={},
+        weights="none",
+        weights_sha256=None,
+        num_classes=NUM_CLASSES,
+        kind="exact",
+        input_size=(475, 475),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+        precision="float32",
+        topk=TOPK,
+        tail="mean",
+        grid=GRID,
+        image_count=IMAGES,
+        image_digest=digest_of(keys),
+        shard_size=SHARD_SIZE,
+        timm_version=timm.__version__,
+        torch_version=torch.__version__,
+    )
+    labels.mkdir()
+    manifest.save(labels)
+    for shard in range(manifest.shard_count):
+        part = slice(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
+        of_part = LabelMaps(maps.scores[part], maps.classes[part], maps.tail[part])
+        append_shard_line(labels, write_shard(labels, shard, keys[part], of_part, manifest))
+
+
+def write_files(files: Path, maps: LabelMaps) -> None:
+    """Each of the first maps as (2, k, H, W) float32: scores, then class numbers."""
+    files.mkdir()
+    for row in range(FILES):
+        torch.save(torch.stack([maps.scores[row].float(), maps.classes[row].float()]), files / f"{row}.pt")
+
+
+def load_files(files: Path, rows: Tensor) -> Tensor:
+    """(B, 2, k, H, W) float32."""
+    return torch.stack([torch.load(files / f"{row}.pt", weights_only=True) for row in rows.tolist()])
+
+
+def read_alike(resident: LabelStore, mapped: LabelStore, files: Path) -> None:
+    """All three must hand out the same maps, or their speeds say nothing."""
+    rows = torch.arange(BATCH)
+    scores, classes = load_files(files, rows).unbind(1)
+    for maps in (resident.gather(rows), mapped.gather(rows)):
+        assert torch.equal(maps.scores.float(), scores) and torch.equal(maps.classes.float(), classes)
+
+
+if __name__ == "__main__":
+    main()
