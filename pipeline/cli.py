@@ -273,6 +273,42 @@ def print_result(result: dict[str, Any]) -> None:
         print(f"{name:<22}{shown}")
 
 
+@app.command("import-maps")
+@plain_errors
+def import_maps(
+    source: Annotated[Path, typer.Argument(help="Folder or uncompressed tar of CLASS/NAME.pt files, [2, k, H, W].")],
+    labels: Labels,
+    num_classes: Annotated[int, typer.Option(help="Classes of the annotator that made them.")] = 1000,
+    axes: Annotated[
+        str, typer.Option(help="yx: a map's first axis is the image's rows; xy: it was stored transposed.")
+    ] = "yx",
+    images: Annotated[
+        Path | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+) -> None:
+    """Make a label set of the published maps, one .pt file per image. A rerun keeps finished shards."""
+    from annotate.import_maps import import_maps as run
+
+    if axes not in ("yx", "xy"):
+        raise InputError(f"--axes {axes}: expected yx or xy")
+    if shard_size < 1 or num_classes < 1:
+        raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")
+    run(source, labels, num_classes, axes, images, shard_size)  # type: ignore[arg-type]
+
+
+@app.command("export-maps")
+@plain_errors
+def export_maps(
+    labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
+) -> None:
+    """Write a label set as one .pt file per image, as the reference code reads them."""
+    from pipeline.export_maps import export_maps as run
+
+    print(f"{output}: {run(labels, output)} maps")
+
+
 @app.command("demo-data")
 @plain_errors
 def demo_data(

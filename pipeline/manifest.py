@@ -35,11 +35,11 @@ class Manifest:
     weights: str  # "pretrained", or the checkpoint's file name
     weights_sha256: str | None  # of the checkpoint file
     num_classes: int
-    kind: str  # how the map's mean relates to the classifier's logits: annotate/convert.py
-    input_size: tuple[int, int]  # rows, columns in pixels, after the whole image was squashed to it
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
+    kind: str  # how the map's mean relates to the classifier's logits: annotate/convert.py; or "imported"
+    input_size: tuple[int, int] | None  # rows, columns in pixels, after the whole image was squashed to it
+    mean: tuple[float, float, float] | None  # of the normalisation; this and its neighbours are unknown of imported maps
+    std: tuple[float, float, float] | None
+    interpolation: str | None
     precision: str  # of the forward pass: "float32", "bfloat16" or "float16"
     topk: int
     tail: Tail
@@ -95,7 +95,7 @@ class Manifest:
             odd = ", ".join(sorted(fields.keys() ^ known))
             raise InputError(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
         for name in ("input_size", "mean", "std", "grid"):
-            fields[name] = tuple(fields[name])
+            fields[name] = fields[name] if fields[name] is None else tuple(fields[name])
         return cls(**fields)
 
     def differences(self, other: "Manifest") -> list[str]:

@@ -93,6 +93,8 @@ def recorded_annotator(
     manifest: Manifest, labels: Path, checkpoint: Path | None, device: torch.device
 ) -> tuple[FullyConvolutional, Squash]:
     """The annotator that a manifest names, with the very weights it was run with."""
+    if manifest.kind == "imported":
+        raise InputError(f"{labels} was imported; what made its maps is not on record, so they cannot be made again")
     if manifest.weights_sha256 is not None:
         if checkpoint is None:
             raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")

@@ -1,0 +1,217 @@
+"""Read the label maps that the paper's authors published, and make a label set of them.
+
+Their form is one `.pt` file per image, CLASS/NAME.pt, in a folder or an uncompressed tar: a tensor [2, k, H, W] of scores,
+then class indices. They have no tail: a class that is not stored counts as 0, their authors' own arithmetic.
+
+Files are read one shard at a time, in the order of their keys, from the folder or straight from the tar, and never
+unpickled. A rerun keeps finished shards.
+
+Shapes: k classes kept per cell, H rows and W columns of the label map.
+"""
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import timm
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from annotate.run import finish, only_run_on, prepare
+from pipeline.classifier import first_line
+from pipeline.distributed import Processes
+from pipeline.errors import InputError
+from pipeline.images import ImageFolder, digest_of
+from pipeline.manifest import Manifest, append_shard_line
+from pipeline.shards import LabelMaps, write_shard
+
+Axes = Literal["yx", "xy"]
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one image's map lies: a file, or a stretch of the tar."""
+
+    path: Path
+    name: str  # for messages
+    offset: int = 0
+    size: int = -1  # to the end
+
+
+def import_maps(
+    source: Path, labels: Path, num_classes: int, axes: Axes = "yx", images: Path | None = None, shard_size: int = 4096
+) -> None:
+    """Make a label set of published maps.
+
+    Args:
+        source: a folder or a tar of CLASS/NAME.pt files, at any depth.
+        num_classes: of the annotator that made them.
+        axes: "yx" if a map's first axis is the rows of the image, "xy" if it was stored transposed.
+        images: the images they were made from; gives keys their true extensions (else .JPEG), and must hold them all.
+    Raises:
+        InputError: no maps there, a compressed tar, maps without an image, files that are no such tensors (all of a
+            shard's are named), or another label set in the folder.
+    """
+    places = index_tar(source) if source.is_file() else index_folder(source)
+    if images is not None:
+        places = with_extensions(places, ImageFolder.scan(images))
+    keys = sorted(places)
+    first = read_map(places[keys[0]], axes, num_classes)
+    _, topk, rows, columns = first.shape
+    manifest = Manifest(
+        model="published maps",
+        model_kwargs={},
+        weights=source.name,
+        weights_sha256=None,
+        num_classes=num_classes,
+        kind="imported",
+        input_size=None,
+        mean=None,
+        std=None,
+        interpolation=None,
+        precision="float32",
+        topk=topk,
+        tail="zero",
+        grid=(rows, columns),
+        image_count=len(keys),
+        image_digest=digest_of(keys),
+        shard_size=shard_size,
+        timm_version=timm.__version__,
+        torch_version=torch.__version__,
+    )
+    try:
+        labels.mkdir(parents=True, exist_ok=True)
+        with only_run_on(labels, ALONE), tqdm(total=len(keys), unit="map", desc="import", disable=None) as bar:
+            pending = prepare(labels, manifest, ALONE)
+            bar.update(len(keys) - sum(len(keys_of(shard, keys, manifest)) for shard in pending))
+            for shard in pending:
+                of_shard = keys_of(shard, keys, manifest)
+                maps = read_shard(of_shard, places, axes, manifest, shard)
+                append_shard_line(labels, write_shard(labels, shard, of_shard, maps, manifest))
+                bar.update(len(of_shard))
+            finish(labels, manifest)
+    except OSError as error:
+        raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are safe; rerun") from error
+
+
+def keys_of(shard: int, keys: list[str], manifest: Manifest) -> list[str]:
+    return keys[shard * manifest.shard_size : (shard + 1) * manifest.shard_size]
+
+
+def index_folder(source: Path) -> dict[str, Place]:
+    """Key -> place of every CLASS/NAME.pt below a folder; keys end in .JPEG."""
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; expected a folder or a tar of CLASS/NAME.pt files")
+    places: dict[str, Place] = {}
+    for folder, _, names in os.walk(source):
+        for name in names:
+            if name.endswith(".pt"):
+                add(places, Place(Path(folder, name), str(Path(folder, name))), PurePosixPath(Path(folder, name).as_posix()))
+    return whole(places, source)
+
+
+def index_tar(source: Path) -> dict[str, Place]:
+    """Key -> stretch of the tar; one pass over its headers, nothing unpacked."""
+    places: dict[str, Place] = {}
+    try:
+        with tarfile.open(source, "r:") as tar:
+            for member in tar:
+                if member.isreg() and member.name.endswith(".pt"):
+                    place = Place(source, f"{source}:{member.name}", member.offset_data, member.size)
+                    add(places, place, PurePosixPath(member.name))
+                tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
+    except tarfile.TarError as error:
+        raise InputError(
+            f"{source} is no uncompressed tar ({error}); decompress it, or unpack it and name the folder"
+        ) from error
+    return whole(places, source)
+
+
+def add(places: dict[str, Place], place: Place, path: PurePosixPath) -> None:
+    if len(path.parts) < 2:
+        raise InputError(f"{place.name} lies in no class folder; expected CLASS/NAME.pt")
+    key = f"{path.parts[-2]}/{path.stem}.JPEG"
+    if key in places:
+        raise InputError(f"{place.name} and {places[key].name} are both maps of {key}; name the folder of one label set")
+    places[key] = place
+
+
+def whole(places: dict[str, Place], source: Path) -> dict[str, Place]:
+    if not places:
+        raise InputError(f"{source} holds no .pt file; expected CLASS/NAME.pt for every image")
+    return places
+
+
+def with_extensions(places: dict[str, Place], folder: ImageFolder) -> dict[str, Place]:
+    """The same places under the images' own keys."""
+    stems = {key.rpartition(".")[0]: key for key in folder.keys}
+    found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
+    strange = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
+    if strange:
+        raise InputError(
+            f"{len(strange)} maps have no image in {folder.root} (first: {strange[0]}); name the images they are of"
+        )
+    return found
+
+
+def read_map(place: Place, axes: Axes, num_classes: int) -> Tensor:
+    """One map as (2, k, H, W) float32: scores, then classes.
+
+    Raises:
+        InputError: no such tensor, or classes beyond num_classes.
+    """
+    with place.path.open("rb") as file:
+        file.seek(place.offset)
+        content = file.read(place.size)
+    try:
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{place.name}: no tensor ({first_line(error)})") from error
+    if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:
+        found = list(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
+        raise InputError(f"{place.name}: {found}, expected a tensor [2, k, H, W] of scores and class indices")
+    stored = stored.float()
+    scores, classes = stored
+    if not bool(((classes >= 0) & (classes < num_classes) & (classes == classes.round())).all()):
+        raise InputError(f"{place.name}: its second half is not class indices below {num_classes}; check --num-classes")
+    if not bool(scores.isfinite().all()):
+        raise InputError(f"{place.name}: its scores are not finite")
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    ranked = torch.stack([scores.gather(0, order), classes.gather(0, order)])
+    return ranked.transpose(2, 3) if axes == "xy" else ranked
+
+
+def read_shard(keys: list[str], places: dict[str, Place], axes: Axes, manifest: Manifest, shard: int) -> LabelMaps:
+    """The maps of one shard; all files that are unfit are named together."""
+    maps: list[Tensor] = []
+    unfit: list[str] = []
+    for key in keys:
+        with collecting(unfit):
+            one = read_map(places[key], axes, manifest.num_classes)
+            if one.shape[1:] != (manifest.topk, *manifest.grid):
+                expected = [2, manifest.topk, *manifest.grid]
+                raise InputError(f"{places[key].name}: {list(one.shape)}, the first map is {expected}")
+            maps.append(one)
+    if unfit:
+        listed = "\n  ".join(unfit)
+        raise InputError(
+            f"{len(unfit)} unfit maps in shard {shard} of {manifest.shard_count}:\n  {listed}\nMend them and rerun"
+        )
+    together = torch.stack(maps)  # (n, 2, k, H, W)
+    return LabelMaps(together[:, 0], together[:, 1].int(), torch.zeros(len(keys), *manifest.grid))
+
+
+@contextmanager
+def collecting(messages: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        messages.append(str(error))

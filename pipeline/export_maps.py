@@ -1,0 +1,37 @@
+"""Write a label set as one `.pt` file per image, [2, k, H, W]: scores, then class indices, as the reference code and
+TokenLabeling read them. The tail is lost: for them a class that is not stored counts as 0."""
+
+import io
+from pathlib import Path, PurePosixPath
+
+import torch
+from tqdm import tqdm
+
+from pipeline.errors import InputError
+from pipeline.shards import LabelStore
+
+
+def export_maps(labels: Path, output: Path) -> int:
+    """Write OUTPUT/CLASS/NAME.pt for every label map; returns how many.
+
+    Raises:
+        InputError: no label set, an output folder that is not empty, a key that leads out of it, or a full disk.
+    """
+    store = LabelStore.open(labels)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not empty; name another folder")
+    for key in store.keys:
+        path = PurePosixPath(key)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{labels} holds the key {key!r}, which leads out of {output}; such a set is not to be trusted")
+    try:
+        for row, key in enumerate(tqdm(store.keys, desc="export", unit="map", disable=None)):
+            maps = store.gather(torch.tensor([row]))
+            buffer = io.BytesIO()
+            torch.save(torch.stack([maps.scores[0].float(), maps.classes[0].float()]), buffer)
+            path = (output / key).with_suffix(".pt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error}") from error
+    return len(store)

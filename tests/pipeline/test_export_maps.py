@@ -1,0 +1,20 @@
+"""Exporting a label set that is not to be trusted writes nothing outside of its folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.export_maps import export_maps
+from pipeline.shards import LabelMaps
+from tests.label_sets import write_label_set
+
+
+@pytest.mark.parametrize("key", ["../outside.JPEG", "cat/../../outside.JPEG", "/tmp/relabel-outside.JPEG"])
+def test_key_that_leads_out_of_the_folder_is_refused_before_anything_is_written(tmp_path: Path, key: str) -> None:
+    maps = LabelMaps(torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2, dtype=torch.int32), torch.zeros(2, 2, 2))
+    write_label_set(tmp_path / "labels", ["aaa/first.JPEG", key], maps, 3)
+    with pytest.raises(InputError, match="leads out of"):
+        export_maps(tmp_path / "labels", tmp_path / "home" / "exported")
+    assert not (tmp_path / "home").exists() and not list(tmp_path.rglob("*.pt"))
