@@ -27,19 +27,19 @@ LABEL_FREE := single scenes-annotator scenes-single
 name = $(subst /,-,$(subst :,-,$(1)))
 LABELS ?= labels/$(call name,$(ANNOTATOR))
 USED_LABELS = $(if $(filter $(LABEL_FREE),$(RECIPE)),,$(LABELS))
-RUN ?= runs/$(call name,$(ARCH))-$(RECIPE)$(if $(USED_LABELS),-$(notdir $(LABELS)))$(if $(EPOCHS),-$(EPOCHS)epochs)
+RUN ?= runs/$(call name,$(ARCH))-$(basename $(notdir $(RECIPE)))$(if $(USED_LABELS),-$(notdir $(LABELS)))$(if $(EPOCHS),-$(EPOCHS)epochs)
 
 ifeq ($(GPUS),1)
 RELABEL := .venv/bin/relabel
 else
-RELABEL := .venv/bin/torchrun --nproc-per-node $(GPUS) -m pipeline
+RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo results bench test check format annotate verify train eval all clean
+.PHONY: help demo results bench test check format annotate verify train eval all clean FORCE
 
 help:
-	@echo 'make demo                     the whole chain on the embedded digit scenes, on a CPU, in minutes'
+	@echo 'make demo                     the whole chain on the embedded digit scenes, no GPU needed, in minutes'
 	@echo 'make annotate IMAGENET=DIR    label maps of DIR/train into LABELS'
 	@echo 'make verify   IMAGENET=DIR    check them against DIR/train'
 	@echo 'make train    IMAGENET=DIR    train ARCH by RECIPE into RUN'
@@ -83,32 +83,53 @@ train: $(RUN)/weights.pth
 eval: $(RUN)/eval.json
 all: eval
 
+# Before anything else in a recipe: are there images?
 define images
 	@test -n "$(IMAGENET)" || { echo "make: say where the images are: IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
 endef
 
-$(LABELS)/.annotated: $(CHECKPOINT) | $(VENV)
+# The options of a stage, kept beside what it made, so that other options make it again (and the stage then says what is in
+# the way). How many processes work on it is no such option.
+ANNOTATE_OPTIONS = $(strip $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) \
+	$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
+TRAIN_OPTIONS = $(strip $(IMAGENET)/train --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume \
+	$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
+	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
+	$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
+EVAL_OPTIONS = $(strip $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
+	$(if $(MULTILABELS),--multilabels $(MULTILABELS)))
+export ANNOTATE_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
+DECODERS = $(if $(WORKERS), --workers $(WORKERS))
+
+$(LABELS)/.annotate-options: FORCE
+	@$(call remember,$$ANNOTATE_OPTIONS)
+$(RUN)/.train-options: FORCE
+	@$(call remember,$$TRAIN_OPTIONS)
+$(RUN)/.eval-options: FORCE
+	@$(call remember,$$EVAL_OPTIONS)
+
+define remember
+mkdir -p $(@D) && { printf '%s\n' "$(1)" | cmp -s - $@ || printf '%s\n' "$(1)" > $@; }
+endef
+
+$(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
 	$(images)
-	$(RELABEL) annotate $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) $(strip $(if $(WORKERS),--workers $(WORKERS)) \
-		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
+	$(RELABEL) annotate $(ANNOTATE_OPTIONS)$(DECODERS)
 	@touch $@
 
 $(LABELS)/.verified: $(LABELS)/.annotated
 	$(images)
-	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train$(if $(VERIFY_ARGS), $(VERIFY_ARGS))
+	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
+		{ rm -f $(LABELS)/.annotated; exit 1; }  # so that the remedy, annotate, is not taken for done
 	@touch $@
 
-$(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) | $(VENV)
+$(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) $(RUN)/.train-options | $(VENV)
 	$(images)
-	$(RELABEL) train $(IMAGENET)/train --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume $(strip $(if $(WORKERS),--workers $(WORKERS)) \
-		$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
-		$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
-		$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
+	$(RELABEL) train $(TRAIN_OPTIONS)$(DECODERS)
 
-$(RUN)/eval.json: $(RUN)/weights.pth
+$(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
 	$(images)
-	$(RELABEL) eval $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $@ $(strip $(if $(WORKERS),--workers $(WORKERS)) \
-		$(if $(MULTILABELS),--multilabels $(MULTILABELS)))
+	$(RELABEL) eval $(EVAL_OPTIONS)$(DECODERS)
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------
 

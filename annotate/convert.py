@@ -41,7 +41,7 @@ class FullyConvolutional(nn.Module):
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier.eval()
-        self.name = str((classifier.pretrained_cfg or {}).get("architecture") or type(classifier).__name__)  # type: ignore
+        self.name = str((getattr(classifier, "pretrained_cfg", None) or {}).get("architecture") or type(classifier).__name__)
         self.kind = ""
         self.recentre = self.flip = False
         self.channels_last = str(getattr(classifier, "output_fmt", "NCHW")).endswith("NHWC")
@@ -80,6 +80,8 @@ class FullyConvolutional(nn.Module):
             return features if self.channels_last else features.permute(0, 2, 3, 1)
         tokens = features[:, self.prefix_tokens :]  # (B, H * W, F)
         count, (rows, columns) = tokens.shape[1], image_shape[-2:]
+        if count <= 1:
+            raise InputError(f"{self.name} cannot annotate: its features are a class token, not a map over the image")
         height = round(math.sqrt(count * rows / columns))
         if height == 0 or count % height:
             raise InputError(f"{self.name} cannot annotate: its {count} tokens form no grid over {rows}x{columns} pixels")
@@ -156,6 +158,8 @@ def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
         raise InputError(
             f"{annotator.name} cannot annotate at {size} pixels: its map is a single cell; use a larger --input-size"
         )
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"{annotator.name} cannot annotate: its logits are not finite, so its weights are damaged")
     spread = float(logits.std())
     if not spread > 0:
         raise InputError(f"{annotator.name} cannot annotate: it gives every class the same logit, so it was never trained")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -84,7 +84,7 @@ def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | N
         try:
             labels.mkdir(parents=True, exist_ok=True)
             with only_run_on(labels, group):
-                pending = prepare(labels, manifest, group)
+                pending = prepare(labels, manifest, group, config.skip_unreadable)
                 mine = pending[group.rank :: group.world]
                 annotate_shards(folder, labels, mine, manifest, annotator, squash, config, group)
                 group.barrier()
@@ -96,14 +96,21 @@ def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | N
 
 def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyConvolutional, Squash]:
     """The classifier, converted, and its preprocessing, both from the model's own timm settings."""
-    kwargs = dict(config.model_kwargs)
+    if not config.amp:
+        torch.backends.cudnn.allow_tf32 = False  # the manifest says float32, and another device should agree with it
     classifier = create_classifier(
         config.model,
         pretrained=config.checkpoint is None,
         checkpoint=config.checkpoint,
         num_classes=config.num_classes,
-        model_kwargs=kwargs,
+        model_kwargs=config.model_kwargs,
     )
+    published: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
+    if config.checkpoint is None and config.num_classes not in (None, published.get("num_classes")):
+        raise InputError(
+            f"the published {config.model} has {published.get('num_classes')} classes, not {config.num_classes}: a head of"
+            " another size would be random; pass your own weights with --checkpoint"
+        )
     if config.topk > classifier.num_classes:  # type: ignore[operator]
         raise InputError(f"--topk {config.topk}: {config.model} has {classifier.num_classes} classes")
     squash = Squash.of_model(classifier, config.input_size)
@@ -123,7 +130,7 @@ def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squa
     with torch.inference_mode():
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
     return Manifest(
-        model=config.model,
+        model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),
         model_kwargs=config.model_kwargs,
         weights=config.checkpoint.name if config.checkpoint else "pretrained",
         weights_sha256=sha256_of(config.checkpoint) if config.checkpoint else None,
@@ -147,6 +154,12 @@ def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squa
     )
 
 
+def tagged_name(classifier: nn.Module) -> str:
+    """timm's full name of published weights, so that another default tag in another timm is seen."""
+    settings: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
+    return ".".join(filter(None, (settings["architecture"], settings.get("tag"))))
+
+
 @contextlib.contextmanager
 def only_run_on(labels: Path, group: Processes) -> Iterator[None]:
     """Refuse a second run on the same folder while the first lives; a dead run's lock is gone with it."""
@@ -155,16 +168,19 @@ def only_run_on(labels: Path, group: Processes) -> Iterator[None]:
         return
     with (labels / LOCK).open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its workers do not inherit it
+        except (BlockingIOError, PermissionError) as error:
             raise InputError(
                 f"another `relabel annotate` is writing {labels}; wait for it, or use another --labels"
             ) from error
         yield
 
 
-def prepare(labels: Path, manifest: Manifest, group: Processes) -> list[int]:
-    """Make or check the manifest, drop what a killed run left half done, and list the shards still to make."""
+def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable: bool = True) -> list[int]:
+    """Make or check the manifest, drop what a killed run left half done, and list the shards still to make.
+
+    A shard that lacks unreadable images is made again where they are not to be skipped: they may have been replaced.
+    """
     if group.is_first:
         if (labels / MANIFEST).exists():
             differences = Manifest.load(labels).differences(manifest)
@@ -181,10 +197,11 @@ def prepare(labels: Path, manifest: Manifest, group: Processes) -> list[int]:
         for leftover in labels.glob(".*.tmp"):
             leftover.unlink()
         lines = read_shard_lines(labels)
-        sound = {i: line for i, line in lines.items() if is_sound(labels / line.file, line.sha256)}
+        kept = {i: line for i, line in lines.items() if skip_unreadable or not line.unreadable}
+        sound = {i: line for i, line in kept.items() if is_sound(labels / line.file, line.sha256)}
         if lines or (labels / SHARD_LINES).exists():
             write_shard_lines(labels, sound)  # also drops a torn last line
-        for i in sorted(lines.keys() - sound.keys()):
+        for i in sorted(kept.keys() - sound.keys()):
             tqdm.write(f"{labels / shard_name(i)} is missing or damaged: made again")
         if sound and len(sound) == manifest.shard_count:
             tqdm.write(f"{labels}: all {manifest.shard_count} shards are there and sound, nothing to do")
@@ -279,7 +296,14 @@ def annotate_shards(
                 batch = next(arriving)
                 unreadable |= batch.unreadable
                 if batch.indices:
-                    made.append((batch.indices, label_maps(annotator, squash, batch.images, config, group.device)))
+                    try:
+                        maps = label_maps(annotator, squash, batch.images, config, group.device)
+                    except torch.OutOfMemoryError as error:
+                        raise InputError(
+                            f"a batch of {len(batch.indices)} images does not fit the memory of {group.device}; finished"
+                            " shards are kept: rerun with a smaller --batch-size"
+                        ) from error
+                    made.append((batch.indices, maps))
                 count = len(batch.indices) + len(batch.unreadable)
                 seen += count
                 bar.update(count)
@@ -298,6 +322,8 @@ def annotate_shards(
                 )
             skipped = [folder.keys[i] for i in sorted(unreadable)]
             append_shard_line(labels, write_shard(labels, shard, keys, maps, manifest, skipped))
+            if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
+                print(f"{shard_name(shard)} written, {shards.index(shard) + 1} of {len(shards)}", flush=True)
 
 
 def label_maps(

@@ -6,12 +6,13 @@ in a usual validation transform, would silently shift every label.
 
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
+
+from pipeline.images import normalise
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,4 @@ class Squash:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, S, T) uint8 -> float32, with the model's mean and standard deviation, on the images' device."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1) * 255
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1) * 255
-        return (images.float() - mean) / std
+        return normalise(images, self.mean, self.std)

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,27 +53,26 @@ def create_classifier(
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
-    name = model.split(":")[-1].split(".")[0] if ":" not in model else None
+    name = model.split(".")[0] if ":" not in model else None
     if ":" not in model and not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"timm has no model named {model!r}{hint} `timm.list_models()` lists them all")
+        hint = f" did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"timm has no model named {model!r};{hint} `timm.list_models()` lists them all")
+    published = pretrained and checkpoint is None
+    kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # silent replacements are refused below
-            classifier: nn.Module = timm.create_model(
-                model, pretrained=pretrained and checkpoint is None, num_classes=num_classes, **(model_kwargs or {})
-            )
+            classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs)
     except TypeError as error:
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
-        if not pretrained or checkpoint is not None:
-            raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {error}") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME once"
-            " loaded), or pass your own with --checkpoint"
-        ) from error
+        if published and can_be_made(model, kwargs):
+            raise InputError(
+                f"cannot get the published weights of {model}: {first_line(error)}. Check the network (weights are kept in"
+                " HF_HOME once loaded), or pass your own with --checkpoint"
+            ) from error
+        raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {error}") from error
     settings: Any = classifier.pretrained_cfg
     made = settings.get("architecture")
     if name is not None and made is not None and made != name:
@@ -88,6 +86,17 @@ def create_classifier(
     return classifier.eval()
 
 
+def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
+    """Whether timm makes the model with random weights, so that only the published ones are the trouble."""
+    if ":" in model:
+        return True  # its definition is on the hub too
+    try:
+        timm.create_model(model, **kwargs)
+    except Exception:
+        return False
+    return True
+
+
 def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
     """Load a checkpoint through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
 
@@ -98,7 +107,7 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
         raise InputError(f"checkpoint {checkpoint} does not exist")
     try:
         loaded = timm.models.load_state_dict(str(checkpoint), weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
         raise InputError(
             f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
             " .safetensors, or .pth saved from a state_dict"
@@ -116,7 +125,11 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
     for name, tensor in own.items():
         if tensor.shape != loaded[name].shape:
             head = tensor.ndim and tensor.shape[1:] == loaded[name].shape[1:] and tensor.shape[0] == classifier.num_classes
-            remedy = f"pass --num-classes {loaded[name].shape[0]}" if head else "give the model it was trained as"
+            remedy = (
+                f"it has {len(loaded[name])} classes: pass --num-classes {len(loaded[name])}, or as many class folders"
+                if head
+                else "give the model it was trained as"
+            )
             raise InputError(
                 f"{checkpoint}: {name} is {list(loaded[name].shape)}, {model} with {classifier.num_classes} classes needs"
                 f" {list(tensor.shape)}; {remedy}"

@@ -333,8 +333,7 @@ def recipes() -> None:
     from train.recipe import load, names
 
     for name in names():
-        settings = {k: v for k, v in dataclasses.asdict(load(name)).items()}
-        print(f"{name}\n  {json.dumps(settings)[1:-1]}")
+        print(f"{name}\n  {json.dumps(dataclasses.asdict(load(name)))[1:-1]}")
 
 
 def main() -> None:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.boxes import random_boxes, whole_image
 from pipeline.errors import InputError
-from pipeline.shards import LabelStore
+from pipeline.shards import LabelMaps, LabelStore
 from train.label_pooling import label_pool
 
 BATCH = 256
@@ -36,6 +37,15 @@ class Comparison:
     worst_folders: list[tuple[str, float]]
 
 
+def target_kl(first: LabelMaps, second: LabelMaps, boxes: list[Tensor], num_classes: int) -> Tensor:
+    """(B,) KL in nats of the second maps' pooled targets from the first's, mean over several (B, 4) boxes."""
+    kl = torch.zeros(len(first))
+    for box in boxes:
+        p, q = (label_pool(maps, box, num_classes).log_softmax(1) for maps in (first, second))
+        kl += (p.exp() * (p - q)).sum(1)
+    return kl / len(boxes)
+
+
 def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) -> Comparison:
     """Compare two label sets.
 
@@ -61,12 +71,8 @@ def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) 
         maps = a.gather(a.rows(part)), b.gather(b.rows(part))
         tops = [label_pool(m, whole_image(len(part)), classes).argmax(1) for m in maps]
         same.append(tops[0] == tops[1])
-        kl = torch.zeros(len(part))
-        for _ in range(boxes_per_image):
-            boxes = random_boxes(len(part), generator)
-            p, q = (label_pool(m, boxes, classes).log_softmax(1) for m in maps)
-            kl += (p.exp() * (p - q)).sum(1)
-        kl_of.append(kl / boxes_per_image)
+        boxes = [random_boxes(len(part), generator) for _ in range(boxes_per_image)]
+        kl_of.append(target_kl(*maps, boxes, classes))
     kl = torch.cat(kl_of)
     folders: dict[str, list[float]] = {}
     for key, value in zip(keys, kl.tolist(), strict=True):

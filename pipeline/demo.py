@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"relabel: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nrelabel: interrupted; `make demo` goes on where it stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -132,20 +136,15 @@ def run(commands: list[list[str]], prefixes: list[str] | None = None) -> None:
 
 def show(processes: list["subprocess.Popen[str]"], prefixes: list[str]) -> None:
     """Print the processes' lines as they come, each behind its prefix."""
-    import selectors
-
     width = max(map(len, prefixes))
-    with selectors.DefaultSelector() as selector:
-        for process, prefix in zip(processes, prefixes, strict=True):
-            assert process.stdout is not None
-            selector.register(process.stdout, selectors.EVENT_READ, prefix)
-        while selector.get_map():
-            for key, _ in selector.select():
-                line = key.fileobj.readline()  # type: ignore[union-attr]
-                if line:
-                    print(f"{key.data:<{width}} | {line}", end="", flush=True)
-                else:
-                    selector.unregister(key.fileobj)
+
+    def relay(process: "subprocess.Popen[str]", prefix: str) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{prefix:<{width}} | {line}", end="", flush=True)
+
+    with ThreadPoolExecutor(len(processes)) as pool:
+        list(pool.map(relay, processes, prefixes))
 
 
 def table(results: dict[str, dict[str, float]], times: dict[str, float]) -> str:

@@ -58,7 +58,7 @@ def write_scenes(folder: Path, train_images: int, val_images: int, annotator_ima
         ("train", "train", train_images, 3, (0.0, VAL_FROM)),
         ("val", "val", val_images, 3, (VAL_FROM, 1.0)),
     )
-    unfinished = folder.with_name(f".{folder.name}.tmp")
+    unfinished = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         for number, (name, place, count, most_digits, columns) in enumerate(plan, start=1):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.classifier import choose_device
 from pipeline.errors import InputError
+
+PATIENCE = timedelta(days=1)  # of one process for another: shards are shared out beforehand, and one GPU may be slower
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Processes:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process; all of them have to ask."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor over all processes; each gets the sum."""
         if self.world > 1:
@@ -63,12 +70,14 @@ def processes(device: str | None) -> Iterator[Processes]:
         yield Processes(0, 1, choose_device(device))
         return
     if device in (None, "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Processes(dist.get_rank(), world, chosen)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        timeout=PATIENCE,
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
+    yield Processes(dist.get_rank(), world, chosen)
+    dist.destroy_process_group()  # not after an error: it could wait for processes that wait for this one

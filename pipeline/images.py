@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
+from torch import Tensor
 
 from pipeline.errors import InputError
 
@@ -56,7 +58,8 @@ class ImageFolder:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise InputError(f"{root} {what}; expected a folder with one sub-folder of images per class")
-        folders = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name))
+        visible = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        folders = sorted(visible, key=lambda p: (natural_key(p.name), p.name))  # the name itself: Cat and cat are two
         if not folders:
             raise InputError(f"{root} has no sub-folders; expected one folder of images per class (ROOT/CLASS/*.JPEG)")
         extensions = get_img_extensions(as_set=True)
@@ -70,6 +73,9 @@ class ImageFolder:
             keys_and_targets += [(f"{folder.name}/{name}", target) for name in names]
         keys_and_targets.sort()
         keys, targets = zip(*keys_and_targets, strict=True)
+        for key in keys:
+            if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+                raise InputError(f"{root}: the name {key!r} is not UTF-8; rename the file")
         return cls(root, tuple(f.name for f in folders), keys, np.array(targets, dtype=np.int64))
 
     def without(self, keys: set[str]) -> "ImageFolder":
@@ -99,9 +105,16 @@ def read_rgb(path: Path) -> Image.Image:
                 return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             image.info.pop("transparency", None)  # Pillow warns about it, and RGB has no place for it
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(f" '{path}'", "").replace(f": '{path}'", "")
+    except Exception as error:  # what a damaged file makes Pillow raise is not all listed anywhere
+        reason = str(error).replace(f": '{path}'", "").replace(f" '{path}'", "")
         raise UnreadableImage(f"{path}: {reason}") from error
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, S, T) uint8 -> float32 with this mean and standard deviation (of values in [0, 1]), on the images' device."""
+    centre = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
+    spread = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
+    return (images.float() - centre) / spread
 
 
 Batch = TypeVar("Batch")

@@ -40,7 +40,7 @@ class Manifest:
     mean: tuple[float, float, float] | None  # of the normalisation; this and its neighbours are unknown of imported maps
     std: tuple[float, float, float] | None
     interpolation: str | None
-    precision: str  # of the forward pass: "float32", "bfloat16" or "float16"
+    precision: str  # of the forward pass: "float32" or "bfloat16"
     topk: int
     tail: Tail
     grid: tuple[int, int]  # rows, columns of the label map
@@ -82,9 +82,10 @@ class Manifest:
             raise InputError(f"{labels} is no label set: it holds no {MANIFEST}; make one with `relabel annotate`")
         try:
             fields = json.loads(path.read_text())
-            assert isinstance(fields, dict)
-        except (ValueError, AssertionError) as error:
-            raise InputError(f"{path} is not a JSON object ({error}); annotate again into an empty folder") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error}); annotate again into an empty folder") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{path} is no JSON object; annotate again into an empty folder")
         if fields.get("format") != FORMAT_VERSION:
             raise InputError(
                 f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
@@ -95,7 +96,10 @@ class Manifest:
             odd = ", ".join(sorted(fields.keys() ^ known))
             raise InputError(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
         for name in ("input_size", "mean", "std", "grid"):
-            fields[name] = fields[name] if fields[name] is None else tuple(fields[name])
+            unknown = fields[name] is None and name != "grid"  # of imported maps
+            if not unknown and not isinstance(fields[name], list):
+                raise InputError(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
+            fields[name] = None if unknown else tuple(fields[name])
         return cls(**fields)
 
     def differences(self, other: "Manifest") -> list[str]:

@@ -5,8 +5,9 @@ A shard is contiguous and unfiltered, so that readers memory-map it: h5py finds 
 Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map, N images of a set.
 """
 
+import errno
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,11 +101,17 @@ class MappedShard:
         remedy = "delete it and rerun `relabel annotate`"
         try:
             size = path.stat().st_size
+            path.open("rb").close()  # what the system has against it, in its own words
             with h5py.File(path, "r", locking=False) as file:
                 found = {name: (ds.shape, ds.dtype, ds.id.get_offset()) for name, ds in file.items()}
+                attributes = dict(file.attrs)
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, though shards.jsonl lists it; rerun `relabel annotate`") from error
-        except (OSError, RuntimeError) as error:  # RuntimeError: a damaged header
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+                raise InputError(f"cannot open {path}: {error.strerror}") from error
+            raise InputError(f"{path} is cut short or no HDF5 file ({error}); {remedy}") from error
+        except Exception as error:  # a damaged header comes out of h5py as one of half a dozen types
             raise InputError(f"{path} is cut short or no HDF5 file ({error}); {remedy}") from error
         cells, n = manifest.grid, line.rows
         expected = {
@@ -113,13 +120,19 @@ class MappedShard:
             "classes": ((n, manifest.topk, *cells), manifest.class_dtype),
             "tail": ((n, *cells), np.dtype(np.float16)),
         }
+        said = (attributes.get("format"), attributes.get("num_classes"))
+        if said != (manifest.format, manifest.num_classes):
+            raise InputError(
+                f"{path}: format and num_classes are {said[0]} and {said[1]}, the manifest says {manifest.format} and"
+                f" {manifest.num_classes}; {remedy}"
+            )
         arrays = {}
         mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # a plain view: memmap's own indexing is slow
         for name, (shape, dtype) in expected.items():
             if name not in found:
                 raise InputError(f"{path} has no dataset {name!r}; {remedy}")
             found_shape, found_dtype, offset = found[name]
-            if found_shape != shape or (dtype is not None and found_dtype != dtype):
+            if found_shape != shape or (found_dtype.kind != "S" if dtype is None else found_dtype != dtype):
                 raise InputError(
                     f"{path}: {name} is {found_dtype}{list(found_shape)}, the manifest says {dtype or 'S'}{list(shape)};"
                     f" {remedy}"
@@ -167,12 +180,6 @@ class LabelStore:
         ordered = [lines[i] for i in range(manifest.shard_count)]
         shards = [MappedShard.open(labels, line, manifest) for line in ordered]
         return cls(labels, manifest, shards, tuple(key for line in ordered for key in line.unreadable))
-
-    def shards(self) -> Iterator[tuple[ShardLine, MappedShard]]:
-        """Every shard beside its line in shards.jsonl, in order."""
-        lines = read_shard_lines(self.labels)
-        for i, shard in enumerate(self._shards):
-            yield lines[i], shard
 
     def to(self, device: torch.device | str) -> "LabelStore":
         """Read the whole set into the memory of a device; 1.28 M maps of 15x15x5 are about 6 GB."""

@@ -21,11 +21,11 @@ from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.boxes import random_boxes
 from pipeline.classifier import choose_device
+from pipeline.compare import target_kl
 from pipeline.errors import InputError
 from pipeline.images import read_rgb
 from pipeline.manifest import Manifest, Tail
 from pipeline.shards import LabelMaps, LabelStore, sha256_of
-from train.label_pooling import label_pool
 
 BATCH = 16
 BOXES_PER_IMAGE = 8
@@ -76,11 +76,13 @@ def spot_check(
         scores = stored.scores.float()
         difference = max(difference, float(((now - scores).abs() / scores.abs().clamp(min=1)).max()))
         same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
+        full = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
+        boxes = [random_boxes(len(rows), generator) for _ in range(BOXES_PER_IMAGE)]
         for k in ks:
             for tail in tails:
                 sparse = sparsify(logits, k, tail)
                 as_stored = LabelMaps(sparse.scores.half(), sparse.classes, sparse.tail.half())
-                kl[k, tail].append(kl_from_full(logits, as_stored, torch.Generator().manual_seed(seed)))
+                kl[k, tail].append(target_kl(full, as_stored, boxes, manifest.num_classes))
     return SpotCheck(
         images=len(chosen),
         largest_difference=difference,
@@ -129,18 +131,6 @@ def annotate_again(
         logits = annotator(squash.normalise(pixels).contiguous(memory_format=torch.channels_last))
     result: Tensor = logits.float().cpu()
     return result
-
-
-def kl_from_full(logits: Tensor, maps: LabelMaps, generator: torch.Generator) -> Tensor:
-    """(B,) mean KL over random boxes of the sparse map's target from the full map's."""
-    batch, classes = logits.shape[:2]
-    full = sparsify(logits, classes, "zero")  # every class kept: pooling it is exact
-    kl = torch.zeros(batch)
-    for _ in range(BOXES_PER_IMAGE):
-        boxes = random_boxes(batch, generator)
-        p, q = (label_pool(m, boxes, classes).log_softmax(1) for m in (full, maps))
-        kl += (p.exp() * (p - q)).sum(1)
-    return kl / BOXES_PER_IMAGE
 
 
 def findings_of(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]:

@@ -56,8 +56,11 @@ def image_folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
-def randomise(classifier: nn.Module, seed: int) -> nn.Module:
-    """Norms and head away from their initial values, as if trained: zeros and ones would hide what a map gets wrong."""
+def randomise(classifier: nn.Module, seed: int, size: tuple[int, int] | None = None) -> nn.Module:
+    """Norms and head away from their initial values, as if trained: zeros and ones would hide what a map gets wrong.
+
+    With a size in pixels, batch norm's statistics come from a batch of noise: else what an image changes dies out.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: torch.Tensor) -> torch.Tensor:
@@ -69,9 +72,6 @@ def randomise(classifier: nn.Module, seed: int) -> nn.Module:
                 module.weight.copy_(1 + 0.2 * noise(module.weight))
                 if module.bias is not None:
                     module.bias.copy_(0.2 * noise(module.bias))
-                if isinstance(getattr(module, "running_var", None), torch.Tensor):
-                    module.running_mean.copy_(0.1 * noise(module.running_mean))
-                    module.running_var.copy_(1 + 0.2 * noise(module.running_var).abs())
         heads = classifier.get_classifier()
         for head in heads if isinstance(heads, tuple | list) else [heads]:
             for module in head.modules():
@@ -79,13 +79,21 @@ def randomise(classifier: nn.Module, seed: int) -> nn.Module:
                     module.weight.copy_(0.2 * noise(module.weight))
                     if module.bias is not None:
                         module.bias.copy_(noise(module.bias))
+        for name, parameter in classifier.named_parameters():
+            if name.endswith("attention_biases"):  # of levit; at their initial zeros all its cells are alike
+                parameter.copy_(noise(parameter))
+        batch_norms = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if size is not None and batch_norms:
+            for module in batch_norms:
+                module.momentum = 1.0  # one batch says it all
+            classifier.train()(torch.randn(4, 3, *size, generator=generator))
     return classifier.eval()
 
 
 @pytest.fixture(scope="session")
 def randomised() -> Callable[..., nn.Module]:
-    """`randomised(classifier, seed=0)`: the same classifier, in eval mode, its norms and head random."""
-    return lambda classifier, seed=0: randomise(classifier, seed)
+    """`randomised(classifier, seed=0, size=None)`: the same classifier, in eval mode, its norms and head random."""
+    return lambda classifier, seed=0, size=None: randomise(classifier, seed, size)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +106,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int],
         if not path.exists():
             torch.manual_seed(seed)
             classifier = timm.create_model("resnet10t", num_classes=len(CLASS_SIZES), **THIN)
-            torch.save(randomise(classifier, seed).state_dict(), path)
+            torch.save(randomise(classifier, seed, (32, 56)).state_dict(), path)
         return path
 
     return make

@@ -28,6 +28,7 @@ class View:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: str = "center"  # timm's: center, squash or border
 
 
 class CentreCrops(Dataset[tuple[Tensor, int]]):
@@ -42,6 +43,7 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
             mean=view.mean,
             std=view.std,
             crop_pct=view.crop,
+            crop_mode=view.crop_mode,
         )
 
     def __len__(self) -> int:

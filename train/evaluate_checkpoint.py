@@ -33,6 +33,8 @@ def evaluate_checkpoint(
     Raises:
         InputError: neither checkpoint nor arch, a checkpoint that does not say its arch, other classes than the folder's.
     """
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: expected at least 1")
     folder = ImageFolder.scan(images)
     card = None
     if checkpoint is not None and arch is None:
@@ -81,5 +83,10 @@ def view_of(classifier: Any) -> View:
     """A published model's own evaluation settings, test size included."""
     settings = resolve_model_data_config(classifier, use_test_size=True)
     return View(
-        settings["input_size"][-1], settings["crop_pct"], settings["interpolation"], settings["mean"], settings["std"]
+        size=settings["input_size"][-1],
+        crop=settings["crop_pct"],
+        interpolation=settings["interpolation"],
+        mean=settings["mean"],
+        std=settings["std"],
+        crop_mode=settings["crop_mode"],
     )

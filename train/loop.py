@@ -26,7 +26,14 @@ from tqdm import tqdm
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, batches_of, leave_signals_to_the_main_process
+from pipeline.images import (
+    ImageFolder,
+    UnreadableImage,
+    batches_of,
+    digest_of,
+    leave_signals_to_the_main_process,
+    normalise,
+)
 from pipeline.manifest import write_whole
 from pipeline.shards import LabelStore
 from train import checkpoint
@@ -80,11 +87,11 @@ def train(
     with processes(device) as group:
         # Data: which images, and their label maps
         folder = ImageFolder.scan(images)
-        store = open_labels(labels, recipe)
+        store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
-        row_of_image = match_labels(store, folder) if store is not None else None
+        row_of_image = match_labels(store, folder) if store is not None and recipe.needs_labels else None
         val_folder = ImageFolder.scan(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
@@ -110,9 +117,14 @@ def train(
         cuda = group.device.type == "cuda"
         model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         amp = cuda if amp is None else amp
-        optimizer = create_optimizer_v2(
-            model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-        )
+        try:
+            optimizer = create_optimizer_v2(
+                model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+            )
+        except ValueError as error:
+            raise InputError(
+                f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
+            ) from error
         scheduler, _ = create_scheduler_v2(
             optimizer,
             recipe.schedule,
@@ -125,26 +137,29 @@ def train(
         assert scheduler is not None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, images, pretrained, initial_weights)
+        description = describe(card, recipe, store, folder, pretrained, initial_weights)
         state = begin(run, description, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
             model.load_state_dict(state["state_dict"])
             optimizer.load_state_dict(state["optimizer"])
             checkpoint.set_rng_state(state["rng"], group.device)
-            step, seen = state["step"], state["seen"].to(group.device)
+            step = state["step"]
+            if group.is_first:  # the others' share is in it
+                seen = state["seen"].to(group.device)
             say(group, f"resuming {run} at step {step} of {steps_per_epoch * recipe.epochs}")
         if group.is_first:
+            for leftover in run.glob(".*.tmp"):  # of a run that was killed
+                leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
         if group.world > 1:
+            torch.manual_seed(seed_of(recipe.seed, step, group.rank))  # dropout of its own in every process
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
         # Label maps move to the device once, and targets are made there
         targets = None
         if store is not None and row_of_image is not None:
             targets = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
-        mean = torch.tensor(view.mean, device=group.device).view(3, 1, 1) * 255
-        std = torch.tensor(view.std, device=group.device).view(3, 1, 1) * 255
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
@@ -157,26 +172,30 @@ def train(
             generator=torch.Generator(),  # its own, so that a resumed run's model draws the numbers it would have drawn
         )
 
-        def snapshot() -> dict[str, Any]:
-            return {
-                "state_dict": bare(model).state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rng": checkpoint.rng_state(group.device),
-                "step": step,
-                "seen": seen,
-                "card": card.to_dict(),
-            }
+        def save_state() -> None:
+            """All that resuming needs, as of now: every process takes part, the first one writes."""
+            together = group.sum(seen.clone())
+            if group.is_first:
+                state = {
+                    "state_dict": bare(model).state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "rng": checkpoint.rng_state(group.device),
+                    "step": step,
+                    "seen": together,
+                    "card": card.to_dict(),
+                }
+                checkpoint.save(run / LAST, state)
 
         with stop_signals() as stopped:
             bar = progress(step, steps_per_epoch, recipe, group)
             began = time.perf_counter()
-            images_before = float(seen[0])
+            images_before = float(group.sum(seen[:1].clone()))
             for crops in batches_of(loader):
                 # One step
                 scheduler.step_update(step)
                 crops = crops.to(group.device)
                 target = crops.targets if targets is None else targets(crops)
-                batch = ((crops.images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+                batch = normalise(crops.images, view.mean, view.std).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
                     logits = model(batch)
                 logits = logits.float()
@@ -192,7 +211,9 @@ def train(
                     seen += torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
-                if step % LOOK_EVERY == 0 or in_epoch == 0:
+                look = step % LOOK_EVERY == 0 or in_epoch == 0
+                stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
+                if look or stop:
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)
                     if not torch.isfinite(seen[1]):
@@ -201,9 +222,8 @@ def train(
                             f"the loss is not finite by step {step} (epoch {epoch + (in_epoch > 0)}, lr {lr:.3g});"
                             f" {run / LAST} holds the last good state. A smaller lr or amp off may help"
                         )
-                if stopped() and in_epoch:
-                    if group.is_first:
-                        checkpoint.save(run / LAST, snapshot())
+                if stop and in_epoch:
+                    save_state()
                     bar.close()
                     raise Interrupted(f"stopped at step {step}; the same command with --resume goes on from {run / LAST}")
                 if in_epoch:
@@ -221,20 +241,28 @@ def train(
                     "lr": optimizer.param_groups[0]["lr"],
                     "images_per_s": (count - images_before) / wall_s,
                 }
+                seen.zero_()
+                unreadable = None
                 if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
                     group.same_buffers(bare(model))
-                    metrics["val"] = evaluate(
-                        bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
-                    )
+                    try:
+                        metrics["val"] = evaluate(
+                            bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
+                        )
+                    except UnreadableImage as error:
+                        if group.world > 1:  # the others are still evaluating
+                            raise
+                        unreadable = error  # what was learnt is saved first
                 metrics["wall_s"] = time.perf_counter() - began
-                seen.zero_()
                 if group.is_first:
                     append_metrics(run, metrics)
-                    checkpoint.save(run / LAST, snapshot())
-                    if "val" in metrics or epoch == recipe.epochs:
-                        draw_curves(run)
+                save_state()
+                if unreadable is not None:
+                    raise unreadable
+                if group.is_first and ("val" in metrics or epoch == recipe.epochs):
+                    draw_curves(run)
                 say(group, summary(metrics, recipe))
-                if stopped() and epoch < recipe.epochs:
+                if stop and epoch < recipe.epochs:
                     raise Interrupted(f"stopped after epoch {epoch}; the same command with --resume goes on")
                 bar = progress(step, steps_per_epoch, recipe, group)
                 began, images_before = time.perf_counter(), 0.0
@@ -248,15 +276,15 @@ def train(
 
 
 def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
-    if not recipe.needs_labels:
-        return None
     if labels is None:
+        if not recipe.needs_labels:
+            return None
         raise InputError(f"target {recipe.target!r} reads label maps; name their folder with --labels")
     return LabelStore.open(labels)
 
 
 def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, images: Path, pretrained: bool, initial: Path | None
+    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageFolder, pretrained: bool, initial: Path | None
 ) -> dict[str, Any]:
     """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
     return {
@@ -264,9 +292,11 @@ def describe(
         "model_kwargs": card.model_kwargs,
         "initial_weights": str(initial) if initial else "pretrained" if pretrained else "random",
         "recipe": dataclasses.asdict(recipe),
-        "images": str(images),
+        "images": str(folder.root),
+        "image_count": len(folder),
+        "image_digest": digest_of(folder.keys),
         "classes": len(card.classes),
-        "labels": dataclasses.asdict(store.manifest) if store is not None else None,
+        "labels": dataclasses.asdict(store.manifest) if store is not None and recipe.needs_labels else None,
         "timm_version": timm.__version__,
         "torch_version": torch.__version__,
     }

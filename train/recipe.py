@@ -57,6 +57,9 @@ class Recipe:
             raise InputError(f"recipe: hflip = {self.hflip}; expected a probability within [0, 1]")
         if self.lr <= 0:
             raise InputError(f"recipe: lr = {self.lr}; expected a positive number")
+        for name in ("momentum", "weight_decay", "warmup_epochs", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected 0 or more")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")
 

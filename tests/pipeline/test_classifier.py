@@ -1,5 +1,6 @@
 """Any timm classifier with the weights asked for, or a message that says what is wrong with the name or the weights."""
 
+import io
 import json
 import os
 import pickle
@@ -92,7 +93,9 @@ def test_classifier_comes_in_eval_mode_with_the_classes_asked_for() -> None:
 def test_model_folder_of_ones_own_loads_its_weights(tmp_path: Path, randomised: Callable[..., nn.Module]) -> None:
     saved = randomised(timm.create_model("test_resnet", num_classes=3))
     save_file(saved.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {}})
+    )
     image = torch.randn(1, 3, 64, 96)
     assert torch.equal(create_classifier(f"local-dir:{tmp_path}", pretrained=True)(image), saved(image))
 
@@ -153,7 +156,9 @@ def test_text_file_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [[1, 2], torch.zeros(3), None, {"epoch": 3}, {"state_dict": [1]}, {1: torch.zeros(1)}], ids=lambda c: repr(c)[:20]
+    "content",
+    [[1, 2], torch.zeros(3), None, {"epoch": 3}, {"state_dict": [1]}, {1: torch.zeros(1)}],
+    ids=["list", "tensor", "none", "no tensors", "state_dict of no tensors", "numbers for names"],
 )
 def test_checkpoint_of_something_else_is_named(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pth")
@@ -186,20 +191,21 @@ def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(
     finally:
         assert not trace.exists()
     assert f"{path} is cut short, no weights file, or holds more than weights" in message
-    torch.load(path, weights_only=False) if container != "bare" else pickle.loads(path.read_bytes())
+    whole = io.BytesIO(path.read_bytes())
+    pickle.load(whole) if container == "bare" else torch.load(whole, weights_only=False)
     assert trace.exists(), "else this test could not fail"
 
 
 def test_checkpoint_of_another_architecture_is_refused_with_examples(tiny_checkpoint: Path) -> None:
     message = refusal(lambda: create_classifier("test_resnet", num_classes=3, checkpoint=tiny_checkpoint))
-    assert f"{tiny_checkpoint} is no checkpoint of test_resnet: 12 of 92 tensors missing, 6 unknown (such as layer" in message
+    assert (
+        f"{tiny_checkpoint} is no checkpoint of test_resnet: 12 of 92 tensors missing, 6 unknown (such as layer" in message
+    )
 
 
 def test_checkpoint_of_another_width_is_refused_with_both_shapes(tiny_checkpoint: Path) -> None:
     kwargs = {**THIN, "channels": (8, 8, 8, 24), "output_stride": 8}
-    message = refusal(
-        lambda: create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs)
-    )
+    message = refusal(lambda: create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs))
     assert "layer4.0.conv1.weight is [16, 8, 3, 3], resnet10t with 3 classes needs [24, 8, 3, 3]" in message
     assert "give the model it was trained as" in message
 
@@ -208,7 +214,7 @@ def test_checkpoint_of_another_width_is_refused_with_both_shapes(tiny_checkpoint
 def test_checkpoint_of_another_class_count_says_which_to_pass(tiny_checkpoint: Path, asked: int | None) -> None:
     message = refusal(lambda: thin(tiny_checkpoint, asked))
     assert f"with {asked or 1000} classes needs [{asked or 1000}, 16]" in message
-    assert message.endswith("pass --num-classes 3")
+    assert "pass --num-classes 3" in message
 
 
 # --- options ------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ def test_every_field_but_the_versions_makes_a_difference() -> None:
 def test_manifest_of_another_format_version_is_refused_with_both_versions(tmp_path: Path) -> None:
     manifest().save(tmp_path)
     edit(tmp_path, lambda fields: fields.update(format=2, new_field="of version 2"))
-    with pytest.raises(InputError, match=rf"{tmp_path}/manifest\.json: label format 2, this relabel reads 1; annotate again"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/manifest\.json: label format 2, this relabel reads 1; annotate again"
+    ):
         Manifest.load(tmp_path)
 
 
@@ -82,7 +84,9 @@ def test_manifest_of_another_format_version_is_refused_with_both_versions(tmp_pa
         (lambda fields: (fields.pop("grid"), fields.update(cells=[4, 7])), "cells, grid"),
     ],
 )
-def test_missing_and_unknown_fields_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], object], named: str) -> None:
+def test_missing_and_unknown_fields_are_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
     manifest().save(tmp_path)
     edit(tmp_path, change)
     with pytest.raises(InputError, match=rf"manifest\.json: missing or unknown fields: {named};"):
@@ -99,7 +103,7 @@ def test_field_of_another_type_gets_a_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", '{"format": 1, "mod', "[1]", "\x80binary"])
 def test_torn_manifest_is_refused_by_path(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=rf"{tmp_path}/manifest\.json is not a JSON object .*annotate again"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/manifest\.json is (not JSON|no JSON object).*; annotate again"):
         Manifest.load(tmp_path)
 
 
@@ -145,7 +149,9 @@ def test_torn_last_line_is_dropped_wherever_it_tore(tmp_path: Path) -> None:
         assert read_shard_lines(tmp_path) == {0: LINES[0], 1: LINES[1]}
 
 
-@pytest.mark.parametrize("damage", ["not json", "[1, 2]", '{"shard": 1}', '{"shard": 1, "unreadable": [], "rows": 1, "x": 2}'])
+@pytest.mark.parametrize(
+    "damage", ["not json", "[1, 2]", '{"shard": 1}', '{"shard": 1, "unreadable": [], "rows": 1, "x": 2}']
+)
 def test_damaged_middle_line_is_named_by_number(tmp_path: Path, damage: str) -> None:
     write_shard_lines(tmp_path, LINES)
     lines = (tmp_path / SHARD_LINES).read_text().splitlines(keepends=True)

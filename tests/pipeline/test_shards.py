@@ -69,7 +69,9 @@ def test_gather_from_files_equals_gather_from_memory(label_set: Path) -> None:
 @pytest.mark.parametrize(("num_classes", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
 def test_largest_class_survives_in_the_smallest_type_that_holds_it(tmp_path: Path, num_classes: int, dtype: type) -> None:
     classes = torch.tensor([num_classes - 1, 0, 3, 40_000]).view(2, 2, 1, 1)
-    write_label_set(tmp_path / "set", KEYS[:2], LabelMaps(torch.zeros(2, 2, 1, 1), classes, torch.zeros(2, 1, 1)), num_classes)
+    write_label_set(
+        tmp_path / "set", KEYS[:2], LabelMaps(torch.zeros(2, 2, 1, 1), classes, torch.zeros(2, 1, 1)), num_classes
+    )
     with h5py.File(tmp_path / "set" / shard_name(0)) as file:
         assert file["classes"].dtype == dtype
     for store in (LabelStore.open(tmp_path / "set"), LabelStore.open(tmp_path / "set").to("cpu")):
@@ -198,20 +200,35 @@ def test_damaged_structure_is_refused_by_name_or_leaves_structure_sound(label_se
 def test_shard_of_another_shape_is_refused_with_both_shapes(label_set: Path) -> None:
     manifest = LabelStore.open(label_set).manifest
     dataclasses.replace(manifest, grid=(5, 3)).save(label_set)
-    with pytest.raises(InputError, match=r"shard-00000\.h5: scores is float16\[2, 2, 3, 5\], the manifest says .*\[2, 2, 5, 3\]"):
-        LabelStore.open(label_set)
-
-
-def test_shard_of_another_class_type_is_refused(label_set: Path) -> None:
-    manifest = LabelStore.open(label_set).manifest
-    dataclasses.replace(manifest, num_classes=70_000).save(label_set)
-    with pytest.raises(InputError, match=r"classes is uint16\[2, 2, 3, 5\], the manifest says uint32"):
+    with pytest.raises(
+        InputError, match=r"shard-00000\.h5: scores is float16\[2, 2, 3, 5\], the manifest says .*\[2, 2, 5, 3\]"
+    ):
         LabelStore.open(label_set)
 
 
 def rewrite(path: Path, change: Callable[[h5py.File], object]) -> None:
     with h5py.File(path, "r+") as file:
         change(file)
+
+
+def test_shard_made_for_another_class_count_is_refused_with_both(label_set: Path) -> None:
+    manifest = LabelStore.open(label_set).manifest
+    dataclasses.replace(manifest, num_classes=8).save(label_set)
+    with pytest.raises(InputError, match=r"shard-00000\.h5: format and num_classes are 1 and 7, the manifest says 1 and 8;"):
+        LabelStore.open(label_set)
+
+
+def test_shard_of_another_class_type_is_refused_with_both_types(label_set: Path) -> None:
+    def widen(file: h5py.File) -> None:
+        classes = file["classes"][()]
+        del file["classes"]
+        file["classes"] = classes.astype(np.int64)
+
+    rewrite(label_set / shard_name(0), widen)
+    with pytest.raises(
+        InputError, match=r"classes is int64\[2, 2, 3, 5\], the manifest says uint16\[2, 2, 3, 5\]; delete it"
+    ):
+        LabelStore.open(label_set)
 
 
 def test_shard_without_a_dataset_is_refused_with_its_name(label_set: Path) -> None:

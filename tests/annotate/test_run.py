@@ -1,0 +1,384 @@
+"""`relabel annotate` from end to end: what it writes, what a rerun does, and what bad input gets."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, read_shard_lines
+from pipeline.shards import LabelStore, sha256_of, shard_name
+
+Relabel = Callable[..., "CompletedProcess[str]"]
+Contents = Callable[[Path], dict[str, bytes]]
+
+THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
+KEYS = ["cat/cat_0.JPEG", *(f"dog/dog_{i}.JPEG" for i in range(5)), *(f"eel/eel_{i}.JPEG" for i in range(3))]  # sorted
+
+
+@pytest.fixture
+def annotate(relabel_here: Relabel, image_folder: Path, tmp_path: Path, tiny_options: list[str]) -> Relabel:
+    """Annotate the image folder into tmp_path/"labels"; further options come after the usual ones and win."""
+
+    def run(*more: object, images: Path = image_folder, labels: str = "labels") -> "CompletedProcess[str]":
+        return relabel_here("annotate", images, "--labels", tmp_path / labels, *tiny_options, *more)
+
+    return run
+
+
+def spoil(image: Path) -> None:
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-60])  # within the pixels; the header alone is 600 bytes
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_every_cell_holds_the_classifiers_own_two_largest_logits_there(
+    undisturbed: Path, image_folder: Path, tiny_checkpoint: Path
+) -> None:
+    classifier = timm.create_model("resnet10t", num_classes=3, **THIN).eval()
+    classifier.load_state_dict(torch.load(tiny_checkpoint, weights_only=True))
+    settings = classifier.pretrained_cfg
+    usual = transforms.Compose(
+        [
+            transforms.Resize((32, 56), InterpolationMode(settings["interpolation"])),
+            transforms.ToTensor(),
+            transforms.Normalize(settings["mean"], settings["std"]),
+        ]
+    )
+    store = LabelStore.open(undisturbed)
+    assert store.keys == KEYS
+    for key in KEYS:
+        features = classifier.forward_features(usual(Image.open(image_folder / key).convert("RGB"))[None])
+        maps = store.gather(store.rows([key]))
+        for row in range(4):
+            for column in range(7):
+                logits = classifier.fc(features[0, :, row, column])
+                best, second, last = logits.argsort(descending=True).tolist()
+                assert maps.classes[0, :, row, column].tolist() == [best, second]
+                stored = [*maps.scores[0, :, row, column].tolist(), maps.tail[0, row, column].item()]
+                assert stored == pytest.approx(logits[[best, second, last]].tolist(), rel=2e-3, abs=2e-3)
+
+
+def test_manifest_tells_what_made_the_labels(undisturbed: Path, tiny_checkpoint: Path) -> None:
+    manifest = Manifest.load(undisturbed)
+    assert manifest.model == "resnet10t" and manifest.model_kwargs == {**THIN, "channels": [8, 8, 8, 16]}
+    assert (manifest.weights, manifest.weights_sha256) == (tiny_checkpoint.name, sha256_of(tiny_checkpoint))
+    assert (manifest.kind, manifest.precision, manifest.tail) == ("exact", "float32", "mean")
+    assert (manifest.num_classes, manifest.topk, manifest.grid, manifest.input_size) == (3, 2, (4, 7), (32, 56))
+    assert (manifest.image_count, manifest.shard_size, manifest.shard_count) == (9, 3, 3)
+    assert (manifest.timm_version, manifest.torch_version) == (timm.__version__, torch.__version__)
+
+
+def test_label_set_is_found_sound(relabel_here: Relabel, undisturbed: Path, image_folder: Path) -> None:
+    finished = relabel_here("verify", undisturbed, "--images", image_folder, "--min-agreement", 0)
+    assert finished.returncode == 0, finished.stdout
+    assert "9 label maps of 4x7 cells, top 2 of 3 classes by resnet10t (exact)" in finished.stdout
+    assert finished.stdout.splitlines()[-1] == "all sound"
+
+
+def test_decoding_in_workers_and_in_the_main_process_gives_the_same_bytes(
+    annotate: Relabel, undisturbed: Path, tmp_path: Path, contents: Contents
+) -> None:
+    finished = annotate("--workers", 0)
+    assert finished.returncode == 0
+    assert f"{tmp_path}/labels: 9 label maps of 4x7 cells, top 2 of 3 classes" in finished.stdout
+    assert contents(tmp_path / "labels") == contents(undisturbed)
+
+
+def test_last_shard_holds_what_is_left_and_shard_size_changes_no_label(
+    annotate: Relabel, undisturbed: Path, tmp_path: Path
+) -> None:
+    assert annotate("--shard-size", 4).returncode == 0
+    assert [line.rows for line in read_shard_lines(tmp_path / "labels").values()] == [4, 4, 1]
+    mine, theirs = LabelStore.open(tmp_path / "labels"), LabelStore.open(undisturbed)
+    assert mine.keys == KEYS
+    expected = theirs.gather(theirs.rows(KEYS)).dense(3)
+    assert torch.allclose(mine.gather(mine.rows(KEYS)).dense(3), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_bfloat16_is_recorded_and_near_float32(annotate: Relabel, undisturbed: Path, tmp_path: Path) -> None:
+    assert annotate("--amp").returncode == 0
+    assert Manifest.load(tmp_path / "labels").precision == "bfloat16"
+    coarse, fine = (LabelStore.open(labels).to("cpu") for labels in (tmp_path / "labels", undisturbed))
+    gap = (coarse.gather(coarse.rows(KEYS)).dense(3) - fine.gather(fine.rows(KEYS)).dense(3)).abs()
+    assert 0 < float(gap.mean()) < 0.05 * float(fine.gather(fine.rows(KEYS)).scores.float().std())
+
+
+@pytest.mark.parametrize("tail", ["mean", "logmeanexp", "zero"])
+def test_tail_asked_for_is_the_one_stored(annotate: Relabel, tmp_path: Path, tail: str) -> None:
+    assert annotate("--tail", tail, "--topk", 1).returncode == 0
+    assert annotate("--topk", 3, labels="whole").returncode == 0
+    store, whole = LabelStore.open(tmp_path / "labels"), LabelStore.open(tmp_path / "whole")
+    left_out = whole.gather(whole.rows(KEYS)).scores[:, 1:].float()
+    expected = {
+        "mean": left_out.mean(1),
+        "logmeanexp": left_out.exp().mean(1).log(),
+        "zero": torch.zeros(9, 4, 7),
+    }[tail]
+    assert store.manifest.tail == tail
+    assert torch.allclose(store.gather(store.rows(KEYS)).tail.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_two_annotators_label_sets_stand_side_by_side(
+    annotate: Relabel,
+    relabel_here: Relabel,
+    make_checkpoint: Callable[[int], Path],
+    undisturbed: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    contents: Contents,
+) -> None:
+    assert annotate(labels="sets/first").returncode == 0
+    assert annotate("--checkpoint", make_checkpoint(1), labels="sets/second").returncode == 0
+    assert contents(tmp_path / "sets/first") == contents(undisturbed)
+    first, second = (LabelStore.open(tmp_path / "sets" / name) for name in ("first", "second"))
+    assert first.keys == second.keys
+    assert not torch.equal(first.gather(first.rows(KEYS)).scores, second.gather(second.rows(KEYS)).scores)
+    for name in ("first", "second"):
+        verified = relabel_here("verify", tmp_path / "sets" / name, "--images", image_folder, "--min-agreement", 0)
+        assert verified.returncode == 0
+
+
+# --- reruns ---------------------------------------------------------------------------------------------------------------
+
+
+def test_rerun_of_a_finished_set_touches_no_shard(annotate: Relabel, labels: Path, contents: Contents) -> None:
+    before = contents(labels)
+    times = {p.name: p.stat().st_mtime_ns for p in labels.glob("*.h5")}
+    finished = annotate()
+    assert finished.returncode == 0
+    assert "all 3 shards are there and sound, nothing to do" in finished.stdout
+    assert contents(labels) == before
+    assert {p.name: p.stat().st_mtime_ns for p in labels.glob("*.h5")} == times
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--topk=1"], "topk: 2, not 1 of this run"),
+        (["--amp"], "precision: 'float32', not 'bfloat16' of this run"),
+        (["--shard-size=4"], "shard_size: 3, not 4 of this run"),
+        (["--input-size=32x64"], "input_size: [32, 56], not [32, 64]; grid: [4, 7], not [4, 8] of this run"),
+    ],
+)
+def test_other_options_into_the_same_folder_are_refused_with_the_difference(
+    annotate: Relabel, labels: Path, contents: Contents, options: list[str], named: str
+) -> None:
+    before = contents(labels)
+    finished = annotate(*options)
+    assert finished.returncode == 1
+    assert f"{labels} holds another label set ({named}); use another --labels" in finished.stderr
+    assert contents(labels) == before
+
+
+def test_other_weights_into_the_same_folder_are_refused(
+    annotate: Relabel, labels: Path, make_checkpoint: Callable[[int], Path], tmp_path: Path
+) -> None:
+    same_name = shutil.copy(make_checkpoint(1), tmp_path / "tiny-0.pth")
+    finished = annotate("--checkpoint", same_name)
+    assert finished.returncode == 1 and "weights_sha256: " in finished.stderr
+
+
+def test_same_weights_under_another_name_make_the_same_label_set(
+    annotate: Relabel, labels: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert annotate("--checkpoint", shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")).returncode == 0
+
+
+def test_other_images_into_the_same_folder_are_refused(annotate: Relabel, labels: Path, image_folder: Path) -> None:
+    (image_folder / "dog/dog_0.JPEG").rename(image_folder / "dog/dog_00.JPEG")
+    finished = annotate()
+    assert finished.returncode == 1 and "image_digest: " in finished.stderr and "image_count" not in finished.stderr
+
+
+def test_image_folder_may_move(annotate: Relabel, labels: Path, image_folder: Path, tmp_path: Path) -> None:
+    finished = annotate(images=image_folder.rename(tmp_path / "elsewhere"))
+    assert finished.returncode == 0 and "nothing to do" in finished.stdout
+
+
+def test_flipped_byte_and_missing_shard_are_made_again(
+    annotate: Relabel, labels: Path, undisturbed: Path, contents: Contents
+) -> None:
+    flipped = bytearray((labels / shard_name(0)).read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (labels / shard_name(0)).write_bytes(flipped)
+    (labels / shard_name(2)).unlink()
+    finished = annotate()
+    assert finished.returncode == 0
+    for shard in (0, 2):
+        assert f"{labels}/{shard_name(shard)} is missing or damaged: made again" in finished.stdout
+    assert "1 of 3 shards are there and sound, making the rest" in finished.stdout
+    assert contents(labels) == contents(undisturbed)
+
+
+def test_what_a_killed_run_left_half_done_is_cleared_away(
+    annotate: Relabel, labels: Path, undisturbed: Path, contents: Contents
+) -> None:
+    lines = (labels / SHARD_LINES).read_bytes().splitlines(keepends=True)
+    (labels / SHARD_LINES).write_bytes(lines[0] + lines[1][:-20])  # torn while appending
+    (labels / f".{shard_name(2)}.4711.tmp").write_bytes(b"half a shard")
+    (labels / shard_name(2)).unlink()
+    assert annotate().returncode == 0
+    assert contents(labels) == contents(undisturbed)
+
+
+def test_label_set_of_another_format_version_is_refused_and_kept(
+    annotate: Relabel, labels: Path, contents: Contents
+) -> None:
+    fields = json.loads((labels / MANIFEST).read_text())
+    (labels / MANIFEST).write_text(json.dumps(fields | {"format": 0}))
+    before = contents(labels)
+    finished = annotate()
+    assert finished.returncode == 1
+    assert f"relabel: {labels}/manifest.json: label format 0, this relabel reads 1" in finished.stderr
+    assert contents(labels) == before
+
+
+def test_folder_of_other_files_is_not_written_into(annotate: Relabel, tmp_path: Path, contents: Contents) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "thesis.tex").write_text("years of work")
+    finished = annotate()
+    assert finished.returncode == 1
+    assert "is not empty and no label set (it holds thesis.tex); use an empty folder" in finished.stderr
+    assert contents(tmp_path / "labels") == {"thesis.tex": b"years of work"}
+
+
+def test_full_disk_gets_one_message_loses_no_shard_and_a_rerun_finishes(
+    annotate: Relabel,
+    labels: Path,
+    undisturbed: Path,
+    contents: Contents,
+    file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]],
+) -> None:
+    (labels / shard_name(1)).unlink()
+    with file_size_limit(2000):  # manifest and shards.jsonl still fit
+        finished = annotate()
+    assert finished.returncode == 1
+    assert f"cannot write {labels}: [Errno 27] File too large. Finished shards are safe; rerun" in finished.stderr
+    left = contents(labels)
+    assert sorted(left) == [MANIFEST, shard_name(0), shard_name(2), SHARD_LINES]
+    assert sorted(read_shard_lines(labels)) == [0, 2]
+    assert annotate().returncode == 0
+    assert contents(labels) == contents(undisturbed)
+
+
+# --- unreadable images ----------------------------------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_all_named_after_the_pass_over_their_shard(
+    annotate: Relabel, image_folder: Path, undisturbed: Path, tmp_path: Path, contents: Contents
+) -> None:
+    sound = {key: (image_folder / key).read_bytes() for key in KEYS}
+    spoil(image_folder / KEYS[3])
+    (image_folder / KEYS[5]).write_text("no image")
+    spoil(image_folder / KEYS[8])
+    finished = annotate()
+    assert finished.returncode == 1
+    assert "2 unreadable images in shard 1 of 3:" in finished.stderr
+    assert f"  {image_folder / KEYS[3]}: image file is truncated" in finished.stderr
+    assert f"  {image_folder / KEYS[5]}: cannot identify image file" in finished.stderr
+    assert KEYS[4] not in finished.stderr
+    assert "--skip-unreadable" in finished.stderr
+    kept = contents(tmp_path / "labels")
+    assert sorted(kept) == [MANIFEST, shard_name(0), SHARD_LINES]
+    assert kept[shard_name(0)] == contents(undisturbed)[shard_name(0)]
+    for key in KEYS:
+        (image_folder / key).write_bytes(sound[key])
+    assert annotate().returncode == 0
+    assert contents(tmp_path / "labels") == contents(undisturbed)
+
+
+def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
+    annotate: Relabel, relabel_here: Relabel, image_folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    bad = [KEYS[3], KEYS[5], KEYS[6], KEYS[7], KEYS[8]]  # some of shard 1, all of shard 2
+    for key in bad:
+        spoil(image_folder / key)
+    assert annotate().returncode == 1
+    finished = annotate("--skip-unreadable")
+    assert finished.returncode == 0
+    assert "4 label maps of 4x7 cells, top 2 of 3 classes, 5 unreadable images left out" in finished.stdout
+    labels = tmp_path / "labels"
+    store, whole = LabelStore.open(labels), LabelStore.open(undisturbed)
+    readable = [key for key in KEYS if key not in bad]
+    assert store.keys == readable and list(store.unreadable) == bad
+    mine, theirs = store.gather(store.rows(readable)), whole.gather(whole.rows(readable))
+    assert torch.allclose(mine.scores.float(), theirs.scores.float(), rtol=2e-3, atol=2e-3)
+    verified = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
+    assert verified.returncode == 0, verified.stdout
+    assert "5 unreadable images left out" in verified.stdout
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topk=4"], "--topk 4: resnet10t has 3 classes"),
+        (["--topk=0"], "topk is 0; expected at least 1"),
+        (["--batch-size=0"], "batch_size is 0; expected at least 1"),
+        (["--shard-size=-1"], "shard_size is -1; expected at least 1"),
+        (["--tail=median"], "--tail median: expected mean, logmeanexp or zero"),
+        (["--input-size=32by56"], "--input-size 32by56: expected pixels, as N or ROWSxCOLUMNS"),
+        (["--input-size=0"], "--input-size 0: expected pixels, as N or ROWSxCOLUMNS"),
+        (["--num-classes=7"], "pass --num-classes 3"),
+        (["--num-classes=-1"], "--num-classes"),
+        (["--workers=-1"], "workers is -1; expected at least 0"),
+        (["--model=resnet1Ot"], "no model named 'resnet1Ot'"),
+        (["--model-kwargs=output_stride"], "--model-kwargs 'output_stride': expected KEY=VALUE"),
+        (["--device=abacus"], "--device abacus is not to be had"),
+    ],
+)
+def test_impossible_option_gets_one_message(annotate: Relabel, tmp_path: Path, options: list[str], message: str) -> None:
+    finished = annotate(*options)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("relabel: ") and message in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("labels/*.h5"))
+
+
+def test_class_folder_without_images_stops_before_anything_is_written(
+    annotate: Relabel, image_folder: Path, tmp_path: Path
+) -> None:
+    (image_folder / "fox").mkdir()
+    finished = annotate()
+    assert finished.returncode == 1 and f"{image_folder}/fox holds no image" in finished.stderr
+    assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_image_folder_that_is_none_is_named(annotate: Relabel, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    finished = annotate(images=tmp_path / name)
+    assert finished.returncode == 1 and finished.stderr.startswith(f"relabel: {tmp_path / name} ")
+
+
+def test_file_in_place_of_the_label_folder_is_named(annotate: Relabel, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("a file")
+    finished = annotate()
+    assert finished.returncode == 1 and f"{tmp_path}/labels" in finished.stderr
+    assert (tmp_path / "labels").read_text() == "a file"
+
+
+def test_logits_beyond_float16_are_refused_and_not_stored_as_infinity(
+    annotate: Relabel, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    weights["fc.weight"] *= 1e6
+    torch.save(weights, tmp_path / "loud.pth")
+    finished = annotate("--checkpoint", tmp_path / "loud.pth")
+    assert finished.returncode == 1
+    assert "logits that are not finite, or beyond float16 (65504), in shard 0" in finished.stderr
+    assert not list((tmp_path / "labels").glob("*.h5"))

@@ -1,0 +1,115 @@
+"""annotate killed, started twice, and spread over processes: the label set's bytes tell nothing of it.
+
+A named pipe in place of an image holds a run at that image for as long as a test likes: reading it waits for bytes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.manifest import MANIFEST, SHARD_LINES, read_shard_lines
+from pipeline.shards import shard_name
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAST_OF_SHARD_1 = "dog/dog_4.JPEG"
+
+Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
+Contents = Callable[[Path], dict[str, bytes]]
+
+
+@contextmanager
+def held_in_mid_shard(images: Path, labels: Path, options: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """A run that has finished shard 0 and waits for the last image of shard 1; the image is back when this is left."""
+    image = images / LAST_OF_SHARD_1
+    content = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)
+    command = [sys.executable, "-m", "pipeline", "annotate", str(images), "--labels", str(labels), *options]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pipe = os.open(image, os.O_RDWR)  # we are its writer, who writes nothing before the end
+    try:
+        deadline = time.monotonic() + 120
+        while not read_shard_lines(labels):
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "no shard after two minutes"
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        os.write(pipe, b"no image")  # decoding workers that outlive the run wake up, and end
+        os.close(pipe)
+        image.unlink()
+        image.write_bytes(content)
+
+
+def test_killed_in_mid_shard_and_rerun_gives_the_bytes_of_an_undisturbed_run(
+    relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
+) -> None:
+    labels = tmp_path / "labels"
+    again = ("annotate", image_folder, "--labels", labels, *tiny_options)
+    with held_in_mid_shard(image_folder, labels, tiny_options) as process:
+        assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
+        second = relabel_here(*again, "--topk=1")  # were there no lock, it would stop at this and not at the held image
+        assert second.returncode == 1
+        assert f"another `relabel annotate` is writing {labels}; wait for it" in second.stderr
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
+    rerun = relabel_here(*again)
+    assert rerun.returncode == 0
+    assert "1 of 3 shards are there and sound, making the rest" in rerun.stdout
+    assert contents(labels) == contents(undisturbed)
+
+
+def test_killed_runs_lock_goes_with_it_even_while_its_decoding_workers_live_on(
+    relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    with held_in_mid_shard(image_folder, labels, [*tiny_options, "--workers=1"]) as process:
+        process.kill()
+        process.wait()
+        # The image is still held, so the rerun is made to stop at its options; the lock comes first.
+        rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
+    assert "another `relabel annotate` is writing" not in rerun.stderr
+    assert "topk: 2, not 1 of this run" in rerun.stderr
+
+
+def test_interrupted_run_keeps_its_shards_and_exits_as_shells_expect(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
+) -> None:
+    labels = tmp_path / "labels"
+    with held_in_mid_shard(image_folder, labels, tiny_options) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
+
+
+def torchrun(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    return subprocess.run([*launcher, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_give_the_bytes_of_one(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
+) -> None:
+    finished = torchrun("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("9 label maps of 4x7 cells") == 1
+    assert contents(tmp_path / "labels") == contents(undisturbed)
+
+
+def test_unreadable_image_met_by_the_second_process_stops_both_and_is_named(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
+) -> None:
+    (image_folder / LAST_OF_SHARD_1).write_text("no image")  # shard 1 is the second process's
+    finished = torchrun("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
+    assert finished.returncode != 0
+    assert "1 unreadable images in shard 1 of 3:" in finished.stderr
+    assert f"{image_folder / LAST_OF_SHARD_1}: cannot identify image file" in finished.stderr
+    assert shard_name(1) not in contents(tmp_path / "labels")
