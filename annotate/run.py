@@ -53,7 +53,8 @@ class AnnotateConfig:
     tail: Tail = "mean"
     input_size: tuple[int, int] | None = None  # rows, columns of pixels; the model's own if None
     batch_size: int = 32
-    workers: int | None = None  # decoding processes; as many as there are cores for this process if None
+    workers: int | None = None  # decoding processes; if None as many as this process has cores; 0 on a CPU, whose cores the
+    # forward pass wants for itself
     shard_size: int = 4096
     recentre: bool = False  # make every map's mean the classifier's logits, whatever the kind
     flip: bool = False  # average with the mirrored image's map
@@ -274,10 +275,11 @@ def annotate_shards(
         return
     batches = whole_batches(shards, manifest, config.batch_size)
     cuda = group.device.type == "cuda"
+    workers = 0 if config.workers is None and not cuda else group.decoding_workers(config.workers)
     loader = DataLoader(
         SquashedImages(folder, squash),
         batch_sampler=batches,
-        num_workers=min(group.decoding_workers(config.workers), len(batches)),
+        num_workers=min(workers, len(batches)),
         collate_fn=collate,
         pin_memory=cuda,
         worker_init_fn=leave_signals_to_the_main_process,

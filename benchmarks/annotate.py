@@ -50,7 +50,7 @@ def load_for(device: torch.device, weights: Path) -> Load:
     if device.type == "cuda":
         workers = min(8, os.cpu_count() or 1)
         return Load(AnnotateConfig(checkpoint=weights, batch_size=64, workers=workers, amp=True), images=4096)
-    return Load(AnnotateConfig("resnet50.a1_in1k", checkpoint=weights, batch_size=32, workers=1), images=128)
+    return Load(AnnotateConfig("resnet50.a1_in1k", checkpoint=weights, batch_size=32), images=128)
 
 
 def compare(load: Load, group: Processes, scratch: Path) -> None:
@@ -80,7 +80,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
     precision = "bfloat16" if config.amp else "float32"
     rows, columns = squash.input_size
     print(
-        f"annotate: {config.model}, {rows}x{columns}, {precision}, batch {config.batch_size}, workers {config.workers},"
+        f"annotate: {config.model}, {rows}x{columns}, {precision}, batch {config.batch_size},"
         f" {load.images} images; median of {ROUNDS}, interleaved"
     )
     print(f"  annotate             {load.images / whole_s:8.1f} images/s")

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+SETTLE_S = (
+    0.1  # before a call: threads of the arm before still spin for a while, waiting for work, on cores that this one wants
+)
+
 
 def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object]) -> list[float]:
     """The median wall-clock time of one call of each arm; on CUDA until its last kernel has ended."""
@@ -13,6 +17,7 @@ def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object
     for _ in range(rounds):
         for arm, of_arm in zip(arms, seconds, strict=True):
             wait_for(device)
+            time.sleep(SETTLE_S)
             start = time.perf_counter()
             arm()
             wait_for(device)

@@ -72,7 +72,7 @@ def create_classifier(
                 f"cannot get the published weights of {model}: {first_line(error)}. Check the network (weights are kept in"
                 " HF_HOME once loaded), or pass your own with --checkpoint"
             ) from error
-        raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {error}") from error
+        raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {first_line(error)}") from error
     settings: Any = classifier.pretrained_cfg
     made = settings.get("architecture")
     if name is not None and made is not None and made != name:

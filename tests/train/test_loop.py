@@ -186,7 +186,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(data: Path, tmp_path: Path
     process = subprocess.Popen(
         [sys.executable, *command(data, run)], cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True
     )
-    while not (run / "metrics.jsonl").exists():
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
