@@ -47,7 +47,7 @@ help:
 	@echo 'make all      IMAGENET=DIR    all of these, in order; each of them makes what it needs first'
 	@echo 'make test | check | format    the tests | format, lint and types | put the code in form'
 	@echo 'make bench                    speed of label pooling, of the label store and of annotate, as ratios'
-	@echo 'make results                  the arms of the table in README.md, over seeds; writes that table (hours)'
+	@echo 'make results                  the arms of the table in README.md, over seeds; writes that table (an hour and a half)'
 	@echo
 	@echo 'Variables, and what they are now:'
 	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
