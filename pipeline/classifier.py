@@ -68,9 +68,10 @@ def create_classifier(
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
         if published and can_be_made(model, kwargs):
+            reason = first_line(error).rstrip(".")
             raise InputError(
-                f"cannot get the published weights of {model}: {first_line(error).rstrip('.')}. Check the network (weights are kept in"
-                " HF_HOME once loaded), or pass your own with --checkpoint"
+                f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
+                " once loaded), or pass your own with --checkpoint"
             ) from error
         raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {first_line(error)}") from error
     settings: Any = classifier.pretrained_cfg
