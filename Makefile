@@ -117,10 +117,11 @@ $(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
 	$(RELABEL) annotate $(ANNOTATE_OPTIONS)$(DECODERS)
 	@touch $@
 
+# Where verify finds something, the mark of annotate goes: its remedy is to annotate again, which make must not take for done.
 $(LABELS)/.verified: $(LABELS)/.annotated
 	$(images)
 	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
-		{ rm -f $(LABELS)/.annotated; exit 1; }  # so that the remedy, annotate, is not taken for done
+		{ rm -f $(LABELS)/.annotated; exit 1; }
 	@touch $@
 
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) $(RUN)/.train-options | $(VENV)
