@@ -5,7 +5,7 @@ does not hide is the gap of the ratio to 1 (goal: 0.9 on a CPU, where decoding t
 GPU). Making the model and the manifest is left out: a real run pays for it once in a million images. Starting the workers
 and waiting for their first batch is not, though it weighs more here than there.
 
-No weights are downloaded: they are random, which takes as long. The images are generated, about 500x375 pixels and 80 kB.
+No weights are downloaded: they are random, which takes as long. The images are generated, 500x375 pixels.
 
 Shapes: B images, S and T rows and columns of pixels.
 """

@@ -5,6 +5,7 @@
 Both stages list and decode images with this file, so that a label map and a crop always speak of the same pixels.
 """
 
+import functools
 import hashlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,9 +113,14 @@ def read_rgb(path: Path) -> Image.Image:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, S, T) uint8 -> float32 with this mean and standard deviation (of values in [0, 1]), on the images' device."""
-    centre = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    spread = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
-    return (images.float() - centre) / spread
+    return (images.float() - per_channel(tuple(mean), images.device)) / per_channel(tuple(std), images.device)
+
+
+@functools.cache
+@torch.inference_mode(False)  # made once for annotating and training alike
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), in units of uint8. Kept on the device: a copy from the host in every step would wait for the stream."""
+    return torch.tensor(values, device=device).view(3, 1, 1) * 255
 
 
 Batch = TypeVar("Batch")
