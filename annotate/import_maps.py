@@ -28,7 +28,8 @@ from annotate.run import finish, only_run_on, prepare
 from pipeline.classifier import first_line
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, digest_of
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import LabelMaps, write_shard
 
@@ -47,7 +48,7 @@ class Place:
 
 
 def import_maps(
-    source: Path, labels: Path, num_classes: int, axes: Axes = "yx", images: Path | None = None, shard_size: int = 4096
+    source: Path, labels: Path, num_classes: int, axes: Axes = "yx", images: Path | str | None = None, shard_size: int = 4096
 ) -> None:
     """Make a label set of published maps.
 
@@ -62,7 +63,7 @@ def import_maps(
     """
     places = index_tar(source) if source.is_file() else index_folder(source)
     if images is not None:
-        places = with_extensions(places, ImageFolder.scan(images))
+        places = with_extensions(places, find_images(images))
     keys = sorted(places)
     first = read_map(places[keys[0]], axes, num_classes)
     _, topk, rows, columns = first.shape
@@ -150,14 +151,14 @@ def whole(places: dict[str, Place], source: Path) -> dict[str, Place]:
     return places
 
 
-def with_extensions(places: dict[str, Place], folder: ImageFolder) -> dict[str, Place]:
+def with_extensions(places: dict[str, Place], folder: ImageSet) -> dict[str, Place]:
     """The same places under the images' own keys."""
     stems = {key.rpartition(".")[0]: key for key in folder.keys}
     found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
     strange = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
     if strange:
         raise InputError(
-            f"{len(strange)} maps have no image in {folder.root} (first: {strange[0]}); name the images they are of"
+            f"{len(strange)} maps have no image in {folder.source} (first: {strange[0]}); name the images they are of"
         )
     return found
 
