@@ -291,21 +291,42 @@ def import_maps(
     labels: Labels,
     num_classes: Annotated[int, typer.Option(help="Classes of the annotator that made them.")] = 1000,
     axes: Annotated[
-        str, typer.Option(help="yx: a map's first axis is the image's rows; xy: it was stored transposed.")
+        str,
+        typer.Option(
+            help="yx: a map's first axis is the image's rows; xy: it was stored transposed; auto: an annotator judges, on"
+            " --images, by --model."
+        ),
     ] = "yx",
     images: Annotated[
         str | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    model: Annotated[str | None, typer.Option(help="For --axes auto: a timm classifier of the same classes.")] = None,
+    model_kwargs: ModelKwargs = [],
+    checkpoint: Annotated[Path | None, typer.Option(help="For --axes auto: its weights, if your own.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="For --axes auto: its pixels, N or ROWSxCOLUMNS.")] = None,
+    device: Device = None,
 ) -> None:
     """Make a label set of the published maps, one .pt file per image. A rerun keeps finished shards."""
     from annotate.import_maps import import_maps as run
+    from annotate.run import AnnotateConfig
+    from pipeline.classifier import parse_model_kwargs
 
-    if axes not in ("yx", "xy"):
-        raise InputError(f"--axes {axes}: expected yx or xy")
+    if axes not in ("yx", "xy", "auto"):
+        raise InputError(f"--axes {axes}: expected yx, xy or auto")
     if shard_size < 1 or num_classes < 1:
         raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")
-    run(source, labels, num_classes, axes, images, shard_size)  # type: ignore[arg-type]
+    judge = None
+    if model is not None:
+        judge = AnnotateConfig(
+            model,
+            parse_model_kwargs(model_kwargs),
+            checkpoint,
+            num_classes if checkpoint is not None else None,
+            input_size=parse_size(input_size),
+            class_token=True,
+        )
+    run(source, labels, num_classes, axes, images, shard_size, judge, device)  # type: ignore[arg-type]
 
 
 @app.command("export-maps")
