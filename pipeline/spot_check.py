@@ -21,7 +21,7 @@ from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.boxes import random_boxes
 from pipeline.classifier import choose_device
-from pipeline.compare import target_kl
+from pipeline.compare import log_targets, mean_kl
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
@@ -77,13 +77,14 @@ def spot_check(
         scores = stored.scores.float()
         difference = max(difference, float(((now - scores).abs() / scores.abs().clamp(min=1)).max()))
         same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
-        full = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
         boxes = [random_boxes(len(rows), generator) for _ in range(BOXES_PER_IMAGE)]
+        whole = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
+        full = log_targets(whole, boxes, manifest.num_classes)
         for k in ks:
             for tail in tails:
                 sparse = sparsify(logits, k, tail)
                 as_stored = LabelMaps(sparse.scores.half(), sparse.classes, sparse.tail.half())
-                kl[k, tail].append(target_kl(full, as_stored, boxes, manifest.num_classes))
+                kl[k, tail].append(mean_kl(full, log_targets(as_stored, boxes, manifest.num_classes)))
     return SpotCheck(
         images=len(chosen),
         largest_difference=difference,
