@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.images import ImageFolder
 from pipeline.shards import LabelMaps, LabelStore
 from tests.label_sets import write_label_set
+from train.augment import DRAWS
 from train.crops import Crops
 from train.recipe import load
 from train.supervision import LabelMapTargets, loss_of, match_labels
@@ -28,7 +29,9 @@ def store(tmp_path: Path) -> LabelStore:
 
 
 def batch(indices: list[int], boxes: list[list[float]]) -> Crops:
-    return Crops(torch.empty(0), torch.tensor(boxes), torch.tensor(indices), torch.zeros(len(indices), dtype=torch.int64))
+    count = len(indices)
+    targets, draws = torch.zeros(count, dtype=torch.int64), torch.full((count, DRAWS), 0.5)
+    return Crops(torch.empty(0), torch.tensor(boxes), torch.tensor(indices), targets, draws)
 
 
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
