@@ -43,9 +43,9 @@ def token_grid(model: Any, name: str) -> tuple[int, int]:
     )
     if not plain:
         raise InputError(
-            f"token_weight needs a student with a token for every patch and one head that reads tokens, which"
-            f" {name} ({type(model).__name__}) is not; take one of timm's VisionTransformer, such as deit_small_patch16_224, without"
-            " patch dropout, or set token_weight=0"
+            f"token_weight needs a student with a token for every patch and one head that reads tokens, which {name}"
+            f" ({type(model).__name__}) is not; take one of timm's VisionTransformer, such as deit_small_patch16_224,"
+            " without patch dropout, or set token_weight=0"
         )
     rows, columns = model.patch_embed.grid_size
     return rows, columns

@@ -1,4 +1,4 @@
-"""Recipes: typed, checked, inherited, overridden; and no setting that nothing reads."""
+"""Recipes: typed, checked, inherited, overridden, listed with what they reproduce; and no setting that nothing reads."""
 
 import ast
 import dataclasses
@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 
 from pipeline.errors import InputError
-from train.recipe import Recipe, load, names
+from tests.conftest import Relabel
+from train.recipe import Recipe, about, load, names
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -95,7 +97,7 @@ def test_own_file_inherits_from_a_file_beside_it_and_from_ours(tmp_path: Path) -
 
 
 def test_unknown_recipe_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match="no recipe 'relable'; there are relabel"):
+    with pytest.raises(InputError, match=r"no recipe 'relable'; there are ablation-.*, relabel, "):
         load("relable")
 
 
@@ -103,3 +105,25 @@ def test_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("target = \n")
     with pytest.raises(InputError, match=r"broken\.toml is not TOML"):
         load(str(tmp_path / "broken.toml"))
+
+
+def test_list_says_what_each_recipe_reproduces_and_the_published_top1(relabel_here: Relabel) -> None:
+    shown = relabel_here("recipes").stdout
+    for name in names():
+        said = about(name)
+        assert f"{name}\n    {said.reproduces}\n" in shown
+        assert all(f"{arch} {top1}" in shown and timm.is_model(arch) for arch, top1 in said.published.items())
+    assert "resnet18 73.2, resnet50 80.2, resnet101 81.6" in shown and "batch_size" not in shown
+
+
+def test_one_recipe_is_shown_with_all_its_settings_as_they_can_be_typed(relabel_here: Relabel, tmp_path: Path) -> None:
+    shown = relabel_here("recipes", "relabel-cutmix").stdout
+    (tmp_path / "same.toml").write_text(shown)
+    assert load(str(tmp_path / "same.toml")) == load("relabel-cutmix")
+    assert shown.count("\n") == len(dataclasses.fields(Recipe))
+
+
+def test_what_a_recipe_says_of_itself_is_no_setting_and_not_inherited(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('inherit = "relabel"\nreproduces = "mine"\n[published]\nresnet18 = 1.0\n')
+    assert load(str(tmp_path / "mine.toml")) == load("relabel")
+    assert about("relabel-cutmix").published != about("relabel").published
