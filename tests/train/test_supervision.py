@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageFolder, normalise
 from pipeline.shards import LabelMaps, LabelStore
 from tests.label_sets import write_label_set
-from train.augment import DRAWS
+from train.augment import DRAWS, augment
 from train.crops import Crops
-from train.cutmix import Paste
+from train.cutmix import Paste, paste_in, paste_of_step
 from train.recipe import load
 from train.supervision import LabelMapTargets, Supervision, loss_of, loss_with_tokens, match_labels, unconfirmed
 from train.teacher import Teacher
@@ -236,3 +236,30 @@ def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(s
     folder = ImageFolder(tmp_path, ("cat", "dog", "eel"), KEYS, np.array([0, 0, 1]))
     assert unconfirmed(store, folder) == {"cat/b.JPEG"}
     assert unconfirmed(store, folder, batch_size=2) == {"cat/b.JPEG"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["cutmix=1", "folder_share=0.1"],
+        ["cutmix=1", "cutmix_target=regions", "token_weight=1"],
+        ["target=global-single"],
+    ],
+)
+def test_a_step_reads_nothing_back_from_the_device(store: LabelStore, settings: list[str]) -> None:
+    # tensors on "meta" have no data, so whatever would wait for a device to learn a value or a shape raises
+    meta, recipe = torch.device("meta"), load("relabel", settings)
+    crops = batch([0, 2], [LEFT, RIGHT])
+    crops = dataclasses.replace(crops, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).to(meta)
+    images = augment(crops.images, crops.draws, recipe)
+    paste = paste_of_step(0, 0, images, recipe)
+    assert (paste is not None) == bool(recipe.cutmix)
+    if paste is not None:
+        paste_in(images, paste)
+    targets = Supervision(recipe, 3, LabelMapTargets(store.to("meta"), ROWS.to(meta), recipe), token_grid=(2, 2))
+    target, tokens = targets(crops, images, paste)
+    logits = torch.randn(2, 3, device=meta, requires_grad=True)
+    loss, _ = loss_with_tokens((logits, torch.randn(2, 4, 3, device=meta)), target, tokens, recipe)
+    loss.backward()
+    assert normalise(images, (0.5,) * 3, (0.2,) * 3).shape == (2, 3, 8, 8)
