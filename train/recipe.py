@@ -55,7 +55,8 @@ class Recipe:
     cutmix_off_epochs: int = 0  # no CutMix in the last so many epochs
     cutmix_target: Literal["area", "regions"] = "area"  # area: the two crops' targets, weighted by what is seen of each.
     # regions: each map is pooled over what is seen of it, so that an object under the paste is not asked for
-    ema: float = 0.0  # decay of the weights' moving average, which is then what is evaluated and kept; 0: none
+    ema: float = 0.0  # decay of the weights' moving average, which is then what is evaluated and kept: it is steadier than
+    # the last step's weights; 0: none
     start: Literal["any", "pretrained"] = "any"  # pretrained: refuse to start from random weights
     eval_size: int = 224  # an evaluation image's pixels, square
     eval_crop: float = 0.875  # share of the shorter side that the centre crop keeps; 1 is the whole of a square image
@@ -86,11 +87,17 @@ class Recipe:
                 raise InputError(f"recipe: {name} = {getattr(self, name)}; expected 0 or more")
         if min(self.colour_jitter) < 0:
             raise InputError(f"recipe: colour_jitter = {list(self.colour_jitter)}; expected 0 or more")
-        for name, asked in (("token_weight", self.token_weight > 0), ("cutmix_target", self.cutmix_target == "regions")):
-            if asked and not self.target.startswith("localized"):
+        localized, multi = self.target.startswith("localized"), self.target.endswith("multi") or self.target == "teacher"
+        for name, reads, targets in (
+            ("temperature", multi, "several classes"),
+            ("folder_share", self.target != "folder", "label maps or a teacher"),
+            ("token_weight", localized, "places of a label map"),
+            ("cutmix_target", localized, "places of a label map"),
+        ):
+            if not reads and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise InputError(
-                    f"recipe: {name} = {getattr(self, name)!r} pools label maps over parts of a crop, target ="
-                    f" {self.target!r} does not; set target to localized-multi or localized-single"
+                    f"recipe: {name} = {getattr(self, name)!r} is for targets of {targets}, which target = {self.target!r}"
+                    " is not; set another target, or leave it out"
                 )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")

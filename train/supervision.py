@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.boxes import whole_image
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder
-from pipeline.shards import LabelStore
+from pipeline.shards import LabelMaps, LabelStore
 from train.augment import mirrored
 from train.crops import Crops
 from train.cutmix import Paste, by_area, partner, parts_of, token_shares
@@ -41,16 +41,25 @@ class LabelMapTargets:
         """(B, C) float32 probabilities, or (B,) int64 classes where the recipe's target is a single one."""
         maps = self.store.gather(self.row_of_image[crops.indices])
         if paste is not None and self.recipe.cutmix_target == "regions":
-            part = area_weights(parts_of(crops.boxes, mirrored(crops.draws, self.recipe), paste), *maps.tail.shape[1:])
-            rest = (area_weights(crops.boxes, *maps.tail.shape[1:]) - part).clamp(min=0)
-            of_part, of_rest = (
-                self.target_of(weighted_sum(maps, weight / weight.sum((1, 2), True).clamp(min=1e-9), self.classes))
-                for weight in (part, rest)
-            )
-            return torch.lerp(self.dense(of_rest), partner(self.dense(of_part)), paste.share)
+            return self.of_regions(maps, crops, paste)
         boxes = whole_image(len(crops.boxes), crops.boxes.device) if self.recipe.target.startswith("global") else crops.boxes
         target = self.target_of(label_pool(maps, boxes, self.classes))
         return target if paste is None else by_area(self.dense(target), paste)
+
+    def of_regions(self, maps: LabelMaps, crops: Crops, paste: Paste) -> Tensor:
+        """(B, C) float32 probabilities of mixed images: those of the two regions that are seen, weighted by their areas.
+
+        A region's logits are the integral of the interpolated map over it, divided by its area: RoIAlign's points do not
+        add up over an L-shaped rest, integrals do.
+        """
+        grid = maps.tail.shape[1:]
+        part = area_weights(parts_of(crops.boxes, mirrored(crops.draws, self.recipe), paste), *grid)
+        rest = (area_weights(crops.boxes, *grid) - part).clamp(min=0)  # below 0 by rounding alone
+        of_part, of_rest = (
+            self.dense(self.target_of(weighted_sum(maps, region / region.sum((1, 2), True).clamp(min=1e-9), self.classes)))
+            for region in (part, rest)  # an empty one has no weight in what follows, but must be a number
+        )
+        return torch.lerp(of_rest, partner(of_part), paste.share)
 
     def of_tokens(self, crops: Crops, grid: tuple[int, int], paste: Paste | None = None) -> Tensor:
         """(B, T, C) float32 probabilities or (B, T) classes, of the map pooled over each patch as the student sees it."""
@@ -146,7 +155,7 @@ def match_labels(store: LabelStore, folder: ImageFolder) -> Tensor:
 def unconfirmed(store: LabelStore, folder: ImageFolder, batch_size: int = 1024) -> set[str]:
     """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
 
-    Source: Beyer et al. 2020, arXiv 2006.07159, section 6, who leave out images whose label BiT-L does not predict.
+    Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
     """
     rows, targets = match_labels(store, folder), torch.from_numpy(folder.targets)
     left_out = set()
