@@ -17,7 +17,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -38,12 +38,17 @@ from pipeline.images import (
 from pipeline.manifest import write_whole
 from pipeline.shards import LabelStore
 from train import checkpoint
+from train.augment import augment
 from train.checkpoint import LAST, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, seed_of
+from train.cutmix import paste_in, paste_of_step
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.recipe import Recipe
-from train.supervision import LabelMapTargets, loss_of, match_labels
+from train.schedule import create_schedule
+from train.supervision import LabelMapTargets, Supervision, loss_with_tokens, match_labels, unconfirmed
+from train.teacher import TeacherChoice, load_teacher
+from train.tokens import WithTokens, token_grid
 
 RUN_FILE = "run.json"
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
@@ -62,6 +67,7 @@ def train(
     labels: Path | None = None,
     val: Path | str | None = None,
     multilabels: Path | None = None,
+    teacher: TeacherChoice | None = None,
     model_kwargs: dict[str, Any] | None = None,
     initial_weights: Path | None = None,
     pretrained: bool = False,
@@ -77,7 +83,8 @@ def train(
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
-        initial_weights, pretrained: start from these weights instead of random ones.
+        teacher: the classifier that the recipe's target asks about every crop, if it asks one.
+        initial_weights, pretrained: start from these weights instead of random ones; a head of other classes is made anew.
         amp: bfloat16; on CUDA if None.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
     Raises:
@@ -92,7 +99,11 @@ def train(
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
-        row_of_image = match_labels(store, folder) if store is not None and recipe.needs_labels else None
+        if store is not None and recipe.confirmed_only:
+            left_out = unconfirmed(store, folder)
+            folder = folder.without(left_out)
+            say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
+        row_of_image = match_labels(store, folder) if store is not None and recipe.reads_maps else None
         val_folder = find_images(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
@@ -109,15 +120,22 @@ def train(
         torch.manual_seed(seed_of(recipe.seed))
         classes = len(folder.classes)
         kwargs = model_kwargs or {}
+        if recipe.start == "pretrained" and not pretrained and initial_weights is None:
+            raise InputError(
+                "this recipe starts from weights that were trained before (start = 'pretrained'); give --pretrained with an"
+                " --arch that has such, as resnetv2_50x1_bit.goog_in21k, or --initial-weights FILE"
+            )
         model: nn.Module = create_classifier(
-            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs
+            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs, new_head=True
         )
+        grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, folder.classes, view)
         cuda = group.device.type == "cuda"
-        model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         amp = cuda if amp is None else amp
+        asked = load_teacher(teacher, recipe, folder, group.device, amp)
+        model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         try:
             optimizer = create_optimizer_v2(
                 model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
@@ -126,23 +144,17 @@ def train(
             raise InputError(
                 f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
             ) from error
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            recipe.schedule,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-        )
-        assert scheduler is not None
+        scheduler = create_schedule(optimizer, recipe, steps_per_epoch)
+        ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, folder, pretrained, initial_weights)
+        description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher)
         state = begin(run, description, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
             model.load_state_dict(state["state_dict"])
+            if ema is not None:
+                ema.module.load_state_dict(state["ema"])
             optimizer.load_state_dict(state["optimizer"])
             checkpoint.set_rng_state(state["rng"], group.device)
             step = state["step"]
@@ -153,14 +165,18 @@ def train(
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
+        judged = bare(model) if ema is None else ema.module  # what is evaluated and kept
+        if grid is not None:
+            model = WithTokens(model)
         if group.world > 1:
             torch.manual_seed(seed_of(recipe.seed, step, group.rank))  # dropout of its own in every process
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
         # Label maps move to the device once, and targets are made there
-        targets = None
+        maps = None
         if store is not None and row_of_image is not None:
-            targets = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
+            maps = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
+        targets = Supervision(recipe, classes, maps, asked, grid)
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
@@ -185,6 +201,8 @@ def train(
                     "seen": together,
                     "card": card.to_dict(),
                 }
+                if ema is not None:
+                    state["ema"] = ema.module.state_dict()
                 checkpoint.save(run / LAST, state)
 
         with stop_signals() as stopped:
@@ -195,16 +213,21 @@ def train(
                 # One step
                 scheduler.step_update(step)
                 crops = crops.to(group.device)
-                target = crops.targets if targets is None else targets(crops)
-                batch = normalise(crops.images, view.mean, view.std).contiguous(memory_format=torch.channels_last)
+                pixels = augment(crops.images, crops.draws, recipe)
+                paste = paste_of_step(step, step // steps_per_epoch, pixels, recipe)
+                if paste is not None:
+                    paste_in(pixels, paste)
+                target, token_target = targets(crops, pixels, paste)
+                batch = normalise(pixels, view.mean, view.std).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
-                    logits = model(batch)
-                logits = logits.float()
-                loss = loss_of(logits, target, recipe)
+                    output = model(batch)
+                loss, logits = loss_with_tokens(output, target, token_target, recipe)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 step += 1
+                if ema is not None:
+                    ema.update(bare(model), step)
 
                 # Keep count, and look at it now and then
                 with torch.no_grad():
@@ -245,10 +268,10 @@ def train(
                 seen.zero_()
                 unreadable = None
                 if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
-                    group.same_buffers(bare(model))
+                    group.same_buffers(judged)
                     try:
                         metrics["val"] = evaluate(
-                            bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
+                            judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
                         )
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating
@@ -270,7 +293,7 @@ def train(
             bar.close()
 
         if group.is_first:
-            weights = {"state_dict": bare(model).state_dict(), "card": card.to_dict()}
+            weights = {"state_dict": judged.state_dict(), "card": card.to_dict()}
             checkpoint.save(run / WEIGHTS, weights)
             say(group, f"weights: {run / WEIGHTS}")
         group.barrier()
@@ -280,12 +303,19 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
     if labels is None:
         if not recipe.needs_labels:
             return None
-        raise InputError(f"target {recipe.target!r} reads label maps; name their folder with --labels")
+        reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
+        raise InputError(f"{reader}; name their folder with --labels")
     return LabelStore.open(labels)
 
 
 def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageSet, pretrained: bool, initial: Path | None
+    card: ModelCard,
+    recipe: Recipe,
+    store: LabelStore | None,
+    folder: ImageSet,
+    pretrained: bool,
+    initial: Path | None,
+    teacher: TeacherChoice | None,
 ) -> dict[str, Any]:
     """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
     return {
@@ -298,6 +328,7 @@ def describe(
         "image_digest": digest_of(folder.keys),
         "classes": len(card.classes),
         "labels": dataclasses.asdict(store.manifest) if store is not None and recipe.needs_labels else None,
+        "teacher": teacher.to_dict() if teacher is not None else None,
         "timm_version": timm.__version__,
         "torch_version": torch.__version__,
     }
