@@ -237,7 +237,9 @@ def train(
 @plain_errors
 def eval(
     images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="weights.pth of a run, or weights of --arch.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="weights.safetensors or weights.pth of a run, or weights of --arch.")
+    ] = None,
     arch: Annotated[
         str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
     ] = None,

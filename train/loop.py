@@ -4,8 +4,6 @@
 device; nothing of it waits on the host.
 """
 
-import dataclasses
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
@@ -30,21 +27,19 @@ from pipeline.images import (
     ImageFolder,
     UnreadableImage,
     batches_of,
-    digest_of,
     leave_signals_to_the_main_process,
     normalise,
 )
-from pipeline.manifest import write_whole
 from pipeline.shards import LabelStore
 from train import checkpoint
-from train.checkpoint import LAST, WEIGHTS, ModelCard, bare
+from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, seed_of
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
+from train.provenance import begin, describe
 from train.recipe import Recipe
 from train.supervision import LabelMapTargets, loss_of, match_labels
 
-RUN_FILE = "run.json"
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
 
@@ -69,7 +64,7 @@ def train(
     device: str | None = None,
     resume: bool = False,
 ) -> None:
-    """Train, and leave weights.pth, metrics.jsonl and curves.png in `run`.
+    """Train, and leave weights.safetensors, weights.pth, run.json, metrics.jsonl and curves.png in `run`.
 
     Args:
         images: training images, ImageNet layout.
@@ -182,7 +177,7 @@ def train(
                     "rng": checkpoint.rng_state(group.device),
                     "step": step,
                     "seen": together,
-                    "card": card.to_dict(),
+                    "card": card.to_json(),
                 }
                 checkpoint.save(run / LAST, state)
 
@@ -269,9 +264,8 @@ def train(
             bar.close()
 
         if group.is_first:
-            weights = {"state_dict": bare(model).state_dict(), "card": card.to_dict()}
-            checkpoint.save(run / WEIGHTS, weights)
-            say(group, f"weights: {run / WEIGHTS}")
+            checkpoint.save_weights(run, bare(model).state_dict(), card)
+            say(group, f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
         group.barrier()
 
 
@@ -281,69 +275,6 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
             return None
         raise InputError(f"target {recipe.target!r} reads label maps; name their folder with --labels")
     return LabelStore.open(labels)
-
-
-def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageFolder, pretrained: bool, initial: Path | None
-) -> dict[str, Any]:
-    """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
-    return {
-        "arch": card.arch,
-        "model_kwargs": card.model_kwargs,
-        "initial_weights": str(initial) if initial else "pretrained" if pretrained else "random",
-        "recipe": dataclasses.asdict(recipe),
-        "images": str(folder.root),
-        "image_count": len(folder),
-        "image_digest": digest_of(folder.keys),
-        "classes": len(card.classes),
-        "labels": dataclasses.asdict(store.manifest) if store is not None and recipe.needs_labels else None,
-        "timm_version": timm.__version__,
-        "torch_version": torch.__version__,
-    }
-
-
-def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes) -> dict[str, Any] | None:
-    """Make the run's folder, or go on in it. Returns the state to resume from, or None.
-
-    Raises:
-        InputError: the folder holds a run already and `resume` was not asked for, or one of other settings.
-    """
-    said = json.loads(json.dumps(description))  # as it reads back: lists for tuples
-    path = run / RUN_FILE
-    last = run / LAST
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        ignored = {"timm_version", "torch_version", "images"}
-        other = [key for key in said if key not in ignored and earlier.get(key) != said[key]]
-        if other:
-            changes = "; ".join(change_of(key, earlier.get(key), said[key]) for key in other)
-            raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
-        if last.exists() and not resume:
-            raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run-dir, or delete it")
-    elif last.exists():
-        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so what made it is not known; use another --run-dir")
-    state = checkpoint.load(last) if last.exists() else None
-    if state is not None and "step" not in state:
-        raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")
-    group.barrier()
-    if group.is_first and not path.exists():
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(said, indent=2) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write {run}: {error}") from error
-    return state
-
-
-def change_of(key: str, before: Any, now: Any) -> str:
-    """One differing setting, or those within a table that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        inner = [f"{key}.{k} {before.get(k)!r}, now {now.get(k)!r}" for k in now if before.get(k) != now.get(k)]
-        return ", ".join(inner)
-    return f"{key} {before!r}, now {now!r}"
 
 
 def progress(step: int, steps_per_epoch: int, recipe: Recipe, group: Processes) -> tqdm:

@@ -63,8 +63,7 @@ def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> Non
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = checkpoint.load(run / "weights.pth")["state_dict"]
-    return state
+    return checkpoint.load(run / "weights.pth")
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
