@@ -98,11 +98,11 @@ def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
-    """Load a checkpoint through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name, through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
 
     Raises:
-        InputError: missing, no weights file, or its tensors are not those of `model`.
+        InputError: missing, or no weights file.
     """
     if not checkpoint.is_file():
         raise InputError(f"checkpoint {checkpoint} does not exist")
@@ -113,9 +113,18 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
             f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
             " .safetensors, or .pth saved from a state_dict"
         ) from error
-    own = classifier.state_dict()
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{checkpoint} holds no state_dict of tensors")
+    return loaded
+
+
+def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
+    """Load a checkpoint of `model`.
+
+    Raises:
+        InputError: missing, no weights file, or its tensors are not those of `model`.
+    """
+    own, loaded = classifier.state_dict(), read_weights(checkpoint)
     missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
     if missing or surplus:
         examples = ", ".join(sorted(missing)[:2] + sorted(surplus)[:2])

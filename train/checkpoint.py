@@ -50,8 +50,8 @@ def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def save_weights(run: Path, state_dict: dict[str, Tensor], card: ModelCard) -> None:
-    """Write weights.safetensors, then weights.pth, whose presence says that the run is done.
+def save_weights(path: Path, state_dict: dict[str, Tensor], card: ModelCard | None = None) -> None:
+    """Write tensors by name as .safetensors or .pth, whichever the path says.
 
     Raises:
         InputError: the disk is full or read-only.
@@ -59,13 +59,14 @@ def save_weights(run: Path, state_dict: dict[str, Tensor], card: ModelCard) -> N
     tensors = OrderedDict(  # safetensors takes neither channels-last tensors nor two that share memory
         (name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format)) for name, tensor in state_dict.items()
     )
-    write(run / SAFETENSORS, safetensors.torch.save(tensors, {"format": "pt", "card": card.to_json()}))
-    metadata: dict[str, dict[str, Any]] = dict(
-        getattr(state_dict, "_metadata", {})
-    )  # torch's own, by module; "" is the whole
-    metadata[""] = metadata.get("", {}) | {"card": card.to_json()}
-    tensors._metadata = metadata  # type: ignore[attr-defined]
-    save(run / WEIGHTS, tensors)
+    said = {} if card is None else {"card": card.to_json()}
+    if path.suffix == ".safetensors":
+        write(path, safetensors.torch.save(tensors, {"format": "pt"} | said))
+        return
+    modules: dict[str, dict[str, Any]] = dict(getattr(state_dict, "_metadata", {}))  # where torch keeps layers' versions
+    modules[""] = modules.get("", {}) | said  # "" is the whole model
+    tensors._metadata = modules  # type: ignore[attr-defined]
+    save(path, tensors)
 
 
 def card_of(path: Path) -> ModelCard | None:
@@ -104,7 +105,9 @@ def write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         kept = f"{path} still holds the one before it" if path.exists() else "there is none yet"
-        raise InputError(f"cannot save a checkpoint: {error}; {kept}. Free the disk and rerun with --resume") from error
+        raise InputError(
+            f"cannot save a checkpoint: {error}; {kept}. Free the disk and run again (train: --resume)"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -34,11 +34,13 @@ from pipeline.shards import LabelStore
 from train import checkpoint
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, seed_of
+from train.divergence import refuse_divergence, refuse_infinite_weights
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.provenance import begin, describe
 from train.recipe import Recipe
 from train.supervision import LabelMapTargets, loss_of, match_labels
+from train.tensorboard import open_writer, require_tensorboard, write_epoch
 
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
@@ -63,6 +65,7 @@ def train(
     amp: bool | None = None,
     device: str | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> None:
     """Train, and leave weights.safetensors, weights.pth, run.json, metrics.jsonl and curves.png in `run`.
 
@@ -74,11 +77,14 @@ def train(
         initial_weights, pretrained: start from these weights instead of random ones.
         amp: bfloat16; on CUDA if None.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
+        tensorboard: write the metrics to RUN/tensorboard too.
     Raises:
         InputError: images without labels, other classes, a run of other settings in the folder, a loss that is not
             finite, a full disk.
         Interrupted: stopped by a signal, state saved.
     """
+    if tensorboard:
+        require_tensorboard()
     with processes(device) as group:
         # Data: which images, and their label maps
         folder = ImageFolder.scan(images)
@@ -147,6 +153,7 @@ def train(
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
+        writer = open_writer(run, step // steps_per_epoch) if tensorboard and group.is_first else None
         if group.world > 1:
             torch.manual_seed(seed_of(recipe.seed, step, group.rank))  # dropout of its own in every process
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
@@ -185,6 +192,7 @@ def train(
             bar = progress(step, steps_per_epoch, recipe, group)
             began = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
+            losses: list[tuple[torch.Tensor, float]] = []  # since the last look, with their learning rates
             for crops in batches_of(loader):
                 # One step
                 scheduler.step_update(step)
@@ -206,17 +214,16 @@ def train(
                     seen += torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
+                losses.append((loss.detach(), optimizer.param_groups[0]["lr"]))
                 look = step % LOOK_EVERY == 0 or in_epoch == 0
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
                 if look or stop:
+                    refuse_divergence(losses, step, folder, recipe, run, group)
+                    losses.clear()
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)
-                    if not torch.isfinite(seen[1]):
-                        lr = optimizer.param_groups[0]["lr"]
-                        raise InputError(
-                            f"the loss is not finite by step {step} (epoch {epoch + (in_epoch > 0)}, lr {lr:.3g});"
-                            f" {run / LAST} holds the last good state. A smaller lr or amp off may help"
-                        )
+                if stop or in_epoch == 0:
+                    refuse_infinite_weights(model, step, optimizer.param_groups[0]["lr"], run)
                 if stop and in_epoch:
                     save_state()
                     bar.close()
@@ -251,6 +258,8 @@ def train(
                 metrics["wall_s"] = time.perf_counter() - began
                 if group.is_first:
                     append_metrics(run, metrics)
+                if writer is not None:
+                    write_epoch(writer, metrics)
                 save_state()
                 if unreadable is not None:
                     raise unreadable
@@ -263,8 +272,11 @@ def train(
                 began, images_before = time.perf_counter(), 0.0
             bar.close()
 
+        if writer is not None:
+            writer.close()
         if group.is_first:
-            checkpoint.save_weights(run, bare(model).state_dict(), card)
+            for name in (SAFETENSORS, WEIGHTS):  # the second says to make that the run is done
+                checkpoint.save_weights(run / name, bare(model).state_dict(), card)
             say(group, f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
         group.barrier()
 
