@@ -80,8 +80,9 @@ def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Pa
         assert [m["epoch"] for m in metrics] == list(range(1, 31))
         assert metrics[-1]["loss"] < metrics[0]["loss"] and metrics[-1]["top1"] > 60  # chance is 33
         assert metrics[-1]["val"]["images"] == 9
-        result = evaluate_checkpoint(data / "val", checkpoint=run / "weights.pth", workers=0, device="cpu")
-        assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
+        for file in ("weights.safetensors", "weights.pth", "last.pt"):
+            result = evaluate_checkpoint(data / "val", checkpoint=run / file, workers=0, device="cpu")
+            assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
         assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
 
