@@ -41,8 +41,8 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        card = json.loads(text)
-        return cls(card["arch"], tuples(card["model_kwargs"]), tuple(card["classes"]), View(**tuples(card["view"])))
+        card = tuples(json.loads(text))
+        return cls(**card | {"model_kwargs": tuples(card["model_kwargs"]), "view": View(**tuples(card["view"]))})
 
 
 def tuples(fields: dict[str, Any]) -> dict[str, Any]:

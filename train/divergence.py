@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageSet
 from pipeline.manifest import write_whole
 from train.checkpoint import LAST
 from train.crops import TrainingBatches
@@ -23,7 +23,7 @@ NAMED = 4  # images in the message; all are in the file
 
 
 def refuse_divergence(
-    losses: list[tuple[Tensor, float]], step: int, folder: ImageFolder, recipe: Recipe, run: Path, group: Processes
+    losses: list[tuple[Tensor, float]], step: int, folder: ImageSet, recipe: Recipe, run: Path, group: Processes
 ) -> None:
     """Look at the losses of the steps up to `step`; every process has to.
 

@@ -9,14 +9,14 @@ from timm.data import resolve_model_data_config
 from pipeline.classifier import create_classifier
 from pipeline.distributed import processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import write_whole
 from train.checkpoint import card_of
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 
 
 def evaluate_checkpoint(
-    images: Path,
+    images: Path | str,
     *,
     checkpoint: Path | None = None,
     arch: str | None = None,
@@ -34,7 +34,7 @@ def evaluate_checkpoint(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected at least 1")
-    folder = ImageFolder.scan(images)
+    folder = find_images(images)
     card = None
     if checkpoint is not None and arch is None:
         card = card_of(checkpoint)

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
+from pipeline.image_sources import find_images
 from pipeline.images import (
-    ImageFolder,
     UnreadableImage,
     batches_of,
     leave_signals_to_the_main_process,
@@ -50,13 +50,13 @@ class Interrupted(Exception):
 
 
 def train(
-    images: Path,
+    images: Path | str,
     run: Path,
     arch: str,
     recipe: Recipe,
     *,
     labels: Path | None = None,
-    val: Path | None = None,
+    val: Path | str | None = None,
     multilabels: Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
     initial_weights: Path | None = None,
@@ -70,7 +70,7 @@ def train(
     """Train, and leave weights.safetensors, weights.pth, run.json, metrics.jsonl and curves.png in `run`.
 
     Args:
-        images: training images, ImageNet layout.
+        images: training images, as pipeline/image_sources.py reads them.
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
@@ -87,13 +87,13 @@ def train(
         require_tensorboard()
     with processes(device) as group:
         # Data: which images, and their label maps
-        folder = ImageFolder.scan(images)
+        folder = find_images(images)
         store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
         row_of_image = match_labels(store, folder) if store is not None and recipe.needs_labels else None
-        val_folder = ImageFolder.scan(val) if val is not None else None
+        val_folder = find_images(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
         shown = read_multilabels(multilabels, val_folder) if multilabels is not None and val_folder is not None else None

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, digest_of
+from pipeline.images import ImageSet, digest_of
 from pipeline.machine import processor, versions
 from pipeline.manifest import MANIFEST, read_shard_lines, write_whole
 from pipeline.shards import LabelStore, sha256_of
@@ -30,7 +30,7 @@ PLACES = {"images", "label_folder", "initial_weights_file"}  # where things lie:
 
 
 def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageFolder, pretrained: bool, initial: Path | None
+    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageSet, pretrained: bool, initial: Path | None
 ) -> dict[str, Any]:
     """What decides the weights: the recipe as run, the model, the images and the labels."""
     described: dict[str, Any] = {
@@ -39,7 +39,7 @@ def describe(
         "initial_weights": f"sha256 {sha256_of(initial)}" if initial else "pretrained" if pretrained else "random",
         "initial_weights_file": str(initial) if initial else None,
         "recipe": dataclasses.asdict(recipe),
-        "images": str(folder.root),
+        "images": folder.source,
         "image_count": len(folder),
         "image_digest": digest_of(folder.keys),
         "classes": len(card.classes),

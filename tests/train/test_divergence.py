@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 from pipeline.shards import LabelMaps
 from tests.conftest import REPOSITORY, THIN
 from tests.label_sets import write_label_set
@@ -27,7 +28,7 @@ def run_training(images: Path, run: Path, recipe: Recipe, **options: Any) -> Non
     train(images, run, "resnet10t", recipe, model_kwargs=THIN, workers=0, device="cpu", **options)
 
 
-def poisoned(folder: ImageFolder, key: str, labels: Path) -> Path:
+def poisoned(folder: ImageSet, key: str, labels: Path) -> Path:
     """A label set in which one image's map holds an infinite score, so that the loss of its batch is not finite."""
     classes = torch.from_numpy(folder.targets).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     scores = torch.full(classes.shape, 4.0)
@@ -40,7 +41,7 @@ def poisoned(folder: ImageFolder, key: str, labels: Path) -> Path:
 def test_first_batch_whose_loss_is_not_finite_is_named_though_the_look_comes_later(
     image_folder: Path, tmp_path: Path, key: str
 ) -> None:
-    labels = poisoned(ImageFolder.scan(image_folder), key, tmp_path / "labels")
+    labels = poisoned(find_images(image_folder), key, tmp_path / "labels")
     recipe = load("scenes-relabel", [*SETTINGS, "batch_size=2", "lr=0.01"])  # 4 steps per epoch, one look
     with pytest.raises(InputError, match=r"the loss is not finite in step \d+ \(epoch \d, lr 0\.01\)") as caught:
         run_training(image_folder, tmp_path / "run", recipe, labels=labels)
@@ -49,11 +50,11 @@ def test_first_batch_whose_loss_is_not_finite_is_named_though_the_look_comes_lat
     assert all(named in str(caught.value) for named in found["keys"])
     assert f"in step {found['step']} (epoch {found['epoch']}," in str(caught.value)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(seed_of(0, found["epoch"] - 1))).tolist()
-    assert order.index(ImageFolder.scan(image_folder).keys.index(key)) // 2 == (found["step"] - 1) % 4
+    assert order.index(find_images(image_folder).keys.index(key)) // 2 == (found["step"] - 1) % 4
 
 
 def test_of_several_processes_only_the_one_with_the_bad_image_is_named(image_folder: Path, tmp_path: Path) -> None:
-    labels = poisoned(ImageFolder.scan(image_folder), "dog/dog_3.JPEG", tmp_path / "labels")
+    labels = poisoned(find_images(image_folder), "dog/dog_3.JPEG", tmp_path / "labels")
     settings = [f"--set={setting}" for setting in (*SETTINGS, "batch_size=4", "lr=0.01")]
     kwargs = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
     where = ["--labels", labels, "--run-dir", tmp_path / "run", "--arch", "resnet10t", "--recipe", "scenes-relabel"]

@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import append_shard_line, read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps
 from tests.conftest import REPOSITORY, THIN, Relabel
@@ -30,7 +30,7 @@ SETTINGS = ["image_size=16", "eval_size=16", "batch_size=8", "warmup_epochs=0", 
 
 @pytest.fixture
 def label_set(image_folder: Path, tmp_path: Path) -> Path:
-    folder = ImageFolder.scan(image_folder)
+    folder = find_images(image_folder)
     classes = torch.from_numpy(folder.targets).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     maps = LabelMaps(torch.full(classes.shape, 4.0), classes, torch.zeros(len(folder), 2, 3))
     write_label_set(tmp_path / "labels", folder.keys, maps, 3, shard_size=4)
