@@ -236,6 +236,7 @@ def train(
     device: Device = None,
     amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
 ) -> None:
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
     from pipeline.classifier import parse_model_kwargs
@@ -267,6 +268,7 @@ def train(
             amp=amp,
             device=device,
             resume=resume,
+            tensorboard=tensorboard,
         )
     except Interrupted as stop:
         print(f"relabel: {stop}", file=sys.stderr)
@@ -277,7 +279,9 @@ def train(
 @plain_errors
 def eval(
     images: Images,
-    checkpoint: Annotated[Path | None, typer.Option(help="weights.pth of a run, or weights of --arch.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="weights.safetensors or weights.pth of a run, or weights of --arch.")
+    ] = None,
     arch: Annotated[
         str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
     ] = None,
@@ -311,6 +315,22 @@ def print_result(result: dict[str, Any]) -> None:
     for name, value in result.items():
         shown = f"{value:.2f}" if isinstance(value, float) else value
         print(f"{name:<22}{shown}")
+
+
+@app.command()
+@plain_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="weights.safetensors or weights.pth of a run, or weights of --arch.")],
+    output: Annotated[Path, typer.Argument(help="File to write: .safetensors or .pth.")],
+    to: Annotated[str, typer.Option(help="torchvision-detection: the backbone of Faster R-CNN and Mask R-CNN.")],
+    arch: Annotated[str | None, typer.Option(help="A ResNet; not needed for a run of ours.")] = None,
+) -> None:
+    """Write a classifier's weights as another library takes them; docs/transfer.md shows the lines that load them."""
+    from train.export import export_backbone
+
+    if to != "torchvision-detection":
+        raise InputError(f"--to {to}: expected torchvision-detection")
+    print(export_backbone(checkpoint, output, arch))
 
 
 @app.command("import-maps")

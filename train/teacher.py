@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, normalise
-from train.checkpoint import ModelCard
+from train.checkpoint import read_card
 from train.evaluate import refuse_other_classes
 from train.recipe import Recipe
 
@@ -80,7 +80,7 @@ def load_teacher(
     model, kwargs, view = choice.model, choice.model_kwargs, None
     if model is None:
         assert choice.checkpoint is not None
-        card = ModelCard.read(choice.checkpoint, "--teacher")
+        card = read_card(choice.checkpoint, "--teacher")
         refuse_other_classes(folder, card.classes, str(choice.checkpoint))
         model, kwargs, view = card.arch, card.model_kwargs | kwargs, card.view
     classes = None if choice.checkpoint is None else len(folder.classes)

@@ -29,11 +29,8 @@ def folder() -> ImageSet:
 def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=len(classes), **THIN).eval()
-    content = {"state_dict": model.state_dict()}
-    if card:
-        view = View(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        content["card"] = ModelCard("resnet10t", THIN, classes, view).to_dict()
-    checkpoint.save(path, content)
+    view = View(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    checkpoint.save_weights(path, model.state_dict(), ModelCard("resnet10t", THIN, classes, view) if card else None)
     return model
 
 
