@@ -16,7 +16,8 @@ from torch import nn
 from pipeline.classifier import first_line
 from pipeline.errors import InputError
 from pipeline.manifest import write_whole
-from train.evaluate import View
+from train.evaluation.predictions import Loss
+from train.evaluation.view import View
 
 LAST = "last.pt"
 WEIGHTS = "weights.pth"
@@ -30,13 +31,14 @@ class ModelCard:
     model_kwargs: dict[str, Any]
     classes: tuple[str, ...]
     view: View
+    loss: Loss = "ce"  # that its outputs were trained with: logits of a softmax, or of a sigmoid per class
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, card: dict[str, Any]) -> "ModelCard":
-        return cls(card["arch"], card["model_kwargs"], tuple(card["classes"]), View(**card["view"]))
+        return cls(card["arch"], card["model_kwargs"], tuple(card["classes"]), View(**card["view"]), card.get("loss", "ce"))
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -39,7 +39,10 @@ from pipeline.shards import LabelStore
 from train import checkpoint
 from train.checkpoint import LAST, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, seed_of
-from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
+from train.evaluation.classes import refuse_other_classes
+from train.evaluation.evaluate import evaluate
+from train.evaluation.multilabels import read_multilabels
+from train.evaluation.view import View
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.recipe import Recipe
 from train.supervision import LabelMapTargets, loss_of, match_labels
@@ -113,7 +116,7 @@ def train(
         )
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
-        card = ModelCard(arch, kwargs, folder.classes, view)
+        card = ModelCard(arch, kwargs, folder.classes, view, recipe.loss)
         cuda = group.device.type == "cuda"
         model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         amp = cuda if amp is None else amp
@@ -248,7 +251,7 @@ def train(
                     try:
                         metrics["val"] = evaluate(
                             bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
-                        )
+                        ).summary()
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating
                             raise
@@ -364,7 +367,7 @@ def summary(metrics: dict[str, Any], recipe: Recipe) -> str:
         f"  top-1 {metrics['top1']:.1f}  {metrics['images_per_s']:.0f} img/s"
     )
     for name, value in metrics.get("val", {}).items():
-        if name != "images":
+        if not name.endswith("images"):
             line += f"  val {name} {value:.2f}"
     return line
 

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import ModelCard
-from train.evaluate import View
+from train.evaluation.view import View
 
 REPOSITORY = Path(__file__).parents[2]
 
