@@ -143,14 +143,16 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(help="For --spot-check: the weights it was made with, if your own.")
     ] = None,
+    class_names: ClassNamesFile = None,
     device: Device = None,
 ) -> None:
     """Check a label set: structure, checksums, values; with --images, coverage and agreement with the folders."""
+    from pipeline.class_names import ClassNames
     from pipeline.verify import verify as run
 
     if spot_check is not None and images is None:
         raise InputError("--spot-check needs the images: name their folder with --images")
-    report = run(labels, images, min_agreement)
+    report = run(labels, images, min_agreement, ClassNames(class_names))
     if spot_check is not None and images is not None and not report.findings:
         from pipeline import spot_check as spot
         from pipeline.manifest import Manifest
@@ -175,19 +177,24 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A label set.")],
     second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
     boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = 4,
+    class_names: ClassNamesFile = None,
 ) -> None:
     """How two label sets differ: in their best classes, in what crops would be told, and where they do so most."""
+    from pipeline.class_names import ClassNames
     from pipeline.compare import compare as run
 
+    names = ClassNames(class_names)
     found = run(first, second, boxes)
     only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
     print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
     print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
     print(f"pooled targets        mean KL({first} || {second}) {found.kl:.4f} nats over {boxes} random boxes an image")
-    for title, worst in (("images", found.worst_images), ("class folders", found.worst_folders)):
-        print(f"{title} that differ most")
-        for name, kl in worst:
-            print(f"  {kl:8.4f}  {name}")
+    print("images that differ most")
+    for key, kl in found.worst_images:
+        print(f"  {kl:8.4f}  {key}  {names(key.rpartition('/')[0])}")
+    print("class folders that differ most")
+    for folder, kl in found.worst_folders:
+        print(f"  {kl:8.4f}  {names(folder)}")
 
 
 @app.command()
@@ -351,6 +358,19 @@ def demo_data(
     from pipeline.demo_data import write_scenes
 
     write_scenes(folder, train_images, val_images, annotator_images, seed)
+
+
+@app.command()
+@plain_errors
+def corrupt(
+    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write an image folder anew under eight corruptions of five severities, for `relabel eval --suite`."""
+    from pipeline.corruptions import write_corrupted
+
+    print(f"{output}: {write_corrupted(images, output, seed)} images")
 
 
 @app.command()

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.boxes import whole_image
+from pipeline.class_names import ClassNames
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder, digest_of
 from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
@@ -27,12 +28,13 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2) -> Report:
+def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2, names: ClassNames | None = None) -> Report:
     """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
 
     Args:
         min_agreement: share of images whose map, pooled over the whole image, must have the folder's class on top. A wrong
             class order or a wrong normalisation brings it down to chance.
+        names: what to call the classes; WordNet's lemmas if None.
     Raises:
         InputError: no label set there at all, or no image folder.
     """
@@ -72,7 +74,9 @@ def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2)
     if folder is not None:
         check_coverage(report, labels, folder, keys, unreadable, complete)
         if keys:
-            check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement)
+            check_agreement(
+                report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement, names or ClassNames()
+            )
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(
@@ -140,6 +144,7 @@ def check_agreement(
     keys: list[str],
     top1: np.ndarray,
     min_agreement: float,
+    names: ClassNames,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
     if len(folder.classes) != manifest.num_classes:
@@ -159,7 +164,7 @@ def check_agreement(
     per_class = np.bincount(targets, weights=agrees, minlength=len(folder.classes)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
     worst = present[np.argsort(per_class[present], kind="stable")][:WORST]
-    named = ", ".join(f"{folder.classes[c]} {100 * per_class[c]:.0f}%" for c in worst)
+    named = ", ".join(f"{names(folder.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
     report.notes.append(
         f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
     )

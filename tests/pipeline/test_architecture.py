@@ -9,9 +9,20 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
-CONTRACT = ("errors", "images", "manifest", "shards", "classifier", "distributed", "boxes")
+CONTRACT = ("errors", "images", "manifest", "shards", "classifier", "distributed", "boxes", "class_names", "corruptions")
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
-COMMANDS = ("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps")
+COMMANDS = (
+    "annotate",
+    "verify",
+    "train",
+    "eval",
+    "demo-data",
+    "recipes",
+    "compare",
+    "import-maps",
+    "export-maps",
+    "corrupt",
+)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.corruptions import SEVERITIES
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder
 from train.evaluation.classes import class_numbers
-from train.evaluation.corruption_error import CORRUPTIONS, SEVERITIES
+from train.evaluation.corruption_error import CORRUPTIONS
 
 PLAIN = {  # name: the folders it may be in
     "imagenetv2-matched-frequency": ("imagenetv2-matched-frequency-format-val",),

@@ -9,8 +9,6 @@ import numpy as np
 
 from train.evaluation.measures import Measure
 
-SEVERITIES = (1, 2, 3, 4, 5)
-
 # AlexNet's error as a share of 1, mean over the severities: github.com/hendrycks/robustness, as used by AugMix (Hendrycks et
 # al. 2020, github.com/google-research/augmix, imagenet.py). The first table of the paper shows them rounded.
 ALEXNET_ERROR = {
