@@ -64,11 +64,15 @@ class CorruptedImages:
         published: ImageNet-C itself, whose images are cropped already.
     """
 
-    name: str
+    root: Path
     folders: dict[str, list[ImageFolder]]
     numbers: np.ndarray
     missing: list[str]
     published: bool
+
+    @property
+    def name(self) -> str:
+        return self.root.name
 
     @property
     def images(self) -> ImageFolder:
@@ -136,4 +140,4 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
             folders[corruption].append(dataclasses.replace(first, root=folder.root))  # one list of keys for all
     if first is None:
         raise InputError(f"{root} has no corruption with severities 1 to 5; expected {root}/CORRUPTION/SEVERITY/CLASS/*")
-    return CorruptedImages(root.name, folders, class_numbers(first, classes, whose), missing, published)
+    return CorruptedImages(root, folders, class_numbers(first, classes, whose), missing, published)

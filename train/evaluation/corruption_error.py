@@ -9,8 +9,8 @@ import numpy as np
 
 from train.evaluation.measures import Measure
 
-# AlexNet's error as a share of 1, mean over the severities: github.com/hendrycks/robustness, as used by AugMix (Hendrycks et
-# al. 2020, github.com/google-research/augmix, imagenet.py). The first table of the paper shows them rounded.
+# AlexNet's error as a share of 1, mean over the severities; from github.com/hendrycks/robustness, as AugMix uses them
+# (Hendrycks et al. 2020, github.com/google-research/augmix, imagenet.py).
 ALEXNET_ERROR = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,

@@ -161,7 +161,7 @@ def on_benchmark(subject: Subject, benchmark: Benchmark, group: Processes, optio
 def under_corruption(
     subject: Subject, corrupted: CorruptedImages, questions: Questions, group: Processes, options: dict[str, Any]
 ) -> Evaluation:
-    """corruption_error, the plain mean; the same by multi-label accuracy where the images are those that were labelled;
+    """corruption_error, the plain mean, and its parts error_NAME; multilabel_corruption_error where the images have labels;
     mce where all of ImageNet-C is there."""
     view = dataclasses.replace(subject.view, crop=1.0) if corrupted.published else subject.view
     shown = questions.shown if corrupted.images.keys == questions.folder.keys else None
@@ -181,12 +181,8 @@ def under_corruption(
         measures["multilabel_corruption_error"] = mean_error(multilabel)
     if corrupted.published and not corrupted.missing:
         measures["mce"] = mean_corruption_error(top1)
-    notes = {
-        "data": str(corrupted.images.root.parent.parent),
-        "corruption_errors": {name: round(error_of(accuracies).mean(), 4) for name, accuracies in top1.items()},
-        "missing": corrupted.missing,
-    }
-    return Evaluation(len(corrupted.images), measures, notes=notes)
+    measures |= {f"error_{corruption}": error_of(accuracies) for corruption, accuracies in top1.items()}
+    return Evaluation(len(corrupted.images), measures, notes={"data": str(corrupted.root), "missing": corrupted.missing})
 
 
 def result_of(subject: Subject, evaluations: dict[str, Evaluation], questions: Questions) -> dict[str, Any]:
