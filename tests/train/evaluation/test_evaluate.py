@@ -1,8 +1,6 @@
 """Evaluation against counts by hand, with real images and a classifier whose answers are known."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -114,45 +112,3 @@ def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageF
         match=r"7 class folders, weights\.pth was trained with 2 classes: 2 is no class of it; 3 is no class of it; 4 is",
     ):
         refuse_other_classes(folder, ("0", "1"), "weights.pth")
-
-
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-from pipeline.distributed import processes
-from pipeline.images import ImageFolder
-from tests.train.evaluation.test_evaluate import VIEW, ReadsRed
-from train.evaluation.evaluate import evaluate
-with processes("cpu") as group:
-    result = evaluate(ReadsRed(), ImageFolder.scan(Path(sys.argv[1])), VIEW, group, batch_size=3).summary()
-    if group.is_first:
-        print(result)
-"""
-
-
-def test_two_processes_count_every_image_once(folder: ImageFolder, tmp_path: Path) -> None:
-    Image.new("RGB", (9, 9), (0, 0, 0)).save(tmp_path / "6" / "far.png")  # nine images do not share evenly
-    script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES)
-    launched = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        str(script),
-        str(tmp_path),
-    ]
-    done = subprocess.run(launched, capture_output=True, text=True, cwd=REPOSITORY, env=environment())
-    assert done.returncode == 0, done.stderr
-    assert str(evaluate(ReadsRed(), ImageFolder.scan(tmp_path), VIEW, ALONE).summary()) in done.stdout
-
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
