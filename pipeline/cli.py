@@ -202,7 +202,13 @@ def train(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
     workers: Workers = None,
     device: Device = None,
-    amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
+    amp: Annotated[
+        str | None, typer.Option(help="bf16, fp16 (with the loss scaled) or off; by default bf16 on CUDA, else off.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model; pays in runs of hours.")] = False,
+    sync_bn: Annotated[
+        bool, typer.Option("--sync-bn", help="Batch norm's statistics over all processes' images; CUDA only.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
 ) -> None:
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
@@ -225,6 +231,8 @@ def train(
             pretrained=pretrained,
             workers=workers,
             amp=amp,
+            compile=compile,
+            sync_bn=sync_bn,
             device=device,
             resume=resume,
         )

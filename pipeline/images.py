@@ -8,7 +8,7 @@ Both stages list and decode images with this file, so that a label map and a cro
 import functools
 import hashlib
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -93,14 +93,18 @@ def digest_of(keys: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path, before_decoding: Callable[[Image.Image], None] | None = None) -> Image.Image:
     """Decode an image of any Pillow mode as RGB. EXIF rotation is not applied, as everywhere in timm and torchvision.
 
+    Args:
+        before_decoding: sees the image when only its size is known, and may ask a JPEG for less (Image.draft).
     Raises:
         UnreadableImage: the file is missing, is no image, or is cut short.
     """
     try:
         with Image.open(path) as image:
+            if before_decoding is not None:
+                before_decoding(image)
             if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255; its high byte is the picture
                 grey = np.asarray(image).astype(np.uint16) >> 8
                 return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -94,7 +94,7 @@ def evaluate(
     multilabels: Tensor | None = None,
     batch_size: int = 256,
     workers: int = 0,
-    amp: bool = False,
+    amp: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Count right answers over all images, each once however many processes share the work.
 
@@ -121,7 +121,7 @@ def evaluate(
     with bar:
         for images, index in batches_of(loader):
             images = images.to(group.device, non_blocking=True)
-            with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(group.device.type, amp, enabled=amp is not None):
                 logits = classifier(images)
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
             hits = ranked == targets[index].to(group.device).unsqueeze(1)

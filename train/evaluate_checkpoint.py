@@ -14,6 +14,7 @@ from pipeline.manifest import write_whole
 from train import checkpoint as checkpoints
 from train.checkpoint import ModelCard
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
+from train.step import precision
 
 
 def evaluate_checkpoint(
@@ -68,7 +69,7 @@ def evaluate_checkpoint(
             multilabels=shown,
             batch_size=batch_size,
             workers=group.decoding_workers(workers),
-            amp=group.device.type == "cuda",
+            amp=precision(None, group.device),
         )
         if not group.is_first:
             return None

@@ -1,7 +1,6 @@
 """Stage two: train any timm model on random crops whose target is the label map pooled over the crop.
 
-`train` is meant to be read from top to bottom. What is done for labels in a step is one gather and one pooling on the
-device; nothing of it waits on the host.
+`train` is meant to be read from top to bottom; what a step does is in train/step.py.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.optim import create_optimizer_v2
+from timm.layers import convert_sync_batchnorm
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,25 +25,20 @@ from tqdm import tqdm
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
-from pipeline.images import (
-    ImageFolder,
-    UnreadableImage,
-    batches_of,
-    digest_of,
-    leave_signals_to_the_main_process,
-    normalise,
-)
+from pipeline.images import ImageFolder, UnreadableImage, batches_of, digest_of, leave_signals_to_the_main_process
 from pipeline.manifest import write_whole
 from pipeline.shards import LabelStore
 from train import checkpoint
 from train.checkpoint import LAST, WEIGHTS, ModelCard, bare
-from train.crops import RandomCrops, TrainingBatches, collate, seed_of
+from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_of
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.recipe import Recipe
-from train.supervision import LabelMapTargets, loss_of, match_labels
+from train.step import TrainingStep, create_optimizer, precision
+from train.supervision import LabelMapTargets, match_labels
 
 RUN_FILE = "run.json"
+DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
 
@@ -65,7 +59,9 @@ def train(
     initial_weights: Path | None = None,
     pretrained: bool = False,
     workers: int | None = None,
-    amp: bool | None = None,
+    amp: str | None = None,
+    compile: bool = False,
+    sync_bn: bool = False,
     device: str | None = None,
     resume: bool = False,
 ) -> None:
@@ -77,7 +73,9 @@ def train(
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
         initial_weights, pretrained: start from these weights instead of random ones.
-        amp: bfloat16; on CUDA if None.
+        amp: bf16, fp16 (with the loss scaled) or off; bf16 on CUDA if None.
+        compile: torch.compile the model; takes minutes at the start.
+        sync_bn: batch norm's statistics over all processes' images instead of each one's own.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
     Raises:
         InputError: images without labels, other classes, a run of other settings in the folder, a loss that is not
@@ -101,8 +99,13 @@ def train(
             raise InputError(
                 f"{images} has {len(folder)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
             )
-        if recipe.batch_size % group.world:
-            raise InputError(f"batch_size {recipe.batch_size} is no multiple of the {group.world} processes")
+        if (recipe.batch_size // recipe.crops_per_image) % group.world:
+            of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
+            raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
+        autocast = precision(amp, group.device)
+        cuda = group.device.type == "cuda"
+        if sync_bn and not cuda:
+            raise InputError("--sync-bn needs CUDA: torch's SyncBatchNorm has no CPU form")
 
         # Model, optimiser, schedule
         torch.manual_seed(seed_of(recipe.seed))
@@ -114,17 +117,12 @@ def train(
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, folder.classes, view)
-        cuda = group.device.type == "cuda"
+        if sync_bn:
+            model = convert_sync_batchnorm(model)
+        torch.backends.cudnn.benchmark = True  # batches have one size: worth looking for the fastest kernels
         model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
-        amp = cuda if amp is None else amp
-        try:
-            optimizer = create_optimizer_v2(
-                model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-            )
-        except ValueError as error:
-            raise InputError(
-                f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
-            ) from error
+        optimizer = create_optimizer(model, recipe, group.device)
+        scaler = torch.amp.GradScaler(group.device.type, enabled=autocast == torch.float16)
         scheduler, _ = create_scheduler_v2(
             optimizer,
             recipe.schedule,
@@ -143,7 +141,7 @@ def train(
         if state is not None:
             model.load_state_dict(state["state_dict"])
             optimizer.load_state_dict(state["optimizer"])
-            checkpoint.set_rng_state(state["rng"], group.device)
+            scaler.load_state_dict(state["scaler"] or scaler.state_dict())  # empty if it was not enabled
             step = state["step"]
             if group.is_first:  # the others' share is in it
                 seen = state["seen"].to(group.device)
@@ -153,13 +151,14 @@ def train(
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
         if group.world > 1:
-            torch.manual_seed(seed_of(recipe.seed, step, group.rank))  # dropout of its own in every process
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
         # Label maps move to the device once, and targets are made there
         targets = None
         if store is not None and row_of_image is not None:
-            targets = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
+            targets = LabelMapTargets(store.to(group.device), row_of_image, recipe)
+        forward = torch.compile(model) if compile else model
+        train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast)
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
@@ -169,7 +168,6 @@ def train(
             collate_fn=collate,
             pin_memory=cuda,
             worker_init_fn=leave_signals_to_the_main_process,
-            generator=torch.Generator(),  # its own, so that a resumed run's model draws the numbers it would have drawn
         )
 
         def save_state() -> None:
@@ -179,7 +177,7 @@ def train(
                 state = {
                     "state_dict": bare(model).state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "rng": checkpoint.rng_state(group.device),
+                    "scaler": scaler.state_dict(),
                     "step": step,
                     "seen": together,
                     "card": card.to_dict(),
@@ -190,25 +188,13 @@ def train(
             bar = progress(step, steps_per_epoch, recipe, group)
             began = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
-            for crops in batches_of(loader):
-                # One step
+            for crops in on_device(batches_of(loader), group.device):
                 scheduler.step_update(step)
-                crops = crops.to(group.device)
-                target = crops.targets if targets is None else targets(crops)
-                batch = normalise(crops.images, view.mean, view.std).contiguous(memory_format=torch.channels_last)
-                with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
-                    logits = model(batch)
-                logits = logits.float()
-                loss = loss_of(logits, target, recipe)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                torch.manual_seed(seed_of(recipe.seed, step, group.rank, DROPOUT))  # as crops: where it is says it all
+                seen += train_on(crops)
                 step += 1
 
-                # Keep count, and look at it now and then
-                with torch.no_grad():
-                    right = (logits.argmax(1) == crops.targets).sum()
-                    seen += torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
+                # Look at it now and then
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
                 look = step % LOOK_EVERY == 0 or in_epoch == 0
@@ -247,7 +233,7 @@ def train(
                     group.same_buffers(bare(model))
                     try:
                         metrics["val"] = evaluate(
-                            bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
+                            bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast
                         )
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating

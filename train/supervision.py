@@ -19,10 +19,10 @@ from train.recipe import Recipe
 
 @dataclass(frozen=True)
 class LabelMapTargets:
-    """Targets from a label set that is resident on the training device.
+    """Targets from a label set, computed on the training device.
 
     Attributes:
-        row_of_image: (N,) int64 row of each training image in the store, on its device.
+        row_of_image: (N,) int64 row of each training image in the store.
     """
 
     store: LabelStore

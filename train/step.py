@@ -1,0 +1,92 @@
+"""One training step: from a batch of crops on the device to new weights.
+
+What is done for labels in it is one gather and one pooling on the device; nothing of it waits on the host. The loop and
+benchmarks/training_step.py run this same code.
+
+Shapes: B crops of a batch, C classes, S pixels of a crop's side.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from pipeline.images import normalise
+from train.crops import Crops
+from train.evaluate import View
+from train.recipe import Recipe
+from train.supervision import LabelMapTargets, loss_of
+
+PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision(amp: str | None, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, None for float32; bfloat16 on CUDA where nothing is asked for.
+
+    Raises:
+        InputError: no such precision.
+    """
+    if amp is None:
+        return torch.bfloat16 if device.type == "cuda" else None
+    if amp not in PRECISIONS:
+        raise InputError(f"--amp {amp}: expected {', '.join(PRECISIONS)}")
+    return PRECISIONS[amp]
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """timm's optimiser; on CUDA as one fused kernel where torch has it.
+
+    Raises:
+        InputError: timm has no such optimiser.
+    """
+    try:
+        takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
+        fused = {"fused": True} if device.type == "cuda" and "fused" in takes else {}
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **fused
+        )
+    except ValueError as error:
+        raise InputError(
+            f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
+        ) from error
+    return optimizer
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Forward, loss, backward, update.
+
+    Attributes:
+        forward: (B, 3, S, S) -> (B, C) logits; the model in training mode, compiled or not.
+        scaler: scales the loss where gradients would vanish in float16; does nothing if not enabled.
+        targets: what the crops are trained towards; their folder's class if None.
+        autocast: what the forward pass computes in; float32 if None.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    targets: LabelMapTargets | None
+    view: View
+    recipe: Recipe
+    autocast: torch.dtype | None
+
+    def __call__(self, crops: Crops) -> Tensor:
+        """(3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's."""
+        target = crops.targets if self.targets is None else self.targets(crops)
+        batch = normalise(crops.images, self.view.mean, self.view.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = self.forward(batch)
+        logits = logits.float()
+        loss = loss_of(logits, target, self.recipe)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            right = (logits.argmax(1) == crops.targets).sum()
+            return torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
