@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from annotate.run import finish, only_run_on, prepare
+from annotate.label_folder import finish, only_run_on, prepare
 from pipeline.classifier import first_line
 from pipeline.distributed import Processes
 from pipeline.errors import InputError

@@ -83,7 +83,11 @@ def annotate(
     class_token: Annotated[
         bool, typer.Option("--class-token", help="Accept models whose head reads a class token.")
     ] = False,
-    amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16, or what --amp-dtype says.")] = False,
+    amp_dtype: Annotated[str, typer.Option(help="bfloat16, or float16 for GPUs that are slow at it.")] = "bfloat16",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Forward pass by torch.compile: minutes at the start, faster then.")
+    ] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Record unreadable images and go on, instead of stopping.")
     ] = False,
@@ -95,6 +99,8 @@ def annotate(
 
     if tail not in ("mean", "logmeanexp", "zero"):
         raise InputError(f"--tail {tail}: expected mean, logmeanexp or zero")
+    if amp_dtype not in ("bfloat16", "float16"):
+        raise InputError(f"--amp-dtype {amp_dtype}: expected bfloat16 or float16")
     config = AnnotateConfig(
         model=model,
         model_kwargs=parse_model_kwargs(model_kwargs),
@@ -109,7 +115,8 @@ def annotate(
         recentre=recentre,
         flip=flip,
         class_token=class_token,
-        amp=amp,
+        precision=amp_dtype if amp else "float32",  # type: ignore[arg-type]
+        compile=compile,
         skip_unreadable=skip_unreadable,
     )
     run(images, labels, config, device)

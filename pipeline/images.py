@@ -85,7 +85,7 @@ class ImageFolder:
         return ImageFolder(self.root, self.classes, tuple(self.keys[i] for i in keep), self.targets[keep])
 
 
-def digest_of(keys: Sequence[str]) -> str:
+def digest_of(keys: Iterable[str]) -> str:
     """sha256 of the ordered keys, one to a line: two label sets with the same digest speak of the same images."""
     digest = hashlib.sha256()
     for key in keys:

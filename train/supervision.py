@@ -51,14 +51,14 @@ def match_labels(store: LabelStore, folder: ImageFolder) -> Tensor:
             f"{store.labels} has maps of {store.manifest.num_classes} classes, {folder.root} has {len(folder.classes)} class"
             " folders; use labels of an annotator with the folder's classes"
         )
-    known = set(store.keys)
-    missing = [key for key in folder.keys if key not in known]
+    rows = store.find(folder.keys)
+    missing = [folder.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(folder)} images of {folder.root} have no label map in {store.labels} (first:"
             f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
         )
-    return store.rows(folder.keys)
+    return rows
 
 
 def loss_of(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
