@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import resolve_model_data_config
 
 from pipeline.classifier import create_classifier
@@ -14,7 +15,6 @@ from pipeline.manifest import write_whole
 from train import checkpoint as checkpoints
 from train.checkpoint import ModelCard
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
-from train.step import precision
 
 
 def evaluate_checkpoint(
@@ -69,7 +69,7 @@ def evaluate_checkpoint(
             multilabels=shown,
             batch_size=batch_size,
             workers=group.decoding_workers(workers),
-            amp=precision(None, group.device),
+            amp=torch.bfloat16 if group.device.type == "cuda" else None,
         )
         if not group.is_first:
             return None

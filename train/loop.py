@@ -34,7 +34,7 @@ from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_o
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.recipe import Recipe
-from train.step import TrainingStep, create_optimizer, precision
+from train.step import TrainingStep, compiled, create_optimizer
 from train.supervision import LabelMapTargets, match_labels
 
 RUN_FILE = "run.json"
@@ -59,7 +59,8 @@ def train(
     initial_weights: Path | None = None,
     pretrained: bool = False,
     workers: int | None = None,
-    amp: str | None = None,
+    amp: bool | None = None,
+    amp_dtype: str = "bfloat16",
     compile: bool = False,
     sync_bn: bool = False,
     device: str | None = None,
@@ -73,8 +74,8 @@ def train(
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
         initial_weights, pretrained: start from these weights instead of random ones.
-        amp: bf16, fp16 (with the loss scaled) or off; bf16 on CUDA if None.
-        compile: torch.compile the model; takes minutes at the start.
+        amp: half precision, on CUDA if None; amp_dtype: bfloat16, or float16 with the loss scaled.
+        compile: by torch.compile; takes minutes at the start.
         sync_bn: batch norm's statistics over all processes' images instead of each one's own.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
     Raises:
@@ -102,8 +103,8 @@ def train(
         if (recipe.batch_size // recipe.crops_per_image) % group.world:
             of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
             raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
-        autocast = precision(amp, group.device)
         cuda = group.device.type == "cuda"
+        autocast: torch.dtype | None = getattr(torch, amp_dtype) if (cuda if amp is None else amp) else None
         if sync_bn and not cuda:
             raise InputError("--sync-bn needs CUDA: torch's SyncBatchNorm has no CPU form")
 
@@ -156,8 +157,11 @@ def train(
         # Label maps move to the device once, and targets are made there
         targets = None
         if store is not None and row_of_image is not None:
-            targets = LabelMapTargets(store.to(group.device), row_of_image, recipe)
-        forward = torch.compile(model) if compile else model
+            if store.to(group.device).resident:
+                row_of_image = row_of_image.to(group.device)
+                say(group, f"label maps: {store.nbytes / 1e9:.1f} GB in the memory of {group.device}")
+            targets = LabelMapTargets(store, row_of_image, recipe)
+        forward = compiled(model) if compile else model
         train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast)
 
         decoders = group.decoding_workers(workers)

@@ -14,6 +14,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor, nn
 
+from pipeline.classifier import first_line
 from pipeline.errors import InputError
 from pipeline.images import normalise
 from train.crops import Crops
@@ -21,20 +22,7 @@ from train.evaluate import View
 from train.recipe import Recipe
 from train.supervision import LabelMapTargets, loss_of
 
-PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision(amp: str | None, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in, None for float32; bfloat16 on CUDA where nothing is asked for.
-
-    Raises:
-        InputError: no such precision.
-    """
-    if amp is None:
-        return torch.bfloat16 if device.type == "cuda" else None
-    if amp not in PRECISIONS:
-        raise InputError(f"--amp {amp}: expected {', '.join(PRECISIONS)}")
-    return PRECISIONS[amp]
+Forward = Callable[[Tensor], Tensor]
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
@@ -56,6 +44,27 @@ def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> 
     return optimizer
 
 
+def compiled(model: nn.Module) -> Forward:
+    """The model's forward pass by torch.compile, which compiles when it is first called.
+
+    Raises:
+        InputError: (the pass itself) torch cannot compile this model, or has no compiler on this machine.
+    """
+    forward = torch.compile(model)
+    from torch._dynamo.exc import TorchDynamoException  # imported by then; it takes seconds where it is not wanted
+
+    def checked(batch: Tensor) -> Tensor:
+        try:
+            logits: Tensor = forward(batch)
+        except TorchDynamoException as error:
+            raise InputError(
+                f"--compile: torch cannot compile the model here ({first_line(error)}); leave it out"
+            ) from error
+        return logits
+
+    return checked
+
+
 @dataclass(frozen=True)
 class TrainingStep:
     """Forward, loss, backward, update.
@@ -67,7 +76,7 @@ class TrainingStep:
         autocast: what the forward pass computes in; float32 if None.
     """
 
-    forward: Callable[[Tensor], Tensor]
+    forward: Forward
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     targets: LabelMapTargets | None

@@ -22,7 +22,8 @@ class LabelMapTargets:
     """Targets from a label set, computed on the training device.
 
     Attributes:
-        row_of_image: (N,) int64 row of each training image in the store.
+        row_of_image: (N,) int64 row of each training image in the store; on the store's device where it is resident there,
+            else on the host: fetching row numbers from a GPU would wait for all that it has to do.
     """
 
     store: LabelStore
@@ -35,7 +36,8 @@ class LabelMapTargets:
         boxes = crops.boxes
         if scope == "global":
             boxes = whole_image(len(boxes), boxes.device)
-        maps = self.store.gather(self.row_of_image[crops.indices])
+        indices = crops.indices.to(self.row_of_image.device, non_blocking=True)
+        maps = self.store.gather(self.row_of_image[indices])
         logits = label_pool(maps, boxes, self.store.manifest.num_classes)
         return logits.argmax(1) if count == "single" else logits.softmax(1)
 
