@@ -100,7 +100,7 @@ def model_alone(given: Load, recipe: Recipe, labels: Path, device: torch.device)
     store = LabelStore.open(labels).to(device)
     step = training_step(given.model, store, given.autocast, device)
     crops = resident_crops(given.batch, recipe.image_size, len(store), CLASSES, device)
-    return images_per_s(given, device, lambda: step(crops))
+    return images_per_s(given, device, lambda: step(crops, 0, 0))
 
 
 def loader_alone(given: Load, recipe: Recipe, folder: ImageFolder, device: torch.device) -> float:

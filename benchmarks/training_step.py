@@ -12,6 +12,7 @@ Shapes: B crops of a batch, k classes kept per cell, C classes, H rows and W col
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from pipeline.boxes import random_boxes
 from pipeline.shards import LabelStore
+from train.augment import DRAWS
 from train.crops import Crops
 from train.evaluate import View
 from train.label_pooling import label_pool
 from train.recipe import load
 from train.step import TrainingStep, create_optimizer
-from train.supervision import LabelMapTargets
+from train.supervision import LabelMapTargets, Supervision
 
 IMAGES = 8192  # of the label set
 POOLED = 1024  # crops
@@ -71,35 +73,39 @@ def training_step(model: str, store: LabelStore | None, autocast: torch.dtype | 
     recipe = load("single" if store is None else "relabel", ["lr=1e-3"])  # random targets: at the recipe's the loss may grow
     view = View(recipe.eval_size, recipe.eval_crop, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     scaler = torch.amp.GradScaler(device.type, enabled=False)
-    targets = LabelMapTargets(store, torch.arange(len(store), device=device), recipe) if store is not None else None
+    maps = LabelMapTargets(store, torch.arange(len(store), device=device), recipe) if store is not None else None
+    targets = Supervision(recipe, classes, maps)
     return TrainingStep(student, create_optimizer(student, recipe, device), scaler, targets, view, recipe, autocast)
 
 
 def resident_crops(batch: int, side: int, images: int, classes: int, device: torch.device) -> Crops:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (batch, side, side, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    numbers = (torch.randint(n, (batch,), generator=generator) for n in (images, classes))
-    crops = Crops(pixels, random_boxes(batch, generator), *numbers)
+    indices, targets = (torch.randint(n, (batch,), generator=generator) for n in (images, classes))
+    draws = torch.rand(batch, DRAWS, generator=generator)
+    crops = Crops(pixels, random_boxes(batch, generator), indices, targets, draws)
     return (crops.pin_memory() if device.type == "cuda" else crops).to(device)
 
 
 def compare_steps(load: Load, store: LabelStore, device: torch.device) -> None:
     relabel = training_step(MODEL, store, load.autocast, device)
-    single = replace(relabel, targets=None)  # the same model and optimiser: nothing but the target differs
-    assert relabel.targets is not None
-    targets = relabel.targets
+    single = replace(relabel, targets=Supervision(relabel.recipe, NUM_CLASSES))  # the same but for the target
+    assert relabel.targets.maps is not None
+    targets = relabel.targets.maps
     side = relabel.recipe.image_size
     crops = resident_crops(load.batch, side, len(store), NUM_CLASSES, device)
 
-    def repeat(step: object) -> None:
-        for _ in range(load.steps):
-            step(crops)  # type: ignore[operator]
+    def repeat(work: Callable[[], object]) -> Callable[[], None]:
+        def repeated() -> None:
+            for _ in range(load.steps):
+                work()
 
-    for step in (relabel, single):  # the first at a batch size pays for choosing kernels
-        step(crops)
-    relabel_s, single_s, labels_s = median_seconds(
-        device, load.rounds, lambda: repeat(relabel), lambda: repeat(single), lambda: repeat(targets)
-    )
+        return repeated
+
+    arms = [repeat(lambda: relabel(crops, 0, 0)), repeat(lambda: single(crops, 0, 0)), repeat(lambda: targets(crops))]
+    for arm in arms:  # the first at a batch size pays for choosing kernels
+        arm()
+    relabel_s, single_s, labels_s = median_seconds(device, load.rounds, *arms)
     precision = "float32" if load.autocast is None else str(load.autocast).removeprefix("torch.")
     print(
         f"training step: {MODEL}, {side}x{side}, {precision}, batch {load.batch}; label maps of k {TOPK}, C {NUM_CLASSES},"

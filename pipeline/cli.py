@@ -126,13 +126,13 @@ def known_amp_dtype(amp_dtype: str) -> str:
     return amp_dtype
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
     """ "475" or "480x640" as rows, columns."""
     if text is None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--input-size {text}: expected pixels, as N or ROWSxCOLUMNS")
+        raise InputError(f"{option} {text}: expected pixels, as N or ROWSxCOLUMNS")
     return int(parts[0]), int(parts[-1])
 
 
@@ -208,8 +208,22 @@ def train(
     set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a recipe's setting.")] = [],
     val: Annotated[Path | None, typer.Option(help="Validation images of the same classes.")] = None,
     multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes each validation image shows.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="For distillation: any timm classifier, asked about every crop.")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option(help="Its weights instead of the published ones; alone, weights.pth of a run.")
+    ] = None,
+    teacher_kwargs: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model for the teacher.")
+    ] = [],
+    teacher_input_size: Annotated[
+        str | None, typer.Option(help="Pixels it sees a crop at, N or ROWSxCOLUMNS; its own by default.")
+    ] = None,
     model_kwargs: ModelKwargs = [],
-    initial_weights: Annotated[Path | None, typer.Option(help="Start from these weights.")] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(help="Start from these weights; a head of another class count is made anew.")
+    ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
     workers: Workers = None,
     device: Device = None,
@@ -228,7 +242,14 @@ def train(
     from train.loop import Interrupted
     from train.loop import train as run_training
     from train.recipe import load
+    from train.teacher import TeacherChoice
 
+    asked = TeacherChoice(
+        teacher,
+        teacher_checkpoint,
+        parse_model_kwargs(teacher_kwargs, "--teacher-kwargs"),
+        parse_size(teacher_input_size, "--teacher-input-size"),
+    )
     try:
         run_training(
             images,
@@ -238,6 +259,7 @@ def train(
             labels=labels,
             val=val,
             multilabels=multilabels,
+            teacher=asked if asked != TeacherChoice() else None,
             model_kwargs=parse_model_kwargs(model_kwargs),
             initial_weights=initial_weights,
             pretrained=pretrained,
@@ -347,14 +369,24 @@ def demo_data(
 
 @app.command()
 @plain_errors
-def recipes() -> None:
-    """List the recipes and their settings."""
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show all the settings of this one; a name, or a .toml file.")] = None,
+) -> None:
+    """List the recipes with what they reproduce, or show one recipe's settings."""
     import dataclasses
 
-    from train.recipe import load, names
+    from train.recipe import about, load, names
 
-    for name in names():
-        print(f"{name}\n  {json.dumps(dataclasses.asdict(load(name)))[1:-1]}")
+    if name is not None:
+        for key, value in dataclasses.asdict(load(name)).items():
+            print(f"{key} = {json.dumps(value)}")
+        return
+    for known in names():
+        said = about(known)
+        print(f"{known}\n    {said.reproduces}")
+        if said.published:
+            print("    published top-1: " + ", ".join(f"{arch} {top1}" for arch, top1 in said.published.items()))
+    print("\nPublished: Yun et al. 2021, arXiv 2101.05022, on ImageNet. `relabel recipes NAME` shows all its settings.")
 
 
 def main() -> None:

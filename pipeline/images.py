@@ -116,7 +116,7 @@ def read_rgb(path: Path, before_decoding: Callable[[Image.Image], None] | None =
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, S, T) uint8 -> float32 with this mean and standard deviation (of values in [0, 1]), on the images' device."""
+    """(B, 3, S, T) uint8, or float in its units -> float32 with this mean and standard deviation (of values in [0, 1])."""
     return (images.float() - per_channel(tuple(mean), images.device)) / per_channel(tuple(std), images.device)
 
 

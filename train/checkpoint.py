@@ -17,6 +17,7 @@ from pipeline.classifier import first_line
 from pipeline.errors import InputError
 from pipeline.manifest import write_whole
 from train.evaluate import View
+from train.tokens import WithTokens
 
 LAST = "last.pt"
 WEIGHTS = "weights.pth"
@@ -37,6 +38,18 @@ class ModelCard:
     @classmethod
     def from_dict(cls, card: dict[str, Any]) -> "ModelCard":
         return cls(card["arch"], card["model_kwargs"], tuple(card["classes"]), View(**card["view"]))
+
+    @classmethod
+    def read(cls, checkpoint: Path, option: str) -> "ModelCard":
+        """The card of a run of ours.
+
+        Raises:
+            InputError: the checkpoint has none; `option` is what names the model instead.
+        """
+        content = load(checkpoint)
+        if "card" not in content:
+            raise InputError(f"{checkpoint} does not say which model it is of; name it with {option}")
+        return cls.from_dict(content["card"])
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -72,5 +85,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model without DistributedDataParallel around it."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """timm's model, without what training put around it."""
+    while isinstance(model, (nn.parallel.DistributedDataParallel, WithTokens)):
+        model = model.module
+    return model

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as F
 
 from pipeline.images import ImageFolder, read_rgb
+from train.augment import augmentation_draws
 from train.recipe import Recipe
 
 
@@ -31,26 +31,31 @@ class Crops:
         indices: (B,) int64 place of each image in the folder. They stay on the host, from where label maps are fetched
             that are not in a GPU's memory.
         targets: (B,) int64 class by folder.
+        draws: (B, DRAWS) float32 random numbers, for what is done to the crops in batch, on the device: train/augment.py.
     """
 
     images: Tensor
     boxes: Tensor
     indices: Tensor
     targets: Tensor
+    draws: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.images, self.boxes, self.indices, self.targets, self.draws
 
     def pin_memory(self) -> "Crops":
-        return Crops(*(t.pin_memory() for t in (self.images, self.boxes, self.indices, self.targets)))
+        return Crops(*(t.pin_memory() for t in self.tensors()))
 
     def to(self, device: torch.device) -> "Crops":
-        images, boxes, targets = (t.to(device, non_blocking=True) for t in (self.images, self.boxes, self.targets))
-        return Crops(images, boxes, self.indices, targets)
+        there = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if name != "indices"}
+        return Crops(indices=self.indices, **there)
 
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class RandomCrops(Dataset[Crops]):
-    """Crops by torchvision's RandomResizedCrop, mirrored with probability `hflip`; those of an image by (epoch, image)."""
+    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; those of an image by (epoch, image)."""
 
     def __init__(self, folder: ImageFolder, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
@@ -60,7 +65,7 @@ class RandomCrops(Dataset[Crops]):
         epoch, index = place
         side = self.recipe.image_size
         windows: list[Window] = []  # in the file's pixels
-        mirrored: list[bool] = []
+        draws: list[Tensor] = []
         columns = rows = reduction = 1
 
         def draw(image: Image.Image) -> None:
@@ -71,19 +76,19 @@ class RandomCrops(Dataset[Crops]):
                 for _ in range(self.recipe.crops_per_image):
                     top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
                     windows.append((left, top, left + width, top + height))
-                    mirrored.append(torch.rand(()).item() < self.recipe.hflip)
+                    draws.append(augmentation_draws())
             if self.recipe.reduced_decode:
                 reduction = reduce(image, windows, side)
 
         image = read_rgb(self.folder.path(self.folder.keys[index]), draw)
         crops = [resized_window(image, window, reduction, side) for window in windows]
-        crops = [F.hflip(crop) if mirror else crop for crop, mirror in zip(crops, mirrored, strict=True)]
         boxes = np.array(windows) / (columns, rows, columns, rows)
         return Crops(
             torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
             torch.from_numpy(boxes.astype(np.float32)),
             torch.full((len(crops),), index),
             torch.full((len(crops),), int(self.folder.targets[index])),
+            torch.stack(draws),
         )
 
 
@@ -109,12 +114,7 @@ def resized_window(image: Image.Image, window: Window, reduction: int, side: int
 
 def collate(examples: list[Crops]) -> Crops:
     """All images' crops; those of one image lie side by side."""
-    return Crops(
-        torch.cat([crops.images for crops in examples]),
-        torch.cat([crops.boxes for crops in examples]),
-        torch.cat([crops.indices for crops in examples]),
-        torch.cat([crops.targets for crops in examples]),
-    )
+    return Crops(*(torch.cat(of_all) for of_all in zip(*(crops.tensors() for crops in examples), strict=True)))
 
 
 def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
@@ -128,8 +128,9 @@ def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]
             there = crops.to(device)
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)
-        for tensor in (there.images, there.boxes, there.targets):
-            tensor.record_stream(computing)  # its memory is not taken for a later copy before the step is done with it
+        for tensor in there.tensors():
+            if tensor.is_cuda:
+                tensor.record_stream(computing)  # its memory is not taken for a later copy before the step is done with it
         yield there
 
 

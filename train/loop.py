@@ -16,7 +16,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm
-from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -34,8 +34,11 @@ from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_o
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.recipe import Recipe
+from train.schedule import create_schedule
 from train.step import TrainingStep, compiled, create_optimizer
-from train.supervision import LabelMapTargets, match_labels
+from train.supervision import LabelMapTargets, Supervision, match_labels, unconfirmed
+from train.teacher import TeacherChoice, load_teacher
+from train.tokens import WithTokens, token_grid
 
 RUN_FILE = "run.json"
 DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
@@ -55,6 +58,7 @@ def train(
     labels: Path | None = None,
     val: Path | None = None,
     multilabels: Path | None = None,
+    teacher: TeacherChoice | None = None,
     model_kwargs: dict[str, Any] | None = None,
     initial_weights: Path | None = None,
     pretrained: bool = False,
@@ -73,7 +77,8 @@ def train(
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
-        initial_weights, pretrained: start from these weights instead of random ones.
+        teacher: the classifier that the recipe's target asks about every crop, if it asks one.
+        initial_weights, pretrained: start from these weights instead of random ones; a head of other classes is made anew.
         amp: half precision, on CUDA if None; amp_dtype: bfloat16, or float16 with the loss scaled.
         compile: by torch.compile; takes minutes at the start.
         sync_bn: batch norm's statistics over all processes' images instead of each one's own.
@@ -90,7 +95,11 @@ def train(
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
-        row_of_image = match_labels(store, folder) if store is not None and recipe.needs_labels else None
+        if store is not None and recipe.confirmed_only:
+            left_out = unconfirmed(store, folder)
+            folder = folder.without(left_out)
+            say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
+        row_of_image = match_labels(store, folder) if store is not None and recipe.reads_maps else None
         val_folder = ImageFolder.scan(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
@@ -112,35 +121,36 @@ def train(
         torch.manual_seed(seed_of(recipe.seed))
         classes = len(folder.classes)
         kwargs = model_kwargs or {}
+        if recipe.start == "pretrained" and not pretrained and initial_weights is None:
+            raise InputError(
+                "this recipe starts from weights that were trained before (start = 'pretrained'); give --pretrained with an"
+                " --arch that has such, as resnetv2_50x1_bit.goog_in21k, or --initial-weights FILE"
+            )
         model: nn.Module = create_classifier(
-            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs
+            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs, new_head=True
         )
+        grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, folder.classes, view)
+        asked = load_teacher(teacher, recipe, folder, group.device, autocast)
         if sync_bn:
             model = convert_sync_batchnorm(model)
         torch.backends.cudnn.benchmark = True  # batches have one size: worth looking for the fastest kernels
         model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         optimizer = create_optimizer(model, recipe, group.device)
         scaler = torch.amp.GradScaler(group.device.type, enabled=autocast == torch.float16)
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            recipe.schedule,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-        )
-        assert scheduler is not None
+        scheduler = create_schedule(optimizer, recipe, steps_per_epoch)
+        ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, folder, pretrained, initial_weights)
+        description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher)
         state = begin(run, description, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
             model.load_state_dict(state["state_dict"])
+            if ema is not None:
+                ema.module.load_state_dict(state["ema"])
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state["scaler"] or scaler.state_dict())  # empty if it was not enabled
             step = state["step"]
@@ -151,16 +161,20 @@ def train(
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
+        judged = bare(model) if ema is None else ema.module  # what is evaluated and kept
+        if grid is not None:
+            model = WithTokens(model)
         if group.world > 1:
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
         # Label maps move to the device once, and targets are made there
-        targets = None
+        maps = None
         if store is not None and row_of_image is not None:
             if store.to(group.device).resident:
                 row_of_image = row_of_image.to(group.device)
                 say(group, f"label maps: {store.nbytes / 1e9:.1f} GB in the memory of {group.device}")
-            targets = LabelMapTargets(store, row_of_image, recipe)
+            maps = LabelMapTargets(store, row_of_image, recipe)
+        targets = Supervision(recipe, classes, maps, asked, grid)
         forward = compiled(model) if compile else model
         train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast)
 
@@ -186,6 +200,8 @@ def train(
                     "seen": together,
                     "card": card.to_dict(),
                 }
+                if ema is not None:
+                    state["ema"] = ema.module.state_dict()
                 checkpoint.save(run / LAST, state)
 
         with stop_signals() as stopped:
@@ -195,8 +211,10 @@ def train(
             for crops in on_device(batches_of(loader), group.device):
                 scheduler.step_update(step)
                 torch.manual_seed(seed_of(recipe.seed, step, group.rank, DROPOUT))  # as crops: where it is says it all
-                seen += train_on(crops)
+                seen += train_on(crops, step, step // steps_per_epoch)
                 step += 1
+                if ema is not None:
+                    ema.update(bare(model), step)
 
                 # Look at it now and then
                 bar.update(recipe.batch_size)
@@ -234,10 +252,10 @@ def train(
                 seen.zero_()
                 unreadable = None
                 if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
-                    group.same_buffers(bare(model))
+                    group.same_buffers(judged)
                     try:
                         metrics["val"] = evaluate(
-                            bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast
+                            judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast
                         )
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating
@@ -259,7 +277,7 @@ def train(
             bar.close()
 
         if group.is_first:
-            weights = {"state_dict": bare(model).state_dict(), "card": card.to_dict()}
+            weights = {"state_dict": judged.state_dict(), "card": card.to_dict()}
             checkpoint.save(run / WEIGHTS, weights)
             say(group, f"weights: {run / WEIGHTS}")
         group.barrier()
@@ -269,12 +287,19 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
     if labels is None:
         if not recipe.needs_labels:
             return None
-        raise InputError(f"target {recipe.target!r} reads label maps; name their folder with --labels")
+        reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
+        raise InputError(f"{reader}; name their folder with --labels")
     return LabelStore.open(labels)
 
 
 def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageFolder, pretrained: bool, initial: Path | None
+    card: ModelCard,
+    recipe: Recipe,
+    store: LabelStore | None,
+    folder: ImageFolder,
+    pretrained: bool,
+    initial: Path | None,
+    teacher: TeacherChoice | None,
 ) -> dict[str, Any]:
     """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
     return {
@@ -287,6 +312,7 @@ def describe(
         "image_digest": digest_of(folder.keys),
         "classes": len(card.classes),
         "labels": dataclasses.asdict(store.manifest) if store is not None and recipe.needs_labels else None,
+        "teacher": teacher.to_dict() if teacher is not None else None,
         "timm_version": timm.__version__,
         "torch_version": torch.__version__,
     }

@@ -1,6 +1,6 @@
 """One training step: from a batch of crops on the device to new weights.
 
-What is done for labels in it is one gather and one pooling on the device; nothing of it waits on the host. The loop and
+What is done for labels in it is one gather and one pooling on the device; nothing of it waits for the host. The loop and
 benchmarks/training_step.py run this same code.
 
 Shapes: B crops of a batch, C classes, S pixels of a crop's side.
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from pipeline.classifier import first_line
 from pipeline.errors import InputError
 from pipeline.images import normalise
+from train.augment import augment
 from train.crops import Crops
+from train.cutmix import paste_in, paste_of_step
 from train.evaluate import View
 from train.recipe import Recipe
-from train.supervision import LabelMapTargets, loss_of
+from train.supervision import Supervision, loss_with_tokens
 
-Forward = Callable[[Tensor], Tensor]
+Output = Tensor | tuple[Tensor, Tensor]
+Forward = Callable[[Tensor], Output]
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
@@ -53,14 +56,14 @@ def compiled(model: nn.Module) -> Forward:
     forward = torch.compile(model)
     from torch._dynamo.exc import TorchDynamoException  # imported by then; it takes seconds where it is not wanted
 
-    def checked(batch: Tensor) -> Tensor:
+    def checked(batch: Tensor) -> Output:
         try:
-            logits: Tensor = forward(batch)
+            output: Output = forward(batch)
         except TorchDynamoException as error:
             raise InputError(
                 f"--compile: torch cannot compile the model here ({first_line(error)}); leave it out"
             ) from error
-        return logits
+        return output
 
     return checked
 
@@ -70,28 +73,34 @@ class TrainingStep:
     """Forward, loss, backward, update.
 
     Attributes:
-        forward: (B, 3, S, S) -> (B, C) logits; the model in training mode, compiled or not.
+        forward: (B, 3, S, S) -> (B, C) logits, and those of tokens if any; the model in training mode, compiled or not.
         scaler: scales the loss where gradients would vanish in float16; does nothing if not enabled.
-        targets: what the crops are trained towards; their folder's class if None.
         autocast: what the forward pass computes in; float32 if None.
     """
 
     forward: Forward
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    targets: LabelMapTargets | None
+    targets: Supervision
     view: View
     recipe: Recipe
     autocast: torch.dtype | None
 
-    def __call__(self, crops: Crops) -> Tensor:
-        """(3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's."""
-        target = crops.targets if self.targets is None else self.targets(crops)
-        batch = normalise(crops.images, self.view.mean, self.view.std).contiguous(memory_format=torch.channels_last)
+    def __call__(self, crops: Crops, step: int, epoch: int) -> Tensor:
+        """Train on a batch; step and epoch are counted from 0.
+
+        Returns:
+            (3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's.
+        """
+        pixels = augment(crops.images, crops.draws, self.recipe)
+        paste = paste_of_step(step, epoch, pixels, self.recipe)
+        if paste is not None:
+            paste_in(pixels, paste)
+        target, token_target = self.targets(crops, pixels, paste)
+        batch = normalise(pixels, self.view.mean, self.view.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(batch.device.type, self.autocast, enabled=self.autocast is not None):
-            logits = self.forward(batch)
-        logits = logits.float()
-        loss = loss_of(logits, target, self.recipe)
+            output = self.forward(batch)
+        loss, logits = loss_with_tokens(output, target, token_target, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)

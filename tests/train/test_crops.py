@@ -51,29 +51,13 @@ def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageFold
     assert boxes[:, 0].std() > 0.05 and boxes[:, 1].std() > 0.05
 
 
-def test_mirrored_crop_keeps_its_box(gradients: ImageFolder) -> None:
-    straight = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.0))
-    mirrored = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=1.0))
-    for index in range(len(gradients)):
-        a, b = straight[(0, index)], mirrored[(0, index)]
-        assert torch.equal(a.boxes, b.boxes)
-        assert torch.equal(a.images.flip(-1), b.images)
-
-
-def test_about_half_of_the_crops_are_mirrored_at_one_half(gradients: ImageFolder) -> None:
-    crops = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.5))
-    images = [crops[(epoch, 0)].images[0] for epoch in range(100)]
-    mirrored = [bool(image[0, 0, 0] > image[0, 0, -1]) for image in images]
-    assert 30 < sum(mirrored) < 70
-
-
-def test_crops_do_not_depend_on_the_number_of_workers(gradients: ImageFolder) -> None:
-    def all_boxes(workers: int) -> torch.Tensor:
+def test_crops_and_their_draws_do_not_depend_on_the_number_of_workers(gradients: ImageFolder) -> None:
+    def boxes_and_draws(workers: int) -> torch.Tensor:
         batches = TrainingBatches(len(gradients), SMALL, 0, 0, 1)
         loader = DataLoader(RandomCrops(gradients, SMALL), batch_sampler=batches, num_workers=workers, collate_fn=collate)
-        return torch.cat([batch.boxes for batch in loader])
+        return torch.cat([torch.cat([batch.boxes, batch.draws], 1) for batch in loader])
 
-    assert torch.equal(all_boxes(0), all_boxes(2))
+    assert torch.equal(boxes_and_draws(0), boxes_and_draws(2))
 
 
 def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageFolder) -> None:
@@ -85,10 +69,13 @@ def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageFolder
 
 
 def test_another_seed_or_epoch_is_another_crop(gradients: ImageFolder) -> None:
-    box = RandomCrops(gradients, SMALL)[(0, 0)].boxes
-    assert torch.equal(RandomCrops(gradients, SMALL)[(0, 0)].boxes, box)
-    assert not torch.equal(RandomCrops(gradients, SMALL)[(1, 0)].boxes, box)
-    assert not torch.equal(RandomCrops(gradients, dataclasses.replace(SMALL, seed=1))[(0, 0)].boxes, box)
+    crops, again = RandomCrops(gradients, SMALL)[(0, 0)], RandomCrops(gradients, SMALL)[(0, 0)]
+    assert torch.equal(again.boxes, crops.boxes) and torch.equal(again.draws, crops.draws)
+    for other in (
+        RandomCrops(gradients, SMALL)[(1, 0)],
+        RandomCrops(gradients, dataclasses.replace(SMALL, seed=1))[(0, 0)],
+    ):
+        assert not torch.equal(other.boxes, crops.boxes) and not torch.equal(other.draws, crops.draws)
 
 
 @pytest.fixture(scope="module")
