@@ -18,7 +18,8 @@ from PIL import Image
 from benchmarks.annotate import picture
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 from train.crops import RandomCrops, collate
 from train.recipe import Recipe, load
 
@@ -38,16 +39,16 @@ def main() -> None:
                 compare(title, folder, load("relabel", [f"image_size={side}", "hflip=0.0"]))
 
 
-def write_photographs(root: Path, size: tuple[int, int]) -> ImageFolder:
+def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:
     """JPEGs of this size; the large ones are small ones enlarged, as a camera has more pixels than its lens is sharp for."""
     rng = np.random.default_rng(0)
     (root / "class").mkdir()
     for number in range(PICTURES):
         picture(rng).resize(size, Image.Resampling.BICUBIC).save(root / "class" / f"{number}.JPEG", quality=90)
-    return ImageFolder.scan(root)
+    return find_images(root)
 
 
-def compare(title: str, folder: ImageFolder, recipe: Recipe) -> None:
+def compare(title: str, folder: ImageSet, recipe: Recipe) -> None:
     epoch = iter(range(10**6))  # other crops in every round, the same for all arms
 
     def crops(recipe: Recipe, epoch: int, images: int = PICTURES) -> torch.Tensor:
@@ -81,12 +82,12 @@ def compare(title: str, folder: ImageFolder, recipe: Recipe) -> None:
         print("  no crop is large enough to be reduced")
 
 
-def crops_by(filter_: Image.Resampling, folder: ImageFolder, recipe: Recipe, epoch: int) -> torch.Tensor:
+def crops_by(filter_: Image.Resampling, folder: ImageSet, recipe: Recipe, epoch: int) -> torch.Tensor:
     """The same crops, resized by another filter."""
     dataset = RandomCrops(folder, recipe)
     images = []
-    for index, key in enumerate(folder.keys):
-        image = Image.open(folder.path(key))
+    for index in range(len(folder)):
+        image = Image.open(folder.name(index))
         box = dataset[(epoch, index)].boxes[0].numpy() * np.array([*image.size, *image.size])
         crop = image.crop(tuple(box.round().astype(int).tolist())).resize((recipe.image_size,) * 2, filter_)
         images.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))

@@ -30,7 +30,7 @@ from benchmarks.generated_maps import generated_maps, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import wait_for
 from benchmarks.training_step import resident_crops, training_step
-from pipeline.images import ImageFolder, leave_signals_to_the_main_process
+from pipeline.images import ImageSet, leave_signals_to_the_main_process
 from pipeline.shards import LabelStore
 from train.crops import RandomCrops, TrainingBatches, collate
 from train.loop import train
@@ -71,7 +71,7 @@ def main() -> None:
         compare(given, folder, Path(scratch), device)
 
 
-def compare(given: Load, folder: ImageFolder, scratch: Path, device: torch.device) -> None:
+def compare(given: Load, folder: ImageSet, scratch: Path, device: torch.device) -> None:
     recipe = load("relabel", ["epochs=2", f"batch_size={given.batch}", "warmup_epochs=0", "lr=1e-3"])
     arms: dict[str, Callable[[], float]] = {
         "model alone": lambda: model_alone(given, recipe, scratch / "labels", device),
@@ -103,7 +103,7 @@ def model_alone(given: Load, recipe: Recipe, labels: Path, device: torch.device)
     return images_per_s(given, device, lambda: step(crops, 0, 0))
 
 
-def loader_alone(given: Load, recipe: Recipe, folder: ImageFolder, device: torch.device) -> float:
+def loader_alone(given: Load, recipe: Recipe, folder: ImageSet, device: torch.device) -> float:
     loader = DataLoader(
         RandomCrops(folder, recipe),
         batch_sampler=TrainingBatches(len(folder), recipe, 0, 0, 1),

@@ -100,11 +100,11 @@ def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: bool = False) -> None:
-    """Load a checkpoint through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name, through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
 
     Raises:
-        InputError: missing, no weights file, or its tensors are not those of `model`.
+        InputError: missing, or no weights file.
     """
     if not checkpoint.is_file():
         raise InputError(f"checkpoint {checkpoint} does not exist")
@@ -115,9 +115,18 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: 
             f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
             " .safetensors, or .pth saved from a state_dict"
         ) from error
-    own = classifier.state_dict()
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{checkpoint} holds no state_dict of tensors")
+    return loaded
+
+
+def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: bool = False) -> None:
+    """Load a checkpoint of `model`; with `new_head`, a head of other classes is left as it was made.
+
+    Raises:
+        InputError: missing, no weights file, or its tensors are not those of `model`.
+    """
+    own, loaded = classifier.state_dict(), read_weights(checkpoint)
     if new_head:
         head = head_names(classifier)
         if any(name not in loaded or loaded[name].shape != own[name].shape for name in head):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline.images import ImageFolder, read_rgb
+from pipeline.images import ImageSet
 from train.augment import augmentation_draws
 from train.recipe import Recipe
 
@@ -57,7 +57,7 @@ Window = tuple[int, int, int, int]  # left, top, right, bottom
 class RandomCrops(Dataset[Crops]):
     """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; those of an image by (epoch, image)."""
 
-    def __init__(self, folder: ImageFolder, recipe: Recipe) -> None:
+    def __init__(self, folder: ImageSet, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
         self.scale, self.ratio = list(recipe.crop_scale), list(recipe.crop_ratio)
 
@@ -80,7 +80,7 @@ class RandomCrops(Dataset[Crops]):
             if self.recipe.reduced_decode:
                 reduction = reduce(image, windows, side)
 
-        image = read_rgb(self.folder.path(self.folder.keys[index]), draw)
+        image = self.folder.read(index, draw)
         crops = [resized_window(image, window, reduction, side) for window in windows]
         boxes = np.array(windows) / (columns, rows, columns, rows)
         return Crops(

@@ -10,14 +10,14 @@ from timm.data import resolve_model_data_config
 from pipeline.classifier import create_classifier
 from pipeline.distributed import processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import write_whole
-from train.checkpoint import ModelCard
+from train.checkpoint import read_card
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 
 
 def evaluate_checkpoint(
-    images: Path,
+    images: Path | str,
     *,
     checkpoint: Path | None = None,
     arch: str | None = None,
@@ -35,10 +35,10 @@ def evaluate_checkpoint(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected at least 1")
-    folder = ImageFolder.scan(images)
+    folder = find_images(images)
     card = None
     if checkpoint is not None and arch is None:
-        card = ModelCard.read(checkpoint, "--arch")
+        card = read_card(checkpoint, "--arch")
         refuse_other_classes(folder, card.classes, str(checkpoint))
         arch, model_kwargs = card.arch, card.model_kwargs
     if arch is None:

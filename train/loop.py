@@ -3,8 +3,6 @@
 `train` is meant to be read from top to bottom; what a step does is in train/step.py.
 """
 
-import dataclasses
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm
@@ -25,22 +22,24 @@ from tqdm import tqdm
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, UnreadableImage, batches_of, digest_of, leave_signals_to_the_main_process
-from pipeline.manifest import write_whole
+from pipeline.image_sources import find_images
+from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
 from pipeline.shards import LabelStore
 from train import checkpoint
-from train.checkpoint import LAST, WEIGHTS, ModelCard, bare
+from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_of
+from train.divergence import refuse_divergence, refuse_infinite_weights
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
+from train.provenance import begin, describe
 from train.recipe import Recipe
 from train.schedule import create_schedule
 from train.step import TrainingStep, compiled, create_optimizer
 from train.supervision import LabelMapTargets, Supervision, match_labels, unconfirmed
 from train.teacher import TeacherChoice, load_teacher
+from train.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.tokens import WithTokens, token_grid
 
-RUN_FILE = "run.json"
 DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
@@ -50,13 +49,13 @@ class Interrupted(Exception):
 
 
 def train(
-    images: Path,
+    images: Path | str,
     run: Path,
     arch: str,
     recipe: Recipe,
     *,
     labels: Path | None = None,
-    val: Path | None = None,
+    val: Path | str | None = None,
     multilabels: Path | None = None,
     teacher: TeacherChoice | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -69,11 +68,12 @@ def train(
     sync_bn: bool = False,
     device: str | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> None:
-    """Train, and leave weights.pth, metrics.jsonl and curves.png in `run`.
+    """Train, and leave weights.safetensors, weights.pth, run.json, metrics.jsonl and curves.png in `run`.
 
     Args:
-        images: training images, ImageNet layout.
+        images: training images, as pipeline/image_sources.py reads them.
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
@@ -83,14 +83,17 @@ def train(
         compile: by torch.compile; takes minutes at the start.
         sync_bn: batch norm's statistics over all processes' images instead of each one's own.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
+        tensorboard: write the metrics to RUN/tensorboard too.
     Raises:
         InputError: images without labels, other classes, a run of other settings in the folder, a loss that is not
             finite, a full disk.
         Interrupted: stopped by a signal, state saved.
     """
+    if tensorboard:
+        require_tensorboard()
     with processes(device) as group:
         # Data: which images, and their label maps
-        folder = ImageFolder.scan(images)
+        folder = find_images(images)
         store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
@@ -100,7 +103,7 @@ def train(
             folder = folder.without(left_out)
             say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
         row_of_image = match_labels(store, folder) if store is not None and recipe.reads_maps else None
-        val_folder = ImageFolder.scan(val) if val is not None else None
+        val_folder = find_images(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
         shown = read_multilabels(multilabels, val_folder) if multilabels is not None and val_folder is not None else None
@@ -161,6 +164,7 @@ def train(
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
+        writer = open_writer(run, step // steps_per_epoch) if tensorboard and group.is_first else None
         judged = bare(model) if ema is None else ema.module  # what is evaluated and kept
         if grid is not None:
             model = WithTokens(model)
@@ -198,7 +202,7 @@ def train(
                     "scaler": scaler.state_dict(),
                     "step": step,
                     "seen": together,
-                    "card": card.to_dict(),
+                    "card": card.to_json(),
                 }
                 if ema is not None:
                     state["ema"] = ema.module.state_dict()
@@ -208,10 +212,12 @@ def train(
             bar = progress(step, steps_per_epoch, recipe, group)
             began = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
+            losses: list[tuple[torch.Tensor, float]] = []  # since the last look, with their learning rates
             for crops in on_device(batches_of(loader), group.device):
                 scheduler.step_update(step)
                 torch.manual_seed(seed_of(recipe.seed, step, group.rank, DROPOUT))  # as crops: where it is says it all
-                seen += train_on(crops, step, step // steps_per_epoch)
+                counted = train_on(crops, step, step // steps_per_epoch)
+                seen += counted
                 step += 1
                 if ema is not None:
                     ema.update(bare(model), step)
@@ -219,17 +225,16 @@ def train(
                 # Look at it now and then
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
+                losses.append((counted[1], optimizer.param_groups[0]["lr"]))
                 look = step % LOOK_EVERY == 0 or in_epoch == 0
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
                 if look or stop:
+                    refuse_divergence(losses, step, folder, recipe, run, group)
+                    losses.clear()
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)
-                    if not torch.isfinite(seen[1]):
-                        lr = optimizer.param_groups[0]["lr"]
-                        raise InputError(
-                            f"the loss is not finite by step {step} (epoch {epoch + (in_epoch > 0)}, lr {lr:.3g});"
-                            f" {run / LAST} holds the last good state. A smaller lr or amp off may help"
-                        )
+                if stop or in_epoch == 0:
+                    refuse_infinite_weights(model, step, optimizer.param_groups[0]["lr"], run)
                 if stop and in_epoch:
                     save_state()
                     bar.close()
@@ -264,6 +269,8 @@ def train(
                 metrics["wall_s"] = time.perf_counter() - began
                 if group.is_first:
                     append_metrics(run, metrics)
+                if writer is not None:
+                    write_epoch(writer, metrics)
                 save_state()
                 if unreadable is not None:
                     raise unreadable
@@ -276,10 +283,12 @@ def train(
                 began, images_before = time.perf_counter(), 0.0
             bar.close()
 
+        if writer is not None:
+            writer.close()
         if group.is_first:
-            weights = {"state_dict": judged.state_dict(), "card": card.to_dict()}
-            checkpoint.save(run / WEIGHTS, weights)
-            say(group, f"weights: {run / WEIGHTS}")
+            for name in (SAFETENSORS, WEIGHTS):  # the second says to make that the run is done
+                checkpoint.save_weights(run / name, judged.state_dict(), card)
+            say(group, f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
         group.barrier()
 
 
@@ -290,76 +299,6 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
         reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
         raise InputError(f"{reader}; name their folder with --labels")
     return LabelStore.open(labels)
-
-
-def describe(
-    card: ModelCard,
-    recipe: Recipe,
-    store: LabelStore | None,
-    folder: ImageFolder,
-    pretrained: bool,
-    initial: Path | None,
-    teacher: TeacherChoice | None,
-) -> dict[str, Any]:
-    """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
-    return {
-        "arch": card.arch,
-        "model_kwargs": card.model_kwargs,
-        "initial_weights": str(initial) if initial else "pretrained" if pretrained else "random",
-        "recipe": dataclasses.asdict(recipe),
-        "images": str(folder.root),
-        "image_count": len(folder),
-        "image_digest": digest_of(folder.keys),
-        "classes": len(card.classes),
-        "labels": dataclasses.asdict(store.manifest) if store is not None and recipe.needs_labels else None,
-        "teacher": teacher.to_dict() if teacher is not None else None,
-        "timm_version": timm.__version__,
-        "torch_version": torch.__version__,
-    }
-
-
-def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes) -> dict[str, Any] | None:
-    """Make the run's folder, or go on in it. Returns the state to resume from, or None.
-
-    Raises:
-        InputError: the folder holds a run already and `resume` was not asked for, or one of other settings.
-    """
-    said = json.loads(json.dumps(description))  # as it reads back: lists for tuples
-    path = run / RUN_FILE
-    last = run / LAST
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        ignored = {"timm_version", "torch_version", "images"}
-        other = [key for key in said if key not in ignored and earlier.get(key) != said[key]]
-        if other:
-            changes = "; ".join(change_of(key, earlier.get(key), said[key]) for key in other)
-            raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
-        if last.exists() and not resume:
-            raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run-dir, or delete it")
-    elif last.exists():
-        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so what made it is not known; use another --run-dir")
-    state = checkpoint.load(last) if last.exists() else None
-    if state is not None and "step" not in state:
-        raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")
-    group.barrier()
-    if group.is_first and not path.exists():
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(said, indent=2) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write {run}: {error}") from error
-    return state
-
-
-def change_of(key: str, before: Any, now: Any) -> str:
-    """One differing setting, or those within a table that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        inner = [f"{key}.{k} {before.get(k)!r}, now {now.get(k)!r}" for k in now if before.get(k) != now.get(k)]
-        return ", ".join(inner)
-    return f"{key} {before!r}, now {now!r}"
 
 
 def progress(step: int, steps_per_epoch: int, recipe: Recipe, group: Processes) -> tqdm:

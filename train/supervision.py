@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.boxes import whole_image
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageSet
 from pipeline.shards import LabelMaps, LabelStore
 from train.augment import mirrored
 from train.crops import Crops
@@ -136,28 +136,29 @@ def as_probabilities(target: Tensor, classes: int) -> Tensor:
     return target if target.is_floating_point() else F.one_hot(target, classes).float()
 
 
-def match_labels(store: LabelStore, folder: ImageFolder) -> Tensor:
+def match_labels(store: LabelStore, folder: ImageSet) -> Tensor:
     """(N,) int64 row of each image of the folder.
 
     Raises:
-        InputError: images without a label map, or another number of classes than the label set's.
+        InputError: images without a label map, or other classes than the label set's.
     """
-    if store.manifest.num_classes != len(folder.classes):
+    misfit = store.manifest.misfit(folder.classes)
+    if misfit is not None:
         raise InputError(
-            f"{store.labels} has maps of {store.manifest.num_classes} classes, {folder.root} has {len(folder.classes)} class"
-            " folders; use labels of an annotator with the folder's classes"
+            f"{store.labels} does not go with {folder.source}: {misfit}; use labels of an annotator with the images'"
+            " classes, or tell annotate its classes by --classes"
         )
     rows = store.find(folder.keys)
     missing = [folder.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(folder)} images of {folder.root} have no label map in {store.labels} (first:"
+            f"{len(missing)} of {len(folder)} images of {folder.source} have no label map in {store.labels} (first:"
             f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
         )
     return rows
 
 
-def unconfirmed(store: LabelStore, folder: ImageFolder, batch_size: int = 1024) -> set[str]:
+def unconfirmed(store: LabelStore, folder: ImageSet, batch_size: int = 1024) -> set[str]:
     """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
 
     Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, normalise
-from train.checkpoint import ModelCard
+from pipeline.images import ImageSet, normalise
+from train.checkpoint import read_card
 from train.evaluate import refuse_other_classes
 from train.recipe import Recipe
 
@@ -63,7 +63,7 @@ class Teacher:
 
 
 def load_teacher(
-    choice: TeacherChoice | None, recipe: Recipe, folder: ImageFolder, device: torch.device, amp: torch.dtype | None
+    choice: TeacherChoice | None, recipe: Recipe, folder: ImageSet, device: torch.device, amp: torch.dtype | None
 ) -> Teacher | None:
     """Make the classifier and put it on the device, if the recipe's target asks one.
 
@@ -80,7 +80,7 @@ def load_teacher(
     model, kwargs, view = choice.model, choice.model_kwargs, None
     if model is None:
         assert choice.checkpoint is not None
-        card = ModelCard.read(choice.checkpoint, "--teacher")
+        card = read_card(choice.checkpoint, "--teacher")
         refuse_other_classes(folder, card.classes, str(choice.checkpoint))
         model, kwargs, view = card.arch, card.model_kwargs | kwargs, card.view
     classes = None if choice.checkpoint is None else len(folder.classes)
@@ -89,7 +89,7 @@ def load_teacher(
     )
     if classifier.num_classes != len(folder.classes):
         raise InputError(
-            f"the teacher {model} has {classifier.num_classes} classes, {folder.root} has {len(folder.classes)} folders"
+            f"the teacher {model} has {classifier.num_classes} classes, {folder.source} has {len(folder.classes)} folders"
         )
     settings = resolve_model_data_config(classifier)
     rows, columns = choice.input_size or ((view.size, view.size) if view else settings["input_size"][-2:])

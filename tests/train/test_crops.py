@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 from train.crops import RandomCrops, TrainingBatches, collate, reduce
 from train.recipe import Recipe, load
 
@@ -18,7 +19,7 @@ SMALL = load("scenes-single", ["image_size=24", "batch_size=4", "epochs=3", "war
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """Lopsided images whose red grows along the columns and whose green grows along the rows, from 0 to 255."""
     root = tmp_path_factory.mktemp("gradients")
     for i, (rows, columns) in enumerate([(60, 90), (90, 60), (40, 41), (64, 200), (50, 50), (33, 77)]):
@@ -27,10 +28,10 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
         image = np.stack([red, green, np.full((rows, columns), 128.0)], 2).round().astype(np.uint8)
         (root / f"class{i % 2}").mkdir(exist_ok=True)
         Image.fromarray(image).save(root / f"class{i % 2}" / f"{i}.png")
-    return ImageFolder.scan(root)
+    return find_images(root)
 
 
-def test_box_is_where_the_pixels_come_from(gradients: ImageFolder) -> None:
+def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, SMALL)
     for epoch in range(10):
         for index in range(len(gradients)):
@@ -41,7 +42,7 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageFolder) -> None:
             assert float(green) == pytest.approx((y0 + y1) / 2, abs=0.02)
 
 
-def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageFolder) -> None:
+def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crop_scale=(0.3, 0.5)))
     index = gradients.keys.index("class0/4.png")  # square: torchvision need not fall back to a centre crop
     boxes = torch.cat([crops[(epoch, index)].boxes for epoch in range(50)])
@@ -51,7 +52,7 @@ def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageFold
     assert boxes[:, 0].std() > 0.05 and boxes[:, 1].std() > 0.05
 
 
-def test_crops_and_their_draws_do_not_depend_on_the_number_of_workers(gradients: ImageFolder) -> None:
+def test_crops_and_their_draws_do_not_depend_on_the_number_of_workers(gradients: ImageSet) -> None:
     def boxes_and_draws(workers: int) -> torch.Tensor:
         batches = TrainingBatches(len(gradients), SMALL, 0, 0, 1)
         loader = DataLoader(RandomCrops(gradients, SMALL), batch_sampler=batches, num_workers=workers, collate_fn=collate)
@@ -60,7 +61,7 @@ def test_crops_and_their_draws_do_not_depend_on_the_number_of_workers(gradients:
     assert torch.equal(boxes_and_draws(0), boxes_and_draws(2))
 
 
-def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageFolder) -> None:
+def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -68,7 +69,7 @@ def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageFolder
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_another_seed_or_epoch_is_another_crop(gradients: ImageFolder) -> None:
+def test_another_seed_or_epoch_is_another_crop(gradients: ImageSet) -> None:
     crops, again = RandomCrops(gradients, SMALL)[(0, 0)], RandomCrops(gradients, SMALL)[(0, 0)]
     assert torch.equal(again.boxes, crops.boxes) and torch.equal(again.draws, crops.draws)
     for other in (
@@ -79,7 +80,7 @@ def test_another_seed_or_epoch_is_another_crop(gradients: ImageFolder) -> None:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """Large, lopsided JPEGs of odd sizes, with detail of several scales and no grain."""
     root = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
@@ -90,14 +91,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
             coarse = rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
             pixels += np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC)) - 128.0
         Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(root / "class" / f"{i}.JPEG", quality=90)
-    return ImageFolder.scan(root)
+    return find_images(root)
 
 
-def test_crops_are_torchvisions_own_where_nothing_is_reduced(photographs: ImageFolder) -> None:
+def test_crops_are_torchvisions_own_where_nothing_is_reduced(photographs: ImageSet) -> None:
     crops = RandomCrops(photographs, dataclasses.replace(SMALL, image_size=256, hflip=0.0))
     for index in range(len(photographs)):
         only = crops[(0, index)]
-        image = Image.open(photographs.path(photographs.keys[index]))
+        image = Image.open(photographs.name(index))
         left, top, right, bottom = (only.boxes[0] * torch.tensor([*image.size, *image.size])).round().int().tolist()
         if min(right - left, bottom - top) < 2 * 256:  # else it is decoded at a half
             expected = resized_crop(image, top, left, bottom - top, right - left, [256, 256])
@@ -105,7 +106,7 @@ def test_crops_are_torchvisions_own_where_nothing_is_reduced(photographs: ImageF
 
 
 @pytest.mark.parametrize("side", [24, 50, 100])
-def test_reduced_decoding_shows_the_same_place_in_about_the_same_pixels(photographs: ImageFolder, side: int) -> None:
+def test_reduced_decoding_shows_the_same_place_in_about_the_same_pixels(photographs: ImageSet, side: int) -> None:
     settings = dataclasses.replace(SMALL, image_size=side, crop_scale=(0.4, 1.0))
     whole = RandomCrops(photographs, dataclasses.replace(settings, reduced_decode=False))
     reduced = RandomCrops(photographs, settings)
@@ -125,7 +126,7 @@ def test_box_is_where_the_pixels_come_from_when_decoding_rounds_the_size_up(tmp_
     (tmp_path / "class").mkdir()
     red = np.broadcast_to(np.linspace(0, 255, 101)[None, :, None], (93, 101, 3))
     Image.fromarray(red.round().astype(np.uint8)).save(tmp_path / "class" / "0.JPEG", quality=95)
-    crops = RandomCrops(ImageFolder.scan(tmp_path), dataclasses.replace(SMALL, image_size=5, crop_scale=(0.4, 0.6)))
+    crops = RandomCrops(find_images(tmp_path), dataclasses.replace(SMALL, image_size=5, crop_scale=(0.4, 0.6)))
     errors = []
     for epoch in range(40):
         only = crops[(epoch, 0)]
@@ -147,19 +148,19 @@ def test_box_is_where_the_pixels_come_from_when_decoding_rounds_the_size_up(tmp_
     ],
 )
 def test_jpeg_is_reduced_as_far_as_the_smallest_crop_allows(
-    photographs: ImageFolder, side: int, width: int, by: int, size: tuple[int, int]
+    photographs: ImageSet, side: int, width: int, by: int, size: tuple[int, int]
 ) -> None:
-    with Image.open(photographs.path("class/0.JPEG")) as image:
+    with Image.open(photographs.name(photographs.index("class/0.JPEG"))) as image:
         assert reduce(image, [(0, 0, 501, 375), (0, 0, width, 375)], side) == by
         assert image.size == size
 
 
-def test_other_formats_are_decoded_whole(gradients: ImageFolder) -> None:
-    with Image.open(gradients.path(gradients.keys[0])) as image:
+def test_other_formats_are_decoded_whole(gradients: ImageSet) -> None:
+    with Image.open(gradients.name(0)) as image:
         assert reduce(image, [(0, 0, *image.size)], 5) == 1
 
 
-def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradients: ImageFolder) -> None:
+def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradients: ImageSet) -> None:
     one = RandomCrops(gradients, SMALL)[(0, 0)]
     four = RandomCrops(gradients, dataclasses.replace(SMALL, crops_per_image=4))[(0, 0)]
     assert torch.equal(four.images[:1], one.images) and torch.equal(four.boxes[:1], one.boxes)
@@ -168,7 +169,7 @@ def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradi
         assert float(image[0].float().mean() / 255) == pytest.approx((x0 + x1) / 2, abs=0.02)
 
 
-def test_batch_holds_all_crops_of_its_images(gradients: ImageFolder) -> None:
+def test_batch_holds_all_crops_of_its_images(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crops_per_image=2))
     batch = collate([crops[(0, 3)], crops[(0, 1)]])
     assert batch.images.shape == (4, 3, 24, 24) and batch.images.is_contiguous(memory_format=torch.channels_last)

@@ -3,16 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, normalise
+from pipeline.images import normalise
 from pipeline.shards import LabelMaps, LabelStore
-from tests.label_sets import write_label_set
+from tests.label_sets import named_images, write_label_set
 from train.augment import DRAWS, augment
 from train.crops import Crops
 from train.cutmix import Paste, paste_in, paste_of_step
@@ -63,23 +62,23 @@ def test_single_targets_are_the_largest_class_of_the_pooled_logits(
     assert targets(batch([0, 2], [RIGHT, RIGHT])).tolist() == classes
 
 
-def test_images_in_another_order_find_their_own_maps(store: LabelStore, tmp_path: Path) -> None:
-    folder = ImageFolder(tmp_path, ("cat", "dog", "eel"), KEYS[::-1], np.array([1, 0, 0]))
+def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
+    folder = named_images(("cat", "dog", "eel"), KEYS[::-1], [1, 0, 0])
     rows = match_labels(store, folder)
     assert rows.tolist() == [2, 1, 0]
     targets = LabelMapTargets(store, rows, load("relabel", ["target=global-single"]))
     assert targets(batch([1], [LEFT])).tolist() == [2]  # image 1 of this folder is b
 
 
-def test_images_without_a_map_are_counted_and_named(store: LabelStore, tmp_path: Path) -> None:
-    folder = ImageFolder(tmp_path, ("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), np.array([0, 0, 1, 2, 2]))
+def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
+    folder = named_images(("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), [0, 0, 1, 2, 2])
     with pytest.raises(InputError, match=r"2 of 5 images .* have no label map .*first: eel/x\.JPEG, eel/y\.JPEG"):
         match_labels(store, folder)
 
 
-def test_label_set_of_another_class_count_is_refused(store: LabelStore, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"maps of 3 classes.* has 2 class folders"):
-        match_labels(store, ImageFolder(tmp_path, ("cat", "dog"), KEYS, np.array([0, 0, 1])))
+def test_label_set_of_another_class_count_is_refused(store: LabelStore) -> None:
+    with pytest.raises(InputError, match=r"maps of 3 classes, the images have 2"):
+        match_labels(store, named_images(("cat", "dog"), KEYS, [0, 0, 1]))
 
 
 def test_losses_by_hand() -> None:
@@ -231,9 +230,9 @@ def test_teacher_is_asked_about_the_images_that_the_student_sees() -> None:
     torch.testing.assert_close(target, (said / 2).softmax(1))
 
 
-def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(store: LabelStore, tmp_path: Path) -> None:
+def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(store: LabelStore) -> None:
     # whole-image logits: a 2, 1, 0; b 0, 0, 3 (the mean of 4 and 2 for class 2); c 0, 2, 1
-    folder = ImageFolder(tmp_path, ("cat", "dog", "eel"), KEYS, np.array([0, 0, 1]))
+    folder = named_images(("cat", "dog", "eel"), KEYS, [0, 0, 1])
     assert unconfirmed(store, folder) == {"cat/b.JPEG"}
     assert unconfirmed(store, folder, batch_size=2) == {"cat/b.JPEG"}
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageSet
+from tests.label_sets import named_images
 from train import checkpoint
 from train.checkpoint import ModelCard
 from train.evaluate import View
@@ -22,22 +22,19 @@ RECIPE = load("distillation")
 
 
 @pytest.fixture
-def folder() -> ImageFolder:
-    return ImageFolder(Path("images"), ("cat", "dog", "eel"), ("cat/a.JPEG",), np.array([0]))
+def folder() -> ImageSet:
+    return named_images(("cat", "dog", "eel"), ("cat/a.JPEG",), [0])
 
 
 def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=len(classes), **THIN).eval()
-    content = {"state_dict": model.state_dict()}
-    if card:
-        view = View(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        content["card"] = ModelCard("resnet10t", THIN, classes, view).to_dict()
-    checkpoint.save(path, content)
+    view = View(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    checkpoint.save_weights(path, model.state_dict(), ModelCard("resnet10t", THIN, classes, view) if card else None)
     return model
 
 
-def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageFolder, tmp_path: Path) -> None:
+def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageSet, tmp_path: Path) -> None:
     model = save_weights(tmp_path / "weights.pth", folder.classes, card=True)
     teacher = load_teacher(TeacherChoice(checkpoint=tmp_path / "weights.pth"), RECIPE, folder, CPU, amp=None)
     assert teacher is not None and teacher.input_size == (40, 40)
@@ -49,7 +46,7 @@ def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageFo
     assert not teacher(images).requires_grad
 
 
-def test_named_teacher_sees_crops_at_the_size_asked_for_or_its_own(folder: ImageFolder, tmp_path: Path) -> None:
+def test_named_teacher_sees_crops_at_the_size_asked_for_or_its_own(folder: ImageSet, tmp_path: Path) -> None:
     save_weights(tmp_path / "bare.pth", folder.classes, card=False)
     named = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN)
     assert load_teacher(named, RECIPE, folder, CPU, None).input_size == (176, 176)  # type: ignore[union-attr]
@@ -59,7 +56,7 @@ def test_named_teacher_sees_crops_at_the_size_asked_for_or_its_own(folder: Image
     assert teacher(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape == (2, 3)
 
 
-def test_teacher_that_cannot_teach_says_why(folder: ImageFolder, tmp_path: Path) -> None:
+def test_teacher_that_cannot_teach_says_why(folder: ImageSet, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with pytest.raises(InputError, match="name it with --teacher, or give --teacher-checkpoint"):
         load_teacher(None, RECIPE, folder, CPU, None)
