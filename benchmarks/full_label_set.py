@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.generated_maps import GRID, SHARD_SIZE, TOPK, generated_maps, write_label_set
+from benchmarks.generated_maps import GRID, SHARD_SIZE, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from pipeline.shards import LabelStore
@@ -43,8 +43,9 @@ def measure(labels: Path, device: torch.device) -> None:
     maps = generated_maps(DISTINCT, generator)
     rows, columns = GRID
     print(f"label set of {IMAGES:,} maps of k {TOPK}, {rows}x{columns}; random batches of {BATCH}: median of {ROUNDS}")
+    keys = imagenet_keys(IMAGES)
     with timed("write it"):
-        keys = write_label_set(labels, IMAGES, maps)
+        write_label_set(labels, keys, maps)
     with timed("open"):
         store = LabelStore.open(labels)
     with timed("rows of all keys"):

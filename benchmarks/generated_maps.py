@@ -3,6 +3,7 @@
 Shapes: N images, C classes, k classes kept per cell, H rows and W columns of the label map, M classes present in an image.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -31,19 +32,19 @@ def generated_maps(count: int, generator: torch.Generator) -> LabelMaps:
     return LabelMaps(scores.half(), classes.to(torch.uint16), (logits[:, -1] / 10 - 1).half())
 
 
-def write_label_set(labels: Path, images: int, maps: LabelMaps) -> list[str]:
-    """A label set of so many images with ImageNet's names, by the project's own writer; the maps come round again.
+def imagenet_keys(images: int) -> list[str]:
+    """So many keys like ImageNet's, sorted."""
+    return sorted(f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(images))
 
-    Returns:
-        its keys.
-    """
-    keys = sorted(f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(images))
+
+def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int = NUM_CLASSES) -> None:
+    """A label set of these images, by the project's own writer; where there are fewer maps, they come round again."""
     manifest = Manifest(
         model="generated",
         model_kwargs={},
         weights="none",
         weights_sha256=None,
-        num_classes=NUM_CLASSES,
+        num_classes=num_classes,
         kind="exact",
         input_size=(475, 475),
         mean=(0.5, 0.5, 0.5),
@@ -53,7 +54,7 @@ def write_label_set(labels: Path, images: int, maps: LabelMaps) -> list[str]:
         topk=TOPK,
         tail="mean",
         grid=GRID,
-        image_count=images,
+        image_count=len(keys),
         image_digest=digest_of(keys),
         shard_size=SHARD_SIZE,
         timm_version=timm.__version__,
@@ -66,4 +67,3 @@ def write_label_set(labels: Path, images: int, maps: LabelMaps) -> list[str]:
         rows = (torch.arange(len(of_shard)) + shard * SHARD_SIZE) % len(maps)
         part = LabelMaps(maps.scores[rows], maps.classes[rows], maps.tail[rows])
         append_shard_line(labels, write_shard(labels, shard, of_shard, part, manifest))
-    return keys

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.generated_maps import GRID, TOPK, generated_maps, write_label_set
+from benchmarks.generated_maps import GRID, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from pipeline.shards import LabelMaps, LabelStore
@@ -32,7 +32,7 @@ def main() -> None:
     maps = generated_maps(IMAGES, generator)
     with tempfile.TemporaryDirectory() as folder:
         labels, files = Path(folder, "labels"), Path(folder, "files")
-        write_label_set(labels, IMAGES, maps)
+        write_label_set(labels, imagenet_keys(IMAGES), maps)
         write_files(files, maps)
         resident, mapped = LabelStore.open(labels).to(cpu), LabelStore.open(labels)
         read_alike(resident, mapped, files)

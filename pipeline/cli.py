@@ -115,8 +115,6 @@ def annotate(
 
     if tail not in ("mean", "logmeanexp", "zero"):
         raise InputError(f"--tail {tail}: expected mean, logmeanexp or zero")
-    if amp_dtype not in ("bfloat16", "float16"):
-        raise InputError(f"--amp-dtype {amp_dtype}: expected bfloat16 or float16")
     config = AnnotateConfig(
         model=model,
         model_kwargs=parse_model_kwargs(model_kwargs),
@@ -132,11 +130,17 @@ def annotate(
         recentre=recentre,
         flip=flip,
         class_token=class_token,
-        precision=amp_dtype if amp else "float32",  # type: ignore[arg-type]
+        precision=known_amp_dtype(amp_dtype) if amp else "float32",  # type: ignore[arg-type]
         compile=compile,
         skip_unreadable=skip_unreadable,
     )
     run(images, labels, config, device)
+
+
+def known_amp_dtype(amp_dtype: str) -> str:
+    if amp_dtype not in ("bfloat16", "float16"):
+        raise InputError(f"--amp-dtype {amp_dtype}: expected bfloat16 or float16")
+    return amp_dtype
 
 
 def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
@@ -245,7 +249,14 @@ def train(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
     workers: Workers = None,
     device: Device = None,
-    amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
+    amp: Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")] = None,
+    amp_dtype: Annotated[str, typer.Option(help="bfloat16, or float16 with the loss scaled.")] = "bfloat16",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Train by torch.compile: minutes at the start, faster then.")
+    ] = False,
+    sync_bn: Annotated[
+        bool, typer.Option("--sync-bn", help="Batch norm's statistics over all processes' images; CUDA only.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
 ) -> None:
@@ -277,6 +288,9 @@ def train(
             pretrained=pretrained,
             workers=workers,
             amp=amp,
+            amp_dtype=known_amp_dtype(amp_dtype),
+            compile=compile,
+            sync_bn=sync_bn,
             device=device,
             resume=resume,
             tensorboard=tensorboard,

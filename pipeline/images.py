@@ -67,8 +67,8 @@ class ImageSet:
         place = self.places[index]
         return str(self.open(place)) if isinstance(place, str) else f"{self.source}:{self.keys[index]}"
 
-    def read(self, index: int) -> Image.Image:
-        """Decode image `index` as RGB.
+    def read(self, index: int, before_decoding: Callable[[Image.Image], None] | None = None) -> Image.Image:
+        """Decode image `index` as RGB; see `read_rgb`.
 
         Raises:
             UnreadableImage: the file is missing, is no image, or is cut short.
@@ -78,7 +78,7 @@ class ImageSet:
             file = self.open(self.places[index])
         except Exception as error:  # a tar or a data set that went away while it is read
             raise UnreadableImage(f"{name}: {error}") from error
-        return read_rgb(io.BytesIO(file) if isinstance(file, bytes) else file, name)
+        return read_rgb(io.BytesIO(file) if isinstance(file, bytes) else file, name, before_decoding)
 
     def without(self, keys: set[str]) -> "ImageSet":
         """The same set with some images left out; the classes stay."""
@@ -95,16 +95,21 @@ def digest_of(keys: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def read_rgb(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
+def read_rgb(
+    file: Path | BinaryIO, name: str | None = None, before_decoding: Callable[[Image.Image], None] | None = None
+) -> Image.Image:
     """Decode an image of any Pillow mode as RGB. EXIF rotation is not applied, as everywhere in timm and torchvision.
 
     Args:
         name: what to call it in a message; its path if None.
+        before_decoding: sees the image when only its size is known, and may ask a JPEG for less (Image.draft).
     Raises:
         UnreadableImage: the file is missing, is no image, or is cut short.
     """
     try:
         with Image.open(file) as image:
+            if before_decoding is not None:
+                before_decoding(image)
             if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255; its high byte is the picture
                 grey = np.asarray(image).astype(np.uint16) >> 8
                 return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

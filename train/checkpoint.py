@@ -142,19 +142,6 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 def bare(model: nn.Module) -> nn.Module:
     """timm's model, without what training put around it."""
     while isinstance(model, (nn.parallel.DistributedDataParallel, WithTokens)):

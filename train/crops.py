@@ -2,18 +2,19 @@
 
 A crop depends on (seed, epoch, image) alone: not on the number of workers or processes, nor on where a run was resumed.
 
-Shapes: B images of a batch, S pixels of a crop's side.
+Shapes: B crops of a batch, n crops of an image, S pixels of a crop's side.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as F
 
 from pipeline.images import ImageSet
 from train.augment import augmentation_draws
@@ -25,9 +26,10 @@ class Crops:
     """A batch of training examples.
 
     Attributes:
-        images: (B, 3, S, S) uint8.
+        images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes and convolutions like it.
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
-        indices: (B,) int64 place of each image in the folder.
+        indices: (B,) int64 place of each image in the folder. They stay on the host, from where label maps are fetched
+            that are not in a GPU's memory.
         targets: (B,) int64 class by folder.
         draws: (B, DRAWS) float32 random numbers, for what is done to the crops in batch, on the device: train/augment.py.
     """
@@ -45,39 +47,91 @@ class Crops:
         return Crops(*(t.pin_memory() for t in self.tensors()))
 
     def to(self, device: torch.device) -> "Crops":
-        return Crops(*(t.to(device, non_blocking=True) for t in self.tensors()))
+        there = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if name != "indices"}
+        return Crops(indices=self.indices, **there)
 
 
-Example = tuple[
-    Tensor, tuple[float, float, float, float], int, int, Tensor
-]  # image, box, index, target, draws: a row of Crops
+Window = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-class RandomCrops(Dataset[Example]):
-    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; addressed by (epoch, image)."""
+class RandomCrops(Dataset[Crops]):
+    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; those of an image by (epoch, image)."""
 
     def __init__(self, folder: ImageSet, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
-        self.size = [recipe.image_size, recipe.image_size]
         self.scale, self.ratio = list(recipe.crop_scale), list(recipe.crop_ratio)
 
-    def __getitem__(self, place: tuple[int, int]) -> Example:
+    def __getitem__(self, place: tuple[int, int]) -> Crops:
         epoch, index = place
-        image = self.folder.read(index)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
-            torch.default_generator.manual_seed(seed_of(self.recipe.seed, epoch, index))
-            top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
-            draws = augmentation_draws()
-        crop = F.resized_crop(image, top, left, height, width, self.size)
-        columns, rows = image.size
-        box = (left / columns, top / rows, (left + width) / columns, (top + height) / rows)
-        return F.pil_to_tensor(crop), box, index, int(self.folder.targets[index]), draws
+        side = self.recipe.image_size
+        windows: list[Window] = []  # in the file's pixels
+        draws: list[Tensor] = []
+        columns = rows = reduction = 1
+
+        def draw(image: Image.Image) -> None:
+            nonlocal columns, rows, reduction
+            columns, rows = image.size
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
+                torch.default_generator.manual_seed(seed_of(self.recipe.seed, epoch, index))
+                for _ in range(self.recipe.crops_per_image):
+                    top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
+                    windows.append((left, top, left + width, top + height))
+                    draws.append(augmentation_draws())
+            if self.recipe.reduced_decode:
+                reduction = reduce(image, windows, side)
+
+        image = self.folder.read(index, draw)
+        crops = [resized_window(image, window, reduction, side) for window in windows]
+        boxes = np.array(windows) / (columns, rows, columns, rows)
+        return Crops(
+            torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
+            torch.from_numpy(boxes.astype(np.float32)),
+            torch.full((len(crops),), index),
+            torch.full((len(crops),), int(self.folder.targets[index])),
+            torch.stack(draws),
+        )
 
 
-def collate(examples: list[Example]) -> Crops:
-    images, boxes, indices, targets, draws = zip(*examples, strict=True)
-    numbers = torch.tensor(boxes), torch.tensor(indices), torch.tensor(targets)
-    return Crops(torch.stack(images), *numbers, torch.stack(draws))
+def reduce(image: Image.Image, windows: list[Window], side: int) -> int:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 where every window still has side x side pixels of it.
+
+    Returns:
+        by how much: s, where pixel i of what is decoded shows pixels s * i to s * (i + 1) of the file; 1 for other formats.
+    """
+    shortest = min(min(right - left, bottom - top) for left, top, right, bottom in windows)
+    by = max((s for s in (2, 4, 8) if shortest >= s * side), default=1)
+    drafted = image.draft(None, (image.width // by, image.height // by))  # the smallest that Pillow has from there on
+    return 1 if drafted is None else by
+
+
+def resized_window(image: Image.Image, window: Window, reduction: int, side: int) -> Image.Image:
+    """torchvision's resized_crop, for an image whose pixels are `reduction` of the window's."""
+    left, top, right, bottom = (edge / reduction for edge in window)
+    x, y = math.floor(left), math.floor(top)
+    outer = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # else the filter would reach for pixels outside
+    return outer.resize((side, side), Image.Resampling.BILINEAR, (left - x, top - y, right - x, bottom - y))
+
+
+def collate(examples: list[Crops]) -> Crops:
+    """All images' crops; those of one image lie side by side."""
+    return Crops(*(torch.cat(of_all) for of_all in zip(*(crops.tensors() for crops in examples), strict=True)))
+
+
+def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
+    """Batches on the device. To CUDA they are copied beside the step before, which is still running there."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for crops in batches:
+        with torch.cuda.stream(copying):
+            there = crops.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for tensor in there.tensors():
+            if tensor.is_cuda:
+                tensor.record_stream(computing)  # its memory is not taken for a later copy before the step is done with it
+        yield there
 
 
 def seed_of(*numbers: int) -> int:
@@ -88,7 +142,9 @@ def seed_of(*numbers: int) -> int:
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """(epoch, image) of every step from `first_step` to the end of training, as one stream over all epochs.
 
-    Each epoch is a new permutation, cut into whole batches; of each batch, process r of w takes every w-th image.
+    An epoch has as many crops as there are images, in whole batches. With n crops an image it takes an n-th of the images,
+    and n epochs in a row take each image once: a permutation, new for every n epochs, is cut into batches. Of each batch,
+    process r of w takes every w-th image.
     """
 
     def __init__(self, images: int, recipe: Recipe, first_step: int, rank: int, world: int) -> None:
@@ -101,11 +157,11 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: list[int] = []
-        size = self.recipe.batch_size
+        size = self.recipe.batch_size // self.recipe.crops_per_image  # images of a batch
         for step in range(self.first_step, self.first_step + len(self)):
-            epoch, batch = divmod(step, self.steps_per_epoch)
+            turn, batch = divmod(step, self.steps_per_epoch * self.recipe.crops_per_image)
             if batch == 0 or step == self.first_step:
-                generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, epoch))
+                generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, turn))
                 order = torch.randperm(self.images, generator=generator).tolist()
             whole = order[batch * size : (batch + 1) * size]
-            yield [(epoch, index) for index in whole[self.rank :: self.world]]
+            yield [(step // self.steps_per_epoch, index) for index in whole[self.rank :: self.world]]

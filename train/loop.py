@@ -1,7 +1,6 @@
 """Stage two: train any timm model on random crops whose target is the label map pooled over the crop.
 
-`train` is meant to be read from top to bottom. What is done for labels in a step is one gather and one pooling on the
-device; nothing of it waits on the host.
+`train` is meant to be read from top to bottom; what a step does is in train/step.py.
 """
 
 import signal
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.optim import create_optimizer_v2
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,18 +23,11 @@ from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
-from pipeline.images import (
-    UnreadableImage,
-    batches_of,
-    leave_signals_to_the_main_process,
-    normalise,
-)
+from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
 from pipeline.shards import LabelStore
 from train import checkpoint
-from train.augment import augment
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
-from train.crops import RandomCrops, TrainingBatches, collate, seed_of
-from train.cutmix import paste_in, paste_of_step
+from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_of
 from train.divergence import refuse_divergence, refuse_infinite_weights
 from train.evaluation.classes import refuse_other_classes
 from train.evaluation.evaluate import evaluate
@@ -45,11 +37,13 @@ from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.provenance import begin, describe
 from train.recipe import Recipe
 from train.schedule import create_schedule
-from train.supervision import LabelMapTargets, Supervision, loss_with_tokens, match_labels, unconfirmed
+from train.step import TrainingStep, compiled, create_optimizer
+from train.supervision import LabelMapTargets, Supervision, match_labels, unconfirmed
 from train.teacher import TeacherChoice, load_teacher
 from train.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.tokens import WithTokens, token_grid
 
+DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
 
@@ -72,6 +66,9 @@ def train(
     pretrained: bool = False,
     workers: int | None = None,
     amp: bool | None = None,
+    amp_dtype: str = "bfloat16",
+    compile: bool = False,
+    sync_bn: bool = False,
     device: str | None = None,
     resume: bool = False,
     tensorboard: bool = False,
@@ -85,7 +82,9 @@ def train(
         multilabels: JSON of all the classes that each validation image shows.
         teacher: the classifier that the recipe's target asks about every crop, if it asks one.
         initial_weights, pretrained: start from these weights instead of random ones; a head of other classes is made anew.
-        amp: bfloat16; on CUDA if None.
+        amp: half precision, on CUDA if None; amp_dtype: bfloat16, or float16 with the loss scaled.
+        compile: by torch.compile; takes minutes at the start.
+        sync_bn: batch norm's statistics over all processes' images instead of each one's own.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
         tensorboard: write the metrics to RUN/tensorboard too.
     Raises:
@@ -116,8 +115,13 @@ def train(
             raise InputError(
                 f"{images} has {len(folder)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
             )
-        if recipe.batch_size % group.world:
-            raise InputError(f"batch_size {recipe.batch_size} is no multiple of the {group.world} processes")
+        if (recipe.batch_size // recipe.crops_per_image) % group.world:
+            of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
+            raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
+        cuda = group.device.type == "cuda"
+        autocast: torch.dtype | None = getattr(torch, amp_dtype) if (cuda if amp is None else amp) else None
+        if sync_bn and not cuda:
+            raise InputError("--sync-bn needs CUDA: torch's SyncBatchNorm has no CPU form")
 
         # Model, optimiser, schedule
         torch.manual_seed(seed_of(recipe.seed))
@@ -135,18 +139,13 @@ def train(
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, folder.classes, view, recipe.loss)
-        cuda = group.device.type == "cuda"
-        amp = cuda if amp is None else amp
-        asked = load_teacher(teacher, recipe, folder, group.device, amp)
+        asked = load_teacher(teacher, recipe, folder, group.device, autocast)
+        if sync_bn:
+            model = convert_sync_batchnorm(model)
+        torch.backends.cudnn.benchmark = True  # batches have one size: worth looking for the fastest kernels
         model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
-        try:
-            optimizer = create_optimizer_v2(
-                model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-            )
-        except ValueError as error:
-            raise InputError(
-                f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
-            ) from error
+        optimizer = create_optimizer(model, recipe, group.device)
+        scaler = torch.amp.GradScaler(group.device.type, enabled=autocast == torch.float16)
         scheduler = create_schedule(optimizer, recipe, steps_per_epoch)
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
@@ -159,7 +158,7 @@ def train(
             if ema is not None:
                 ema.module.load_state_dict(state["ema"])
             optimizer.load_state_dict(state["optimizer"])
-            checkpoint.set_rng_state(state["rng"], group.device)
+            scaler.load_state_dict(state["scaler"] or scaler.state_dict())  # empty if it was not enabled
             step = state["step"]
             if group.is_first:  # the others' share is in it
                 seen = state["seen"].to(group.device)
@@ -173,14 +172,18 @@ def train(
         if grid is not None:
             model = WithTokens(model)
         if group.world > 1:
-            torch.manual_seed(seed_of(recipe.seed, step, group.rank))  # dropout of its own in every process
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
         # Label maps move to the device once, and targets are made there
         maps = None
         if store is not None and row_of_image is not None:
-            maps = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
+            if store.to(group.device).resident:
+                row_of_image = row_of_image.to(group.device)
+                say(group, f"label maps: {store.nbytes / 1e9:.1f} GB in the memory of {group.device}")
+            maps = LabelMapTargets(store, row_of_image, recipe)
         targets = Supervision(recipe, classes, maps, asked, grid)
+        forward = compiled(model) if compile else model
+        train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast)
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
@@ -190,7 +193,6 @@ def train(
             collate_fn=collate,
             pin_memory=cuda,
             worker_init_fn=leave_signals_to_the_main_process,
-            generator=torch.Generator(),  # its own, so that a resumed run's model draws the numbers it would have drawn
         )
 
         def save_state() -> None:
@@ -200,7 +202,7 @@ def train(
                 state = {
                     "state_dict": bare(model).state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "rng": checkpoint.rng_state(group.device),
+                    "scaler": scaler.state_dict(),
                     "step": step,
                     "seen": together,
                     "card": card.to_json(),
@@ -214,33 +216,19 @@ def train(
             began = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
             losses: list[tuple[torch.Tensor, float]] = []  # since the last look, with their learning rates
-            for crops in batches_of(loader):
-                # One step
+            for crops in on_device(batches_of(loader), group.device):
                 scheduler.step_update(step)
-                crops = crops.to(group.device)
-                pixels = augment(crops.images, crops.draws, recipe)
-                paste = paste_of_step(step, step // steps_per_epoch, pixels, recipe)
-                if paste is not None:
-                    paste_in(pixels, paste)
-                target, token_target = targets(crops, pixels, paste)
-                batch = normalise(pixels, view.mean, view.std).contiguous(memory_format=torch.channels_last)
-                with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
-                    output = model(batch)
-                loss, logits = loss_with_tokens(output, target, token_target, recipe)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                torch.manual_seed(seed_of(recipe.seed, step, group.rank, DROPOUT))  # as crops: where it is says it all
+                counted = train_on(crops, step, step // steps_per_epoch)
+                seen += counted
                 step += 1
                 if ema is not None:
                     ema.update(bare(model), step)
 
-                # Keep count, and look at it now and then
-                with torch.no_grad():
-                    right = (logits.argmax(1) == crops.targets).sum()
-                    seen += torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
+                # Look at it now and then
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
-                losses.append((loss.detach(), optimizer.param_groups[0]["lr"]))
+                losses.append((counted[1], optimizer.param_groups[0]["lr"]))
                 look = step % LOOK_EVERY == 0 or in_epoch == 0
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
                 if look or stop:
@@ -275,7 +263,7 @@ def train(
                     group.same_buffers(judged)
                     try:
                         metrics["val"] = evaluate(
-                            judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
+                            judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast
                         ).summary()
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating

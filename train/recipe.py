@@ -47,6 +47,9 @@ class Recipe:
     image_size: int = 224  # a training crop's pixels, square
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop takes
     crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width / height of a crop
+    crops_per_image: int = 1  # crops from one decoded image, all in one batch; an epoch has as many crops as ever
+    reduced_decode: bool = True  # decode a JPEG at 1/2, 1/4 or 1/8 where the crops still have image_size pixels. They differ
+    # from fully decoded ones about as much as bilinear resizing does from bicubic (benchmarks/crops.py)
     hflip: float = 0.5  # probability of mirroring a crop
     colour_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # brightness, contrast, saturation: 1 - x ... 1 + x times
     lighting: float = 0.0  # standard deviation of AlexNet's PCA lighting noise
@@ -64,9 +67,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size", "eval_size", "eval_epochs"):
+        for name in ("epochs", "batch_size", "image_size", "crops_per_image", "eval_size", "eval_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe: {name} = {getattr(self, name)}; expected at least 1")
+        if self.batch_size % self.crops_per_image:
+            raise InputError(
+                f"recipe: batch_size = {self.batch_size} is no multiple of crops_per_image = {self.crops_per_image}"
+            )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"recipe: crop_scale = {list(self.crop_scale)}; expected 0 < smallest <= largest <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:

@@ -23,10 +23,11 @@ from train.teacher import Teacher
 
 @dataclass(frozen=True)
 class LabelMapTargets:
-    """Targets from a label set that is resident on the training device.
+    """Targets from a label set, computed on the training device.
 
     Attributes:
-        row_of_image: (N,) int64 row of each training image in the store, on its device.
+        row_of_image: (N,) int64 row of each training image in the store; on the store's device where it is resident there,
+            else on the host: fetching row numbers from a GPU would wait for all that it has to do.
     """
 
     store: LabelStore
@@ -39,12 +40,16 @@ class LabelMapTargets:
 
     def __call__(self, crops: Crops, paste: Paste | None = None) -> Tensor:
         """(B, C) float32 probabilities, or (B,) int64 classes where the recipe's target is a single one."""
-        maps = self.store.gather(self.row_of_image[crops.indices])
+        maps = self.maps_of(crops)
         if paste is not None and self.recipe.cutmix_target == "regions":
             return self.of_regions(maps, crops, paste)
         boxes = whole_image(len(crops.boxes), crops.boxes.device) if self.recipe.target.startswith("global") else crops.boxes
         target = self.target_of(label_pool(maps, boxes, self.classes))
         return target if paste is None else by_area(self.dense(target), paste)
+
+    def maps_of(self, crops: Crops) -> LabelMaps:
+        indices = crops.indices.to(self.row_of_image.device, non_blocking=True)
+        return self.store.gather(self.row_of_image[indices])
 
     def of_regions(self, maps: LabelMaps, crops: Crops, paste: Paste) -> Tensor:
         """(B, C) float32 probabilities of mixed images: those of the two regions that are seen, weighted by their areas.
@@ -63,7 +68,7 @@ class LabelMapTargets:
 
     def of_tokens(self, crops: Crops, grid: tuple[int, int], paste: Paste | None = None) -> Tensor:
         """(B, T, C) float32 probabilities or (B, T) classes, of the map pooled over each patch as the student sees it."""
-        maps = self.store.gather(self.row_of_image[crops.indices])
+        maps = self.maps_of(crops)
         logits = label_pool_grid(maps, crops.boxes, grid, self.classes)  # (B, rows, columns, C)
         logits = torch.where(mirrored(crops.draws, self.recipe).view(-1, 1, 1, 1), logits.flip(2), logits)
         target = self.target_of(logits.flatten(1, 2))

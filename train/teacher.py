@@ -48,7 +48,7 @@ class Teacher:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    amp: bool
+    amp: torch.dtype | None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ class Teacher:
         if images.shape[-2:] != self.input_size:
             images = F.interpolate(images, self.input_size, mode=self.interpolation, antialias=True)
         images = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
             logits: Tensor = self.classifier(images)
         return logits.float()
 
 
 def load_teacher(
-    choice: TeacherChoice | None, recipe: Recipe, folder: ImageSet, device: torch.device, amp: bool
+    choice: TeacherChoice | None, recipe: Recipe, folder: ImageSet, device: torch.device, amp: torch.dtype | None
 ) -> Teacher | None:
     """Make the classifier and put it on the device, if the recipe's target asks one.
 

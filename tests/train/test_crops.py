@@ -1,16 +1,18 @@
 """Crops: the box is where the pixels come from, and a crop depends on seed, epoch and image alone."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
-from train.crops import RandomCrops, TrainingBatches, collate
+from train.crops import RandomCrops, TrainingBatches, collate, reduce
 from train.recipe import Recipe, load
 
 SMALL = load("scenes-single", ["image_size=24", "batch_size=4", "epochs=3", "warmup_epochs=1"])
@@ -33,7 +35,8 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, SMALL)
     for epoch in range(10):
         for index in range(len(gradients)):
-            image, (x0, y0, x1, y1), *_ = crops[(epoch, index)]
+            only = crops[(epoch, index)]
+            (x0, y0, x1, y1), image = only.boxes[0].tolist(), only.images[0]
             red, green = image[0].float().mean() / 255, image[1].float().mean() / 255
             assert float(red) == pytest.approx((x0 + x1) / 2, abs=0.02)  # the mean of a gradient is its value mid-way
             assert float(green) == pytest.approx((y0 + y1) / 2, abs=0.02)
@@ -42,7 +45,7 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
 def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crop_scale=(0.3, 0.5)))
     index = gradients.keys.index("class0/4.png")  # square: torchvision need not fall back to a centre crop
-    boxes = torch.tensor([crops[(epoch, index)][1] for epoch in range(50)])
+    boxes = torch.cat([crops[(epoch, index)].boxes for epoch in range(50)])
     assert boxes.min() >= 0 and boxes.max() <= 1
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert 0.28 < area.min() < area.max() < 0.52  # rounded to whole pixels
@@ -67,14 +70,112 @@ def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -
 
 
 def test_another_seed_or_epoch_is_another_crop(gradients: ImageSet) -> None:
-    _, box, _, _, draws = RandomCrops(gradients, SMALL)[(0, 0)]
-    again = RandomCrops(gradients, SMALL)[(0, 0)]
-    assert again[1] == box and torch.equal(again[4], draws)
+    crops, again = RandomCrops(gradients, SMALL)[(0, 0)], RandomCrops(gradients, SMALL)[(0, 0)]
+    assert torch.equal(again.boxes, crops.boxes) and torch.equal(again.draws, crops.draws)
     for other in (
         RandomCrops(gradients, SMALL)[(1, 0)],
         RandomCrops(gradients, dataclasses.replace(SMALL, seed=1))[(0, 0)],
     ):
-        assert other[1] != box and not torch.equal(other[4], draws)
+        assert not torch.equal(other.boxes, crops.boxes) and not torch.equal(other.draws, crops.draws)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """Large, lopsided JPEGs of odd sizes, with detail of several scales and no grain."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    (root / "class").mkdir()
+    for i, (columns, rows) in enumerate([(501, 375), (331, 613), (807, 605)]):
+        pixels = np.zeros((rows, columns, 3))
+        for cells, strength in ((3, 60), (9, 40), (40, 15)):
+            coarse = rng.normal(128, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
+            pixels += np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC)) - 128.0
+        Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(root / "class" / f"{i}.JPEG", quality=90)
+    return find_images(root)
+
+
+def test_crops_are_torchvisions_own_where_nothing_is_reduced(photographs: ImageSet) -> None:
+    crops = RandomCrops(photographs, dataclasses.replace(SMALL, image_size=256, hflip=0.0))
+    for index in range(len(photographs)):
+        only = crops[(0, index)]
+        image = Image.open(photographs.name(index))
+        left, top, right, bottom = (only.boxes[0] * torch.tensor([*image.size, *image.size])).round().int().tolist()
+        if min(right - left, bottom - top) < 2 * 256:  # else it is decoded at a half
+            expected = resized_crop(image, top, left, bottom - top, right - left, [256, 256])
+            assert torch.equal(only.images[0], pil_to_tensor(expected))
+
+
+@pytest.mark.parametrize("side", [24, 50, 100])
+def test_reduced_decoding_shows_the_same_place_in_about_the_same_pixels(photographs: ImageSet, side: int) -> None:
+    settings = dataclasses.replace(SMALL, image_size=side, crop_scale=(0.4, 1.0))
+    whole = RandomCrops(photographs, dataclasses.replace(settings, reduced_decode=False))
+    reduced = RandomCrops(photographs, settings)
+    for epoch in range(4):
+        for index in range(len(photographs)):
+            a, b = whole[(epoch, index)], reduced[(epoch, index)]
+            assert torch.equal(a.boxes, b.boxes)
+            a_pixels, b_pixels = a.images[0].double(), b.images[0].double()
+            assert not torch.equal(a_pixels, b_pixels), "nothing was reduced"
+            assert (a_pixels - b_pixels).abs().mean() < 1.5
+            shifted = min(float((a_pixels.roll(by, axis) - b_pixels).abs().mean()) for by in (-1, 1) for axis in (1, 2))
+            assert (a_pixels - b_pixels).abs().mean() < shifted / 2
+
+
+def test_box_is_where_the_pixels_come_from_when_decoding_rounds_the_size_up(tmp_path: Path) -> None:
+    # 101 columns are 13 at an eighth, though 12.6 would do: whoever takes 101 / 13 for the reduction reads off the place
+    (tmp_path / "class").mkdir()
+    red = np.broadcast_to(np.linspace(0, 255, 101)[None, :, None], (93, 101, 3))
+    Image.fromarray(red.round().astype(np.uint8)).save(tmp_path / "class" / "0.JPEG", quality=95)
+    crops = RandomCrops(find_images(tmp_path), dataclasses.replace(SMALL, image_size=5, crop_scale=(0.4, 0.6)))
+    errors = []
+    for epoch in range(40):
+        only = crops[(epoch, 0)]
+        x0, _, x1, _ = only.boxes[0].tolist()
+        errors.append(abs(float(only.images[0, 0].float().mean()) / 255 - (x0 + x1) / 2))
+    assert max(errors) < 0.012
+
+
+@pytest.mark.parametrize(
+    ("side", "width", "by", "size"),
+    [
+        (100, 199, 1, (501, 375)),
+        (100, 200, 2, (251, 188)),
+        (100, 501, 2, (251, 188)),  # 375 rows are 93 at a quarter
+        (93, 400, 4, (126, 94)),
+        (5, 39, 4, (126, 94)),
+        (5, 40, 8, (63, 47)),
+        (1, 375, 8, (63, 47)),
+    ],
+)
+def test_jpeg_is_reduced_as_far_as_the_smallest_crop_allows(
+    photographs: ImageSet, side: int, width: int, by: int, size: tuple[int, int]
+) -> None:
+    with Image.open(photographs.name(photographs.index("class/0.JPEG"))) as image:
+        assert reduce(image, [(0, 0, 501, 375), (0, 0, width, 375)], side) == by
+        assert image.size == size
+
+
+def test_other_formats_are_decoded_whole(gradients: ImageSet) -> None:
+    with Image.open(gradients.name(0)) as image:
+        assert reduce(image, [(0, 0, *image.size)], 5) == 1
+
+
+def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradients: ImageSet) -> None:
+    one = RandomCrops(gradients, SMALL)[(0, 0)]
+    four = RandomCrops(gradients, dataclasses.replace(SMALL, crops_per_image=4))[(0, 0)]
+    assert torch.equal(four.images[:1], one.images) and torch.equal(four.boxes[:1], one.boxes)
+    assert len(four.boxes.unique(dim=0)) == 4 and four.indices.tolist() == [0] * 4
+    for image, (x0, _, x1, _) in zip(four.images, four.boxes.tolist(), strict=True):  # each with its own box
+        assert float(image[0].float().mean() / 255) == pytest.approx((x0 + x1) / 2, abs=0.02)
+
+
+def test_batch_holds_all_crops_of_its_images(gradients: ImageSet) -> None:
+    crops = RandomCrops(gradients, dataclasses.replace(SMALL, crops_per_image=2))
+    batch = collate([crops[(0, 3)], crops[(0, 1)]])
+    assert batch.images.shape == (4, 3, 24, 24) and batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.indices.tolist() == [3, 3, 1, 1]
+    assert batch.targets.tolist() == gradients.targets[[3, 3, 1, 1]].tolist()
+    assert torch.equal(batch.images[2:], crops[(0, 1)].images)
 
 
 def stream(images: int, recipe: Recipe, first_step: int = 0, rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:
@@ -97,6 +198,18 @@ def test_every_epoch_takes_every_image_at_most_once_in_a_new_order() -> None:
 @pytest.mark.parametrize("first_step", [1, 3, 5, 9])
 def test_resumed_stream_is_the_rest_of_the_whole_one(first_step: int) -> None:
     assert stream(14, SMALL, first_step) == stream(14, SMALL)[first_step:]
+
+
+def test_several_crops_an_image_make_epochs_of_as_many_crops_from_fewer_images() -> None:
+    settings = dataclasses.replace(SMALL, crops_per_image=2, epochs=4)
+    batches = stream(14, settings)  # 2 images, 4 crops a batch; 3 steps an epoch, as with one crop an image
+    assert len(batches) == 12 and {len(batch) for batch in batches} == {2}
+    assert [batch[0][0] for batch in batches] == [epoch for epoch in range(4) for _ in range(3)]
+    both = [[index for batch in batches[half : half + 6] for _, index in batch] for half in (0, 6)]
+    assert all(len(set(order)) == 12 for order in both)  # two epochs take an image once
+    assert both[0] != both[1]
+    for first_step in (1, 3, 8):
+        assert stream(14, settings, first_step) == batches[first_step:]
 
 
 def test_processes_share_every_batch_without_overlap() -> None:

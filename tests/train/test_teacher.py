@@ -36,7 +36,7 @@ def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> torch.nn.M
 
 def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageSet, tmp_path: Path) -> None:
     model = save_weights(tmp_path / "weights.pth", folder.classes, card=True)
-    teacher = load_teacher(TeacherChoice(checkpoint=tmp_path / "weights.pth"), RECIPE, folder, CPU, amp=False)
+    teacher = load_teacher(TeacherChoice(checkpoint=tmp_path / "weights.pth"), RECIPE, folder, CPU, amp=None)
     assert teacher is not None and teacher.input_size == (40, 40)
     images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     resized = F.interpolate(images / 255, (40, 40), mode="bicubic", antialias=True)
@@ -49,9 +49,9 @@ def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageSe
 def test_named_teacher_sees_crops_at_the_size_asked_for_or_its_own(folder: ImageSet, tmp_path: Path) -> None:
     save_weights(tmp_path / "bare.pth", folder.classes, card=False)
     named = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN)
-    assert load_teacher(named, RECIPE, folder, CPU, False).input_size == (176, 176)  # type: ignore[union-attr]
+    assert load_teacher(named, RECIPE, folder, CPU, None).input_size == (176, 176)  # type: ignore[union-attr]
     asked = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN, (32, 48))
-    teacher = load_teacher(asked, RECIPE, folder, CPU, False)
+    teacher = load_teacher(asked, RECIPE, folder, CPU, None)
     assert teacher is not None and teacher.input_size == (32, 48)
     assert teacher(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape == (2, 3)
 
@@ -59,15 +59,15 @@ def test_named_teacher_sees_crops_at_the_size_asked_for_or_its_own(folder: Image
 def test_teacher_that_cannot_teach_says_why(folder: ImageSet, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with pytest.raises(InputError, match="name it with --teacher, or give --teacher-checkpoint"):
-        load_teacher(None, RECIPE, folder, CPU, False)
+        load_teacher(None, RECIPE, folder, CPU, None)
     with pytest.raises(InputError, match="--teacher: the recipe's target is 'folder', which asks none"):
-        load_teacher(TeacherChoice("resnet10t"), load("single"), folder, CPU, False)
+        load_teacher(TeacherChoice("resnet10t"), load("single"), folder, CPU, None)
     save_weights(path, folder.classes, card=False)
     with pytest.raises(InputError, match="does not say which model it is of; name it with --teacher"):
-        load_teacher(TeacherChoice(checkpoint=path), RECIPE, folder, CPU, False)
+        load_teacher(TeacherChoice(checkpoint=path), RECIPE, folder, CPU, None)
     save_weights(path, ("cat", "dog", "fox"), card=True)
     with pytest.raises(InputError, match="eel is not fox"):
-        load_teacher(TeacherChoice(checkpoint=path), RECIPE, folder, CPU, False)
+        load_teacher(TeacherChoice(checkpoint=path), RECIPE, folder, CPU, None)
     save_weights(path, ("cat", "dog"), card=False)
     with pytest.raises(InputError, match="it has 2 classes"):
-        load_teacher(TeacherChoice("resnet10t", path, THIN), RECIPE, folder, CPU, False)
+        load_teacher(TeacherChoice("resnet10t", path, THIN), RECIPE, folder, CPU, None)

@@ -54,7 +54,7 @@ def evaluate(
     average_precision_of: Loss | None = None,
     batch_size: int = 256,
     workers: int = 0,
-    amp: bool = False,
+    amp: torch.dtype | None = None,
     title: str = "eval",
 ) -> Evaluation:
     """Measure over all images of a folder whose classes are the classifier's, in order.

@@ -47,7 +47,7 @@ def predict(
     scores_of: Loss | None = None,
     batch_size: int = 256,
     workers: int = 0,
-    amp: bool = False,
+    amp: torch.dtype | None = None,
     title: str = "eval",
 ) -> Predictions:
     """Ask the classifier about all images.
@@ -79,7 +79,7 @@ def predict(
             if attack is not None:
                 epsilon, targets = attack
                 pixels = fgsm(classifier, pixels, targets[index].to(group.device), epsilon, view)
-            with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(group.device.type, amp, enabled=amp is not None):
                 logits = classifier(view.normalise(pixels))
             logits = logits.float().cpu()
             best[index] = best_of(logits, among, best.shape[1])

@@ -128,7 +128,7 @@ def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, E
     options: dict[str, Any] = {
         "batch_size": questions.batch_size,
         "workers": questions.workers,
-        "amp": group.device.type == "cuda",
+        "amp": torch.bfloat16 if group.device.type == "cuda" else None,
     }
     of_images = {"multilabels": questions.shown, "average_precision_of": subject.loss, **options}
     images = subject.classifier, questions.folder, subject.view, group

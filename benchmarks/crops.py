@@ -1,0 +1,98 @@
+"""Random crops from JPEGs, as a loader's worker makes them: fully decoded, at reduced scale, and several of one image.
+
+JPEGs hold their pixels by frequencies, so a half, a quarter or an eighth of the size is decoded by leaving out the high
+ones. That is done where a crop still has all the pixels it needs, and moves no crop; what it changes in the pixels is
+printed beside what the choice of a filter changes, bicubic for bilinear, in the same crops.
+
+One process with one thread; what it reads was written just before. Shapes: S pixels of a crop's side.
+"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.annotate import picture
+from benchmarks.hardware import hardware
+from benchmarks.interleaved import median_seconds
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
+from train.crops import RandomCrops, collate
+from train.recipe import Recipe, load
+
+SIZES = {"500x375, as ImageNet's mostly are": (500, 375), "2000x1500": (2000, 1500)}
+SIDES = (224, 112)
+PICTURES = 12
+ROUNDS = 7
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(hardware(torch.device("cpu")))
+    for title, size in SIZES.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = write_photographs(Path(scratch), size)
+            for side in SIDES:
+                compare(title, folder, load("relabel", [f"image_size={side}", "hflip=0.0"]))
+
+
+def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:
+    """JPEGs of this size; the large ones are small ones enlarged, as a camera has more pixels than its lens is sharp for."""
+    rng = np.random.default_rng(0)
+    (root / "class").mkdir()
+    for number in range(PICTURES):
+        picture(rng).resize(size, Image.Resampling.BICUBIC).save(root / "class" / f"{number}.JPEG", quality=90)
+    return find_images(root)
+
+
+def compare(title: str, folder: ImageSet, recipe: Recipe) -> None:
+    epoch = iter(range(10**6))  # other crops in every round, the same for all arms
+
+    def crops(recipe: Recipe, epoch: int, images: int = PICTURES) -> torch.Tensor:
+        dataset = RandomCrops(folder, recipe)
+        return collate([dataset[(epoch, index)] for index in range(images)]).images
+
+    whole, four = dataclasses.replace(recipe, reduced_decode=False), dataclasses.replace(recipe, crops_per_image=4)
+    seconds = median_seconds(
+        torch.device("cpu"),
+        ROUNDS,
+        lambda: crops(whole, next(epoch) // 3),
+        lambda: crops(recipe, next(epoch) // 3),
+        lambda: crops(four, next(epoch) // 3, PICTURES // 4),
+    )
+    print(f"crops of {recipe.image_size}x{recipe.image_size} from JPEGs of {title}; median of {ROUNDS}, interleaved")
+    for name, taken in zip(("decoded whole", "at reduced scale", "the same, four crops an image"), seconds, strict=True):
+        print(f"  {name:<30}{PICTURES / taken:9.1f} crops/s   {seconds[0] / taken:6.2f} times")
+    of_reduced, of_filter = [], []
+    for epoch_ in range(8):
+        full, half = crops(whole, epoch_).float(), crops(recipe, epoch_).float()
+        cubic = crops_by(Image.Resampling.BICUBIC, folder, whole, epoch_).float()
+        differs = ((full - half).abs().amax((1, 2, 3)) > 0).nonzero().flatten()
+        of_reduced += [float((full[i] - half[i]).abs().mean()) for i in differs]
+        of_filter += [float((full[i] - cubic[i]).abs().mean()) for i in differs]
+    if of_reduced:
+        print(
+            f"  {len(of_reduced)} of {8 * PICTURES} crops differ, by {np.mean(of_reduced):.2f} of 255 on average;"
+            f" bicubic from bilinear by {np.mean(of_filter):.2f}"
+        )
+    else:
+        print("  no crop is large enough to be reduced")
+
+
+def crops_by(filter_: Image.Resampling, folder: ImageSet, recipe: Recipe, epoch: int) -> torch.Tensor:
+    """The same crops, resized by another filter."""
+    dataset = RandomCrops(folder, recipe)
+    images = []
+    for index in range(len(folder)):
+        image = Image.open(folder.name(index))
+        box = dataset[(epoch, index)].boxes[0].numpy() * np.array([*image.size, *image.size])
+        crop = image.crop(tuple(box.round().astype(int).tolist())).resize((recipe.image_size,) * 2, filter_)
+        images.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+    return torch.stack(images)
+
+
+if __name__ == "__main__":
+    main()

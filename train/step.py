@@ -1,0 +1,110 @@
+"""One training step: from a batch of crops on the device to new weights.
+
+What is done for labels in it is one gather and one pooling on the device; nothing of it waits for the host. The loop and
+benchmarks/training_step.py run this same code.
+
+Shapes: B crops of a batch, C classes, S pixels of a crop's side.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class
+from torch import Tensor, nn
+
+from pipeline.classifier import first_line
+from pipeline.errors import InputError
+from pipeline.images import normalise
+from train.augment import augment
+from train.crops import Crops
+from train.cutmix import paste_in, paste_of_step
+from train.evaluation.view import View
+from train.recipe import Recipe
+from train.supervision import Supervision, loss_with_tokens
+
+Output = Tensor | tuple[Tensor, Tensor]
+Forward = Callable[[Tensor], Output]
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """timm's optimiser; on CUDA as one fused kernel where torch has it.
+
+    Raises:
+        InputError: timm has no such optimiser.
+    """
+    try:
+        takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
+        fused = {"fused": True} if device.type == "cuda" and "fused" in takes else {}
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **fused
+        )
+    except ValueError as error:
+        raise InputError(
+            f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
+        ) from error
+    return optimizer
+
+
+def compiled(model: nn.Module) -> Forward:
+    """The model's forward pass by torch.compile, which compiles when it is first called.
+
+    Raises:
+        InputError: (the pass itself) torch cannot compile this model, or has no compiler on this machine.
+    """
+    forward = torch.compile(model)
+    from torch._dynamo.exc import TorchDynamoException  # imported by then; it takes seconds where it is not wanted
+
+    def checked(batch: Tensor) -> Output:
+        try:
+            output: Output = forward(batch)
+        except TorchDynamoException as error:
+            raise InputError(
+                f"--compile: torch cannot compile the model here ({first_line(error)}); leave it out"
+            ) from error
+        return output
+
+    return checked
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Forward, loss, backward, update.
+
+    Attributes:
+        forward: (B, 3, S, S) -> (B, C) logits, and those of tokens if any; the model in training mode, compiled or not.
+        scaler: scales the loss where gradients would vanish in float16; does nothing if not enabled.
+        autocast: what the forward pass computes in; float32 if None.
+    """
+
+    forward: Forward
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    targets: Supervision
+    view: View
+    recipe: Recipe
+    autocast: torch.dtype | None
+
+    def __call__(self, crops: Crops, step: int, epoch: int) -> Tensor:
+        """Train on a batch; step and epoch are counted from 0.
+
+        Returns:
+            (3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's.
+        """
+        pixels = augment(crops.images, crops.draws, self.recipe)
+        paste = paste_of_step(step, epoch, pixels, self.recipe)
+        if paste is not None:
+            paste_in(pixels, paste)
+        target, token_target = self.targets(crops, pixels, paste)
+        batch = normalise(pixels, self.view.mean, self.view.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.device.type, self.autocast, enabled=self.autocast is not None):
+            output = self.forward(batch)
+        loss, logits = loss_with_tokens(output, target, token_target, self.recipe)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            right = (logits.argmax(1) == crops.targets).sum()
+            return torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
