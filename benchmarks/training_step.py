@@ -26,7 +26,7 @@ from pipeline.boxes import random_boxes
 from pipeline.shards import LabelStore
 from train.augment import DRAWS
 from train.crops import Crops
-from train.evaluate import View
+from train.evaluation.view import View
 from train.label_pooling import label_pool
 from train.recipe import load
 from train.step import TrainingStep, create_optimizer

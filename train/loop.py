@@ -29,7 +29,10 @@ from train import checkpoint
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_of
 from train.divergence import refuse_divergence, refuse_infinite_weights
-from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
+from train.evaluation.classes import refuse_other_classes
+from train.evaluation.evaluate import evaluate
+from train.evaluation.multilabels import read_multilabels
+from train.evaluation.view import View
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.provenance import begin, describe
 from train.recipe import Recipe
@@ -135,7 +138,7 @@ def train(
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
-        card = ModelCard(arch, kwargs, folder.classes, view)
+        card = ModelCard(arch, kwargs, folder.classes, view, recipe.loss)
         asked = load_teacher(teacher, recipe, folder, group.device, autocast)
         if sync_bn:
             model = convert_sync_batchnorm(model)
@@ -261,7 +264,7 @@ def train(
                     try:
                         metrics["val"] = evaluate(
                             judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast
-                        )
+                        ).summary()
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating
                             raise
@@ -319,7 +322,7 @@ def summary(metrics: dict[str, Any], recipe: Recipe) -> str:
         f"  top-1 {metrics['top1']:.1f}  {metrics['images_per_s']:.0f} img/s"
     )
     for name, value in metrics.get("val", {}).items():
-        if name != "images":
+        if not name.endswith("images"):
             line += f"  val {name} {value:.2f}"
     return line
 

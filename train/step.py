@@ -20,7 +20,7 @@ from pipeline.images import normalise
 from train.augment import augment
 from train.crops import Crops
 from train.cutmix import paste_in, paste_of_step
-from train.evaluate import View
+from train.evaluation.view import View
 from train.recipe import Recipe
 from train.supervision import Supervision, loss_with_tokens
 
