@@ -10,6 +10,7 @@ Of the loop and of timm's, the second of two epochs counts: the first pays for s
 images are generated, 500x375 pixels, as ImageNet's mostly are; what is read was written just before, so no disk is measured.
 """
 
+import contextlib
 import dataclasses
 import os
 import statistics
@@ -119,7 +120,8 @@ def loader_alone(given: Load, recipe: Recipe, folder: ImageSet, device: torch.de
 def the_loop(given: Load, recipe: Recipe, scratch: Path, device: torch.device) -> float:
     run = Path(tempfile.mkdtemp(dir=scratch)) / "run"
     options = {"labels": scratch / "labels", "workers": given.workers, "device": device.type}
-    train(scratch / "images", run, given.model, recipe, **options)  # type: ignore[arg-type]
+    with contextlib.redirect_stdout(None):  # what it says of its epochs
+        train(scratch / "images", run, given.model, recipe, **options)  # type: ignore[arg-type]
     return float(read_metrics(run)[-1]["images_per_s"])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import torch
@@ -27,15 +28,20 @@ def test_annotating_on_the_gpu_gives_the_cpus_maps(
     torch.testing.assert_close(maps[0].dense(3), maps[1].dense(3), atol=0.05, rtol=0.01)
 
 
+@pytest.mark.parametrize("more", [{}, {"amp_dtype": "float16"}, {"amp": False}, {"compile": True}])
 def test_training_on_the_gpu_reads_its_labels_there(
-    relabel_here: Callable[..., "CompletedProcess[str]"], image_folder: Path, tiny_options: list[str], tmp_path: Path
+    relabel_here: Callable[..., "CompletedProcess[str]"],
+    image_folder: Path,
+    tiny_options: list[str],
+    tmp_path: Path,
+    more: dict[str, Any],
 ) -> None:
     done = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
     assert done.returncode == 0, done.stderr
     sizes = ["epochs=3", "warmup_epochs=1", "batch_size=4", "image_size=32", "eval_size=32"]
     thin = {"stem_width": 8, "channels": (8, 8, 8, 16)}
     options = {"labels": tmp_path / "labels", "val": image_folder, "model_kwargs": thin, "device": "cuda", "workers": 1}
-    train(image_folder, tmp_path / "run", "resnet10t", load("scenes-relabel", sizes), **options)  # type: ignore[arg-type]
+    train(image_folder, tmp_path / "run", "resnet10t", load("scenes-relabel", sizes), **(options | more))  # type: ignore[arg-type]
     last = read_metrics(tmp_path / "run")[-1]
     assert last["step"] == 6 and last["val"]["images"] == 9 and last["loss"] < 10
     assert LabelStore.open(tmp_path / "labels").to("cuda").gather(torch.tensor([8, 0])).scores.device.type == "cuda"

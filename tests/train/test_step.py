@@ -1,0 +1,48 @@
+"""What a step is made of: fused optimisers where torch has them, and compiled models that say when there is no compiler."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+import torch._inductor.config
+from torch import nn
+
+from pipeline.errors import InputError
+from train.recipe import load
+from train.step import compiled, create_optimizer
+
+RECIPE = load("single")
+
+
+@pytest.mark.parametrize(("name", "fused"), [("sgd", True), ("adamw", True), ("adamp", False), ("lamb", False)])
+def test_optimisers_are_fused_on_cuda_where_torch_has_it(name: str, fused: bool) -> None:
+    model = timm.create_model("resnet10t", stem_width=8, channels=(8, 8, 8, 16))
+    recipe = dataclasses.replace(RECIPE, optimizer=name)
+    assert bool(create_optimizer(model, recipe, torch.device("cuda")).defaults.get("fused")) == fused
+    assert not create_optimizer(model, recipe, torch.device("cpu")).defaults.get("fused")  # the same bits as ever
+
+
+def test_norms_and_biases_do_not_decay_and_the_rest_does() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    groups = create_optimizer(model, RECIPE, torch.device("cuda")).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.0, 3), (1e-4, 1)]
+
+
+def test_compiled_model_gives_the_models_logits_and_gradients() -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Linear(5, 3), nn.GELU()), torch.randn(4, 5)
+    expected = model(images)
+    logits = compiled(model)(images)
+    assert isinstance(logits, torch.Tensor)
+    torch.testing.assert_close(logits, expected)
+    gradients = [torch.autograd.grad(of.square().sum(), model.parameters()) for of in (logits, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_machine_without_a_compiler_is_told_to_leave_compile_out() -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}),
+        pytest.raises(InputError, match=r"--compile: torch cannot compile the model here .*; leave it out"),
+    ):
+        compiled(nn.Sequential(nn.Linear(5, 3), nn.Tanh()))(torch.randn(4, 5))
