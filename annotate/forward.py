@@ -15,7 +15,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, Precision
 from pipeline.shards import LabelMaps
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")  # CUDA, CPU twice, cuDNN and cuBLAS
+# as CUDA, the CPU (twice), cuDNN and cuBLAS, and oneDNN put it
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED", "could not create a primitive")
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
