@@ -59,9 +59,7 @@ class Forward:
             self.batch_size = tried // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            tqdm.write(
-                f"{self.device} has no memory for a batch of {tried} images: going on with {self.batch_size} at a time"
-            )
+            tqdm.write(f"{self.device} has no memory for {tried} images at a time: going on with {self.batch_size}")
 
     @torch.inference_mode()
     def compile(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.classifier import first_line
+from pipeline.classifier import first_line, refuse_damaged
 from pipeline.errors import InputError
 from pipeline.manifest import write_whole
 from train.evaluate import View
@@ -60,6 +60,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, damaged, or not written by relabel.
     """
+    refuse_damaged(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -3,6 +3,7 @@
 Afterwards every finished shard is intact, verify tells the truth, and a rerun completes to the bytes of an undisturbed run.
 """
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -15,12 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
-from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, read_shard_lines
-from pipeline.shards import shard_name
+from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, append_shard_line, read_shard_lines
+from pipeline.shards import sha256_of, shard_name
+from pipeline.spot_check import spot_check
 from pipeline.verify import verify
 from tests.annotate.test_several_processes import LAST_OF_SHARD_1, REPOSITORY, held_in_mid_shard
+from tests.conftest import THIN
+from train import checkpoint
 
 Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
 Contents = Callable[[Path], dict[str, bytes]]
@@ -214,3 +220,42 @@ def test_rerun_mends_the_list_of_shards(
     assert verify(labels).findings
     assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0
     assert contents(labels) == contents(undisturbed)
+
+
+def test_flipped_byte_anywhere_in_a_checkpoint_is_noticed_or_changes_no_weight(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    whole, path = tiny_checkpoint.read_bytes(), tmp_path / "weights.pth"
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    refused = 0
+    for place in range(50, len(whole), len(whole) // 60):
+        path.write_bytes(flipped(whole, place))
+        for load in (checkpoint.load, loaded_into_a_classifier):
+            try:
+                same = load(path)
+            except InputError as error:
+                assert str(path) in str(error)
+                refused += 1
+            else:
+                assert all(torch.equal(same[name], tensor) for name, tensor in weights.items()), place
+    assert refused > 60
+
+
+def loaded_into_a_classifier(path: Path) -> dict[str, torch.Tensor]:
+    return dict(create_classifier("resnet10t", checkpoint=path, num_classes=3, model_kwargs=THIN).state_dict())
+
+
+def test_spot_check_reads_no_image_outside_of_the_folder(
+    relabel_here: Relabel, labels: Path, image_folder: Path, tiny_checkpoint: Path
+) -> None:
+    line, path = read_shard_lines(labels)[0], labels / shard_name(0)
+    content = path.read_bytes()
+    assert content.count(b"cat/cat_0.JPEG") == 1
+    (image_folder.parent / "images.JPEG").write_bytes((image_folder / "cat/cat_0.JPEG").read_bytes())
+    path.write_bytes(content.replace(b"cat/cat_0.JPEG", b"../images.JPEG"))
+    append_shard_line(labels, dataclasses.replace(line, sha256=sha256_of(path)))
+    options = ["--images", image_folder, "--spot-check", 9, "--checkpoint", tiny_checkpoint, "--min-agreement", 0]
+    finished = relabel_here("verify", labels, *options)
+    assert finished.returncode == 1 and "is no path within a folder" in finished.stdout
+    with pytest.raises(InputError, match="is no path within a folder; such a set is not to be trusted"):
+        spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu")
