@@ -1,8 +1,12 @@
 """Evaluation against counts by hand, with real images and a classifier whose answers are known."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.distributed import Processes
+from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
 from pipeline.images import ImageFolder
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
@@ -145,6 +149,25 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def environment() -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def test_decoding_process_that_dies_gets_a_message(folder: ImageFolder, tmp_path: Path) -> None:
+    (tmp_path / "3" / "4.png").unlink()
+    os.mkfifo(tmp_path / "3" / "4.png")  # holds the worker that reads it
+    children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
+    before = children.read_text().split()
+
+    def kill_the_worker() -> None:
+        while not (new := [child for child in children.read_text().split() if child not in before]):
+            time.sleep(0.02)
+        os.kill(int(new[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_worker)
+    killer.start()
+    with (
+        pytest.raises(InputError, match=r"a decoding process died: DataLoader worker .*use fewer --workers"),
+        processes("cpu"),
+    ):
+        evaluate(ReadsRed(), folder, VIEW, ALONE, workers=1)
+    killer.join()
