@@ -15,6 +15,7 @@ Shapes: B images, S and T rows and columns of pixels, C classes, H rows and W co
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from timm.data import resolve_model_data_config
@@ -36,6 +37,7 @@ class FullyConvolutional(nn.Module):
         kind: exact, nonlinear, token or other, as measured.
         recentre: add to every class what its map's mean lacks of the classifier's logit, so that the mean is exact.
         flip: average with the map of the mirrored image, mirrored back.
+        outputs: (C,) int64 which of the classifier's outputs to give, in this order; all of them if None. Set by `select`.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -44,12 +46,17 @@ class FullyConvolutional(nn.Module):
         self.name = str((getattr(classifier, "pretrained_cfg", None) or {}).get("architecture") or type(classifier).__name__)
         self.kind = ""
         self.recentre = self.flip = False
+        self.outputs: Tensor | None = None
         self.channels_last = str(getattr(classifier, "output_fmt", "NCHW")).endswith("NHWC")
         self.prefix_tokens = int(getattr(classifier, "num_prefix_tokens", 0))
 
     def train(self, mode: bool = True) -> "FullyConvolutional":
         """Stay in eval mode: in train mode batch norm would take locations for a batch, and change its statistics."""
         return super().train(False)
+
+    def select(self, outputs: Sequence[int]) -> None:
+        """Give only these of the classifier's outputs, in this order."""
+        self.outputs = torch.tensor(outputs, device=next(self.parameters()).device)
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.flip:
@@ -65,7 +72,7 @@ class FullyConvolutional(nn.Module):
         if self.recentre:
             of_image = self.classifier.forward_head(features)  # type: ignore[operator]
             logits = logits + (of_image - logits.mean((2, 3)))[:, :, None, None]
-        return logits
+        return logits if self.outputs is None else logits.index_select(1, self.outputs)
 
     def as_locations(self, features: Tensor, image_shape: torch.Size) -> Tensor:
         """What the head would pool over, as (B, H, W, F).

@@ -19,7 +19,7 @@ from annotate.forward import Forward
 from annotate.squash import Squash
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, UnreadableImage, batches_of, leave_signals_to_the_main_process, read_rgb
+from pipeline.images import ImageSet, UnreadableImage, batches_of, leave_signals_to_the_main_process
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import MAPS, LabelMaps, shard_name, write_shard
 
@@ -27,12 +27,12 @@ from pipeline.shards import MAPS, LabelMaps, shard_name, write_shard
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
     """(index, (3, S, T) uint8, "") of image `index`, or (index, None, why) where it cannot be read."""
 
-    def __init__(self, folder: ImageFolder, squash: Squash) -> None:
+    def __init__(self, folder: ImageSet, squash: Squash) -> None:
         self.folder, self.squash = folder, squash
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         try:
-            return index, self.squash(read_rgb(self.folder.path(self.folder.keys[index]))), ""
+            return index, self.squash(self.folder.read(index)), ""
         except UnreadableImage as error:
             return index, None, str(error)
 
@@ -74,7 +74,7 @@ def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> lis
 
 
 def annotate_shards(
-    folder: ImageFolder,
+    folder: ImageSet,
     labels: Path,
     shards: list[int],
     manifest: Manifest,

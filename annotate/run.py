@@ -13,11 +13,13 @@ from annotate.convert import REFUSED, FullyConvolutional, fully_convolutional
 from annotate.forward import Forward
 from annotate.label_folder import finish, only_run_on, prepare
 from annotate.loop import annotate_shards
+from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
 from pipeline.classifier import create_classifier
 from pipeline.distributed import processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, digest_of
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import Manifest, Precision, Tail
 from pipeline.shards import sha256_of
 
@@ -39,16 +41,17 @@ class AnnotateConfig:
     recentre: bool = False  # make every map's mean the classifier's logits, whatever the kind
     flip: bool = False  # average with the mirrored image's map
     class_token: bool = False  # accept models whose head reads a class token
+    classes: str | None = None  # names of the classifier's outputs, to be matched with the images': annotate/outputs.py
     precision: Precision = "float32"  # of the forward pass
     compile: bool = False  # by torch.compile: minutes at the start, faster then
     skip_unreadable: bool = False
 
 
-def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | None = None) -> None:
+def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: str | None = None) -> None:
     """Write the label set of an image folder; a rerun keeps complete shards and makes the rest.
 
     Args:
-        images: ImageNet layout, ROOT/CLASS/*.JPEG.
+        images: whatever pipeline/image_sources.py reads, such as ROOT/CLASS/*.JPEG.
         labels: the label set's folder; made if absent.
     Raises:
         InputError: nothing to annotate, a model that cannot annotate, another set in the folder, unreadable images (after
@@ -57,12 +60,15 @@ def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | N
     for name in ("topk", "batch_size", "shard_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
-    folder = ImageFolder.scan(images)
+    folder = find_images(images)
     with processes(device) as group:
         annotator, squash = load_annotator(config, group.device)
+        outputs = outputs_by_name(config.classes, annotator.classifier, folder) if config.classes else None
+        if outputs is not None:
+            annotator.select(list(outputs.values()))
         if annotator.kind == "token" and group.is_first:
             tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
-        manifest = describe(config, annotator, squash, folder)
+        manifest = describe(config, annotator, squash, folder, outputs)
         forward = Forward(annotator, squash, manifest, config.batch_size)
         if config.compile:
             forward.compile()
@@ -96,8 +102,6 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
             f"the published {config.model} has {published.get('num_classes')} classes, not {config.num_classes}: a head of"
             " another size would be random; pass your own weights with --checkpoint"
         )
-    if config.topk > classifier.num_classes:  # type: ignore[operator]
-        raise InputError(f"--topk {config.topk}: {config.model} has {classifier.num_classes} classes")
     squash = Squash.of_model(classifier, config.input_size)
     annotator = fully_convolutional(
         classifier.to(device).to(memory_format=torch.channels_last),
@@ -109,11 +113,19 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
     return annotator, squash
 
 
-def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squash, folder: ImageFolder) -> Manifest:
+def describe(
+    config: AnnotateConfig,
+    annotator: FullyConvolutional,
+    squash: Squash,
+    folder: ImageSet,
+    outputs: dict[str, int] | None = None,
+) -> Manifest:
     """The manifest of the set that these settings make."""
     device = next(annotator.parameters()).device
     with torch.inference_mode():
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
+    if config.topk > num_classes:
+        raise InputError(f"--topk {config.topk}: {config.model} has {num_classes} classes")
     return Manifest(
         model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),
         model_kwargs=config.model_kwargs,
@@ -132,6 +144,8 @@ def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squa
         image_count=len(folder),
         image_digest=digest_of(folder.keys),
         shard_size=config.shard_size,
+        outputs=outputs,
+        num_outputs=annotator.classifier.num_classes if outputs is not None else None,  # type: ignore[arg-type]
         recentre=config.recentre,
         flip=config.flip,
         timm_version=timm.__version__,

@@ -4,8 +4,9 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
@@ -46,11 +47,18 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+Images = Annotated[
+    str,
+    typer.Argument(help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, or hfds/NAME[:SPLIT]."),
+]
 Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]
 ModelKwargs = Annotated[
     list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cuda, cuda:1 or cpu; CUDA where there is one.")]
+ClassNamesFile = Annotated[
+    Path | None, typer.Option("--class-names", help="Lines FOLDER NAME, instead of WordNet's names for WordNet ids.")
+]
 Workers = Annotated[
     int | None, typer.Option(help="Decoding processes per process; 0 decodes in the main one. As many as there are cores.")
 ]
@@ -59,7 +67,7 @@ Workers = Annotated[
 @app.command()
 @plain_errors
 def annotate(
-    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
+    images: Images,
     labels: Labels,
     model: Annotated[
         str, typer.Option(help="Any timm classifier, or hf-hub:OWNER/NAME.")
@@ -67,6 +75,14 @@ def annotate(
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[Path | None, typer.Option(help="Your own weights instead of the published ones.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; the model's own by default.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|timm",
+            help="Names of the classifier's outputs, a line each, or timm's for ImageNet: the images' classes are found"
+            " among them by name, and only those are stored. Without it, output i is the images' i-th class.",
+        ),
+    ] = None,
     topk: Annotated[int, typer.Option(help="Logits kept per cell.")] = 5,
     tail: Annotated[str, typer.Option(help="What stands for the others: mean, logmeanexp or zero.")] = "mean",
     input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
@@ -106,6 +122,7 @@ def annotate(
         model_kwargs=parse_model_kwargs(model_kwargs),
         checkpoint=checkpoint,
         num_classes=num_classes,
+        classes=classes,
         topk=topk,
         tail=tail,  # type: ignore[arg-type]
         input_size=parse_size(input_size),
@@ -122,13 +139,13 @@ def annotate(
     run(images, labels, config, device)
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
     """ "475" or "480x640" as rows, columns."""
     if text is None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--input-size {text}: expected pixels, as N or ROWSxCOLUMNS")
+        raise InputError(f"{option} {text}: expected pixels, as N or ROWSxCOLUMNS")
     return int(parts[0]), int(parts[-1])
 
 
@@ -136,9 +153,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 @plain_errors
 def verify(
     labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
-    images: Annotated[
-        Path | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")
-    ] = None,
+    images: Annotated[str | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")] = None,
     min_agreement: Annotated[float, typer.Option(help="Least share of images whose top class is their folder's.")] = 0.2,
     spot_check: Annotated[
         int | None, typer.Option(metavar="N", help="Annotate N random images again: what differs, and what k and tail cost.")
@@ -146,14 +161,16 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(help="For --spot-check: the weights it was made with, if your own.")
     ] = None,
+    class_names: ClassNamesFile = None,
     device: Device = None,
 ) -> None:
     """Check a label set: structure, checksums, values; with --images, coverage and agreement with the folders."""
+    from pipeline.class_names import ClassNames
     from pipeline.verify import verify as run
 
     if spot_check is not None and images is None:
         raise InputError("--spot-check needs the images: name their folder with --images")
-    report = run(labels, images, min_agreement)
+    report = run(labels, images, min_agreement, ClassNames(class_names))
     if spot_check is not None and images is not None and not report.findings:
         from pipeline import spot_check as spot
         from pipeline.manifest import Manifest
@@ -178,46 +195,73 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A label set.")],
     second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
     boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = 4,
+    class_names: ClassNamesFile = None,
 ) -> None:
     """How two label sets differ: in their best classes, in what crops would be told, and where they do so most."""
+    from pipeline.class_names import ClassNames
     from pipeline.compare import compare as run
 
+    names = ClassNames(class_names)
     found = run(first, second, boxes)
     only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
     print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
     print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
     print(f"pooled targets        mean KL({first} || {second}) {found.kl:.4f} nats over {boxes} random boxes an image")
-    for title, worst in (("images", found.worst_images), ("class folders", found.worst_folders)):
-        print(f"{title} that differ most")
-        for name, kl in worst:
-            print(f"  {kl:8.4f}  {name}")
+    print("images that differ most")
+    for key, kl in found.worst_images:
+        print(f"  {kl:8.4f}  {key}  {names(key.rpartition('/')[0])}")
+    print("class folders that differ most")
+    for folder, kl in found.worst_folders:
+        print(f"  {kl:8.4f}  {names(folder)}")
 
 
 @app.command()
 @plain_errors
 def train(
-    images: Annotated[Path, typer.Argument(help="Training images, IMAGES/CLASS/*.JPEG.")],
+    images: Images,
     run: Annotated[Path, typer.Option("--run-dir", help="Folder for weights, checkpoints and metrics.")],
     labels: Annotated[Path | None, typer.Option(help="Label set; needed by recipes whose target is a label map.")] = None,
     arch: Annotated[str, typer.Option(help="Any timm model.")] = "resnet50",
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .toml file.")] = "relabel",
     set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a recipe's setting.")] = [],
-    val: Annotated[Path | None, typer.Option(help="Validation images of the same classes.")] = None,
+    val: Annotated[str | None, typer.Option(help="Validation images of the same classes.")] = None,
     multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes each validation image shows.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="For distillation: any timm classifier, asked about every crop.")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option(help="Its weights instead of the published ones; alone, weights.pth of a run.")
+    ] = None,
+    teacher_kwargs: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model for the teacher.")
+    ] = [],
+    teacher_input_size: Annotated[
+        str | None, typer.Option(help="Pixels it sees a crop at, N or ROWSxCOLUMNS; its own by default.")
+    ] = None,
     model_kwargs: ModelKwargs = [],
-    initial_weights: Annotated[Path | None, typer.Option(help="Start from these weights.")] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(help="Start from these weights; a head of another class count is made anew.")
+    ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
     workers: Workers = None,
     device: Device = None,
     amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
 ) -> None:
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
     from pipeline.classifier import parse_model_kwargs
     from train.loop import Interrupted
     from train.loop import train as run_training
     from train.recipe import load
+    from train.teacher import TeacherChoice
 
+    asked = TeacherChoice(
+        teacher,
+        teacher_checkpoint,
+        parse_model_kwargs(teacher_kwargs, "--teacher-kwargs"),
+        parse_size(teacher_input_size, "--teacher-input-size"),
+    )
     try:
         run_training(
             images,
@@ -227,6 +271,7 @@ def train(
             labels=labels,
             val=val,
             multilabels=multilabels,
+            teacher=asked if asked != TeacherChoice() else None,
             model_kwargs=parse_model_kwargs(model_kwargs),
             initial_weights=initial_weights,
             pretrained=pretrained,
@@ -234,6 +279,7 @@ def train(
             amp=amp,
             device=device,
             resume=resume,
+            tensorboard=tensorboard,
         )
     except Interrupted as stop:
         print(f"relabel: {stop}", file=sys.stderr)
@@ -243,41 +289,84 @@ def train(
 @app.command()
 @plain_errors
 def eval(
-    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="weights.pth of a run, or weights of --arch.")] = None,
+    images: Images,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="weights.safetensors or weights.pth of a run, or weights of --arch.")
+    ] = None,
     arch: Annotated[
         str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
     ] = None,
     model_kwargs: ModelKwargs = [],
-    multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes that each image shows.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Another model: is the difference more than luck?")
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of further data sets by their published names: imagenet-a, imagenet-c ..."),
+    ] = None,
+    fgsm: Annotated[bool, typer.Option("--fgsm", help="Attack the images too, by FGSM.")] = False,
+    fgsm_epsilon: Annotated[str, typer.Option(help="The attack's step, of pixels in [0, 1].")] = "8/255",
+    multilabels: Annotated[
+        Path | None, typer.Option(help="JSON of all the classes that each image shows, ours or of Shankar et al. 2020.")
+    ] = None,
+    class_names: ClassNamesFile = None,
+    eval_size: Annotated[int | None, typer.Option(help="Pixels, square; the model's own by default.")] = None,
+    eval_crop: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that the centre crop keeps; the model's own by default.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
     workers: Workers = None,
     device: Device = None,
 ) -> None:
-    """Evaluate a checkpoint: top-1, top-5, and multi-label accuracy from a JSON of each image's classes."""
+    """Evaluate a checkpoint on an image folder, and on the other data sets that are found; or compare two checkpoints."""
     from pipeline.classifier import parse_model_kwargs
-    from train.evaluate_checkpoint import evaluate_checkpoint
+    from train.evaluation.report import table
+    from train.evaluation.run import evaluate_checkpoint
 
     result = evaluate_checkpoint(
         images,
         checkpoint=checkpoint,
         arch=arch,
         model_kwargs=parse_model_kwargs(model_kwargs),
+        compare=compare,
+        suite=suite,
+        fgsm_epsilon=parse_fraction(fgsm_epsilon) if fgsm else None,
         multilabels=multilabels,
+        class_names=class_names,
+        eval_size=eval_size,
+        eval_crop=eval_crop,
         output=output,
         batch_size=batch_size,
         workers=workers,
         device=device,
     )
     if result is not None:
-        print_result(result)
+        print(table(result))
 
 
-def print_result(result: dict[str, Any]) -> None:
-    for name, value in result.items():
-        shown = f"{value:.2f}" if isinstance(value, float) else value
-        print(f"{name:<22}{shown}")
+def parse_fraction(text: str) -> float:
+    """ "8/255" or "0.03"."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"--fgsm-epsilon {text}: expected a fraction such as 8/255, or a number such as 0.03") from error
+
+
+@app.command()
+@plain_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="weights.safetensors or weights.pth of a run, or weights of --arch.")],
+    output: Annotated[Path, typer.Argument(help="File to write: .safetensors or .pth.")],
+    to: Annotated[str, typer.Option(help="torchvision-detection: the backbone of Faster R-CNN and Mask R-CNN.")],
+    arch: Annotated[str | None, typer.Option(help="A ResNet; not needed for a run of ours.")] = None,
+) -> None:
+    """Write a classifier's weights as another library takes them; docs/transfer.md shows the lines that load them."""
+    from train.export import export_backbone
+
+    if to != "torchvision-detection":
+        raise InputError(f"--to {to}: expected torchvision-detection")
+    print(export_backbone(checkpoint, output, arch))
 
 
 @app.command("import-maps")
@@ -287,21 +376,42 @@ def import_maps(
     labels: Labels,
     num_classes: Annotated[int, typer.Option(help="Classes of the annotator that made them.")] = 1000,
     axes: Annotated[
-        str, typer.Option(help="yx: a map's first axis is the image's rows; xy: it was stored transposed.")
+        str,
+        typer.Option(
+            help="yx: a map's first axis is the image's rows; xy: it was stored transposed; auto: an annotator judges, on"
+            " --images, by --model."
+        ),
     ] = "yx",
     images: Annotated[
-        Path | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
+        str | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    model: Annotated[str | None, typer.Option(help="For --axes auto: a timm classifier of the same classes.")] = None,
+    model_kwargs: ModelKwargs = [],
+    checkpoint: Annotated[Path | None, typer.Option(help="For --axes auto: its weights, if your own.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="For --axes auto: its pixels, N or ROWSxCOLUMNS.")] = None,
+    device: Device = None,
 ) -> None:
     """Make a label set of the published maps, one .pt file per image. A rerun keeps finished shards."""
     from annotate.import_maps import import_maps as run
+    from annotate.run import AnnotateConfig
+    from pipeline.classifier import parse_model_kwargs
 
-    if axes not in ("yx", "xy"):
-        raise InputError(f"--axes {axes}: expected yx or xy")
+    if axes not in ("yx", "xy", "auto"):
+        raise InputError(f"--axes {axes}: expected yx, xy or auto")
     if shard_size < 1 or num_classes < 1:
         raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")
-    run(source, labels, num_classes, axes, images, shard_size)  # type: ignore[arg-type]
+    judge = None
+    if model is not None:
+        judge = AnnotateConfig(
+            model,
+            parse_model_kwargs(model_kwargs),
+            checkpoint,
+            num_classes if checkpoint is not None else None,
+            input_size=parse_size(input_size),
+            class_token=True,
+        )
+    run(source, labels, num_classes, axes, images, shard_size, judge, device)  # type: ignore[arg-type]
 
 
 @app.command("export-maps")
@@ -333,14 +443,37 @@ def demo_data(
 
 @app.command()
 @plain_errors
-def recipes() -> None:
-    """List the recipes and their settings."""
+def corrupt(
+    images: Images,
+    output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write images anew under eight corruptions of five severities, for `relabel eval --suite`."""
+    from pipeline.corruptions import write_corrupted
+
+    print(f"{output}: {write_corrupted(images, output, seed)} images")
+
+
+@app.command()
+@plain_errors
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show all the settings of this one; a name, or a .toml file.")] = None,
+) -> None:
+    """List the recipes with what they reproduce, or show one recipe's settings."""
     import dataclasses
 
-    from train.recipe import load, names
+    from train.recipe import about, load, names
 
-    for name in names():
-        print(f"{name}\n  {json.dumps(dataclasses.asdict(load(name)))[1:-1]}")
+    if name is not None:
+        for key, value in dataclasses.asdict(load(name)).items():
+            print(f"{key} = {json.dumps(value)}")
+        return
+    for known in names():
+        said = about(known)
+        print(f"{known}\n    {said.reproduces}")
+        if said.published:
+            print("    published top-1: " + ", ".join(f"{arch} {top1}" for arch, top1 in said.published.items()))
+    print("\nPublished: Yun et al. 2021, arXiv 2101.05022, on ImageNet. `relabel recipes NAME` shows all its settings.")
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ import torch
 from tqdm import tqdm
 
 from pipeline.boxes import whole_image
+from pipeline.class_names import ClassNames
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, digest_of
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, digest_of
 from pipeline.keys import KeyIndex, decoded, encoded
 from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
 from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
@@ -28,18 +30,21 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2) -> Report:
+def verify(
+    labels: Path, images: Path | str | None = None, min_agreement: float = 0.2, names: ClassNames | None = None
+) -> Report:
     """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
 
     Args:
         min_agreement: share of images whose map, pooled over the whole image, must have the folder's class on top. A wrong
             class order or a wrong normalisation brings it down to chance.
+        names: what to call the classes; WordNet's lemmas if None.
     Raises:
         InputError: no label set there at all, or no image folder.
     """
     manifest = Manifest.load(labels)
     lines = read_shard_lines(labels)
-    folder = ImageFolder.scan(images) if images is not None else None
+    folder = find_images(images) if images is not None else None
     report = Report()
     parts = [np.empty(0, dtype=np.bytes_)]  # of keys
     unreadable: list[str] = []
@@ -78,7 +83,8 @@ def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2)
     if folder is not None:
         check_coverage(report, labels, folder, keys, encoded(unreadable), complete)
         if len(keys):
-            check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement)
+            named = names or ClassNames()
+            check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement, named)
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(
@@ -130,7 +136,7 @@ def check_keys(
 
 
 def check_coverage(
-    report: Report, labels: Path, folder: ImageFolder, keys: np.ndarray, unreadable: np.ndarray, complete: bool
+    report: Report, labels: Path, folder: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
     """Every image has a map, and every map an image."""
     images = encoded(folder.keys)
@@ -138,13 +144,13 @@ def check_coverage(
     surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
     if len(missing) and complete:  # else the unfinished shards, found above, are the reason
         report.findings.append(
-            f"{labels}: {len(missing)} of {len(folder)} images of {folder.root} have no label map (first:"
+            f"{labels}: {len(missing)} of {len(folder)} images of {folder.source} have no label map (first:"
             f" {name_of(missing[0])}); annotate this folder into a new label set"
         )
     if len(surplus):
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {folder.root} (first: {name_of(surplus[0])}); name the"
-            " folder they were made from, or annotate anew"
+            f"{labels}: {len(surplus)} label maps have no image in {folder.source} (first: {name_of(surplus[0])}); name the"
+            " images they were made from, or annotate anew"
         )
 
 
@@ -152,16 +158,18 @@ def check_agreement(
     report: Report,
     labels: Path,
     manifest: Manifest,
-    folder: ImageFolder,
+    folder: ImageSet,
     keys: np.ndarray,
     top1: np.ndarray,
     min_agreement: float,
+    names: ClassNames,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
-    if len(folder.classes) != manifest.num_classes:
+    misfit = manifest.misfit(folder.classes)
+    if misfit is not None:
         report.findings.append(
-            f"{labels / MANIFEST}: the annotator has {manifest.num_classes} classes, {folder.root} has"
-            f" {len(folder.classes)} folders; use an annotator with the folders' classes"
+            f"{labels / MANIFEST}: {misfit} ({folder.source}); use an annotator with the images' classes, or tell annotate"
+            " its classes by --classes"
         )
         return
     image_of = KeyIndex(encoded(folder.keys)).find(keys)
@@ -175,7 +183,7 @@ def check_agreement(
     per_class = np.bincount(targets, weights=agrees, minlength=len(folder.classes)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
     worst = present[np.argsort(per_class[present], kind="stable")][:WORST]
-    named = ", ".join(f"{folder.classes[c]} {100 * per_class[c]:.0f}%" for c in worst)
+    named = ", ".join(f"{names(folder.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
     report.notes.append(
         f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
     )
@@ -183,7 +191,7 @@ def check_agreement(
         report.findings.append(
             f"{labels}: whole-image top-1 is the folder's class for {100 * share:.1f}% of images, expected at least"
             f" {100 * min_agreement:.0f}%: the annotator's class order or preprocessing is probably not that of"
-            f" {folder.root}; if it is, lower --min-agreement"
+            f" {folder.source}; if it is, lower --min-agreement"
         )
 
 

@@ -9,9 +9,15 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
-CONTRACT = ("errors", "images", "keys", "manifest", "shards", "classifier", "distributed", "boxes")
+CONTRACT = (
+    *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "distributed"),
+    *("boxes", "class_names", "corruptions", "machine"),
+)
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
-COMMANDS = ("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps")
+COMMANDS = (
+    *("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps", "export"),
+    "corrupt",
+)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps
 from tests.label_sets import write_label_set
 from train import checkpoint
-from train.evaluate_checkpoint import evaluate_checkpoint
+from train.evaluation.run import evaluate_checkpoint
 from train.loop import Interrupted, train
 from train.metrics import read_metrics
 from train.recipe import Recipe, load
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = rng.integers(0, 80, size=(24, 30, 3))
                 pixels[:, :, channel] += 150
                 Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.JPEG")
-    folder = ImageFolder.scan(root / "train")
+    folder = find_images(root / "train")
     classes = torch.from_numpy(folder.targets).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     write_label_set(
         root / "labels", folder.keys, LabelMaps(torch.full(classes.shape, 4.0), classes, torch.zeros(33, 2, 3)), 3
@@ -63,8 +63,7 @@ def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> Non
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = checkpoint.load(run / "weights.pth")["state_dict"]
-    return state
+    return checkpoint.load(run / "weights.pth")
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
@@ -81,14 +80,15 @@ def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Pa
         assert [m["epoch"] for m in metrics] == list(range(1, 31))
         assert metrics[-1]["loss"] < metrics[0]["loss"] and metrics[-1]["top1"] > 60  # chance is 33
         assert metrics[-1]["val"]["images"] == 9
-        result = evaluate_checkpoint(data / "val", checkpoint=run / "weights.pth", workers=0, device="cpu")
-        assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
+        for file in ("weights.safetensors", "weights.pth", "last.pt"):
+            result = evaluate_checkpoint(data / "val", checkpoint=run / file, workers=0, device="cpu")
+            assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
         assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
 
 
 def test_label_maps_and_not_folders_are_what_is_learnt(data: Path, tmp_path: Path) -> None:
-    folder = ImageFolder.scan(data / "train")
+    folder = find_images(data / "train")
     shifted = torch.from_numpy((folder.targets + 1) % 3).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     maps = LabelMaps(torch.full(shifted.shape, 8.0), shifted, torch.zeros(33, 2, 3))
     write_label_set(tmp_path / "labels", folder.keys, maps, 3)
@@ -271,11 +271,6 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> 
     run_training(data, tmp_path / "b", recipe(), resume=True)
     assert_same_weights(tmp_path / "a", tmp_path / "b")
     assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
-
-
-def test_loss_that_is_not_finite_stops_with_step_and_rate(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the loss is not finite by step \d+ \(epoch \d, lr "):
-        run_training(data, tmp_path / "run", recipe("scenes-relabel", "optimizer=sgd", "lr=1e30", epochs=9))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
