@@ -22,6 +22,7 @@ GPUS ?= 1
 WORKERS ?=
 MULTILABELS ?=
 DEMO ?= demo
+SCRATCH ?=
 
 # Recipes that read no label set.
 LABEL_FREE := single label-smoothing distillation scenes-annotator scenes-single
@@ -38,7 +39,7 @@ RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo results bench test check format annotate verify train eval all clean FORCE
+.PHONY: help demo results bench bench-full test check format annotate verify train eval all clean FORCE
 
 help:
 	@echo 'make demo                     the whole chain on the embedded digit scenes, no GPU needed, in minutes'
@@ -49,6 +50,7 @@ help:
 	@echo 'make all      IMAGENET=DIR    all of these, in order; each of them makes what it needs first'
 	@echo 'make test | check | format    the tests | format, lint and types | put the code in form'
 	@echo 'make bench                    speed of label pooling, of the label store and of annotate, as ratios'
+	@echo 'make bench-full               a label set as large as ImageNet: seconds and memory; needs 7 GB of disk, in SCRATCH'
 	@echo 'make results                  the arms of the table in README.md, over seeds; writes that table (an hour and a half)'
 	@echo
 	@echo 'Variables, and what they are now:'
@@ -67,6 +69,7 @@ help:
 	@echo '  RUN=$(RUN)'
 	@echo '  GPUS=$(GPUS)                processes of torchrun on this machine'
 	@echo '  WORKERS=$(WORKERS)              decoding processes for each of them; as many as there are cores'
+	@echo '  SCRATCH=$(SCRATCH)              folder for bench-full; the system'"'"'s temporary one'
 	@echo '  MULTILABELS=$(MULTILABELS)          JSON of all the classes that each validation image shows'
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
@@ -162,6 +165,9 @@ bench: | $(VENV)
 	.venv/bin/python -m benchmarks.label_pooling
 	.venv/bin/python -m benchmarks.label_store
 	.venv/bin/python -m benchmarks.annotate
+
+bench-full: | $(VENV)
+	.venv/bin/python -m benchmarks.full_label_set $(SCRATCH)
 
 clean:
 	rm -rf $(DEMO) results

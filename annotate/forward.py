@@ -15,7 +15,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, Precision
 from pipeline.shards import LabelMaps
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")  # CUDA, CPU twice, cuDNN and cuBLAS
+# as CUDA, the CPU (twice), cuDNN and cuBLAS, and oneDNN put it
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED", "could not create a primitive")
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -58,9 +59,7 @@ class Forward:
             self.batch_size = tried // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            tqdm.write(
-                f"{self.device} has no memory for a batch of {tried} images: going on with {self.batch_size} at a time"
-            )
+            tqdm.write(f"{self.device} has no memory for {tried} images at a time: going on with {self.batch_size}")
 
     @torch.inference_mode()
     def compile(self) -> None:

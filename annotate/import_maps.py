@@ -39,14 +39,25 @@ Axes = Literal["yx", "xy", "auto"]
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
-    """Where one image's map lies: a file, or a stretch of the tar."""
+    """Where one image's map lies: a file below a folder, or a stretch of a tar. There are a million, so it holds little."""
 
-    path: Path
-    name: str  # for messages
-    offset: int = 0
-    size: int = -1  # to the end
+    source: Path  # the folder or the tar, shared by all
+    member: str  # path below or within it
+    offset: int = -1  # -1 in a folder
+    size: int = -1
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}{'/' if self.offset < 0 else ':'}{self.member}"
+
+    def read(self) -> bytes:
+        if self.offset < 0:
+            return (self.source / self.member).read_bytes()
+        with self.source.open("rb") as tar:
+            tar.seek(self.offset)
+            return tar.read(self.size)
 
 
 def import_maps(
@@ -146,7 +157,7 @@ def index_folder(source: Path) -> dict[str, Place]:
     for folder, _, names in os.walk(source):
         for name in names:
             if name.endswith(".pt"):
-                add(places, Place(Path(folder, name), str(Path(folder, name))), PurePosixPath(Path(folder, name).as_posix()))
+                add(places, Place(source, Path(folder, name).relative_to(source).as_posix()))
     return whole(places, source)
 
 
@@ -157,8 +168,7 @@ def index_tar(source: Path) -> dict[str, Place]:
         with tarfile.open(source, "r:") as tar:
             for member in tar:
                 if member.isreg() and member.name.endswith(".pt"):
-                    place = Place(source, f"{source}:{member.name}", member.offset_data, member.size)
-                    add(places, place, PurePosixPath(member.name))
+                    add(places, Place(source, member.name, member.offset_data, member.size))
                 tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
     except tarfile.TarError as error:
         raise InputError(
@@ -167,8 +177,9 @@ def index_tar(source: Path) -> dict[str, Place]:
     return whole(places, source)
 
 
-def add(places: dict[str, Place], place: Place, path: PurePosixPath) -> None:
-    if len(path.parts) < 2:
+def add(places: dict[str, Place], place: Place) -> None:
+    path = PurePosixPath(place.member)
+    if len(path.parts) < 2 or path.parts[-2] in ("..", "/"):
         raise InputError(f"{place.name} lies in no class folder; expected CLASS/NAME.pt")
     key = f"{path.parts[-2]}/{path.stem}.JPEG"
     if key in places:
@@ -200,11 +211,8 @@ def read_map(place: Place, axes: Axes, num_classes: int) -> Tensor:
     Raises:
         InputError: no such tensor, or classes beyond num_classes.
     """
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
-        content = file.read(place.size)
     try:
-        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        stored = torch.load(io.BytesIO(place.read()), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"{place.name}: no tensor ({first_line(error)})") from error
     if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """
     if not checkpoint.is_file():
         raise InputError(f"checkpoint {checkpoint} does not exist")
+    refuse_damaged(checkpoint)
     try:
         loaded = timm.models.load_state_dict(str(checkpoint), weights_only=True)
     except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
@@ -151,6 +153,21 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: 
                 f" {list(tensor.shape)}; {remedy}"
             )
     classifier.load_state_dict(loaded)
+
+
+def refuse_damaged(checkpoint: Path) -> None:
+    """Compare the checksums that torch.save has put into a file: torch.load does not, and one flipped byte is enough.
+
+    Raises:
+        InputError: a record of the file is not what was written. (.safetensors and files of before 2020 have no checksums.)
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as records:
+            damaged = records.testzip()
+    except Exception:  # no zip file, or not even that any more: what reads it says so
+        return
+    if damaged is not None:
+        raise InputError(f"{checkpoint} is damaged: {damaged} in it is not what was saved (CRC-32); get or make it anew")
 
 
 def head_names(classifier: nn.Module) -> list[str]:

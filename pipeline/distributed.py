@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.classifier import choose_device
+from pipeline.classifier import choose_device, first_line
 from pipeline.errors import InputError
 
 PATIENCE = timedelta(days=1)  # of one process for another: shards are shared out beforehand, and one GPU may be slower
@@ -63,11 +63,37 @@ class Processes:
 
 
 @contextmanager
+def deaths_told() -> Iterator[None]:
+    """Say what to do where another process has died: torch's errors for it name sockets and signals.
+
+    They come at any place: torch raises a decoding process's death from a signal handler, amid whatever runs then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise InputError(
+                f"a decoding process died: {first_line(error).rstrip('. ')}. Where memory ran out (/dev/shm counts too), use"
+                " fewer --workers; what is finished is kept: rerun to go on"
+            ) from error
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError(
+                "another process of this run has ended; its own message tells why. What is finished is kept: rerun to go on"
+            ) from error
+        raise
+
+
+@contextmanager
 def processes(device: str | None) -> Iterator[Processes]:
-    """Join torchrun's process group if there is one: nccl on CUDA, gloo on CPU."""
+    """Join torchrun's process group if there is one: nccl on CUDA, gloo on CPU.
+
+    Raises:
+        InputError: no such device, or within, another process has died.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Processes(0, 1, choose_device(device))
+        with deaths_told():
+            yield Processes(0, 1, choose_device(device))
         return
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -79,5 +105,6 @@ def processes(device: str | None) -> Iterator[Processes]:
         timeout=PATIENCE,
         device_id=chosen if chosen.type == "cuda" else None,
     )
-    yield Processes(dist.get_rank(), world, chosen)
+    with deaths_told():
+        yield Processes(dist.get_rank(), world, chosen)
     dist.destroy_process_group()  # not after an error: it could wait for processes that wait for this one

@@ -98,13 +98,15 @@ def verify(
 def findings_in(shard: MappedShard, manifest: Manifest) -> list[str]:
     """What is wrong with a shard's values, each with the first row that shows it."""
     scores, classes, tail = shard.scores, shard.classes, shard.tail
-    ordered = np.sort(classes, axis=1)
+    twice = np.zeros(len(classes), dtype=bool)
+    for apart in range(1, manifest.topk):  # comparing the few classes of a cell in pairs is faster than sorting them
+        twice |= (classes[:, apart:] == classes[:, :-apart]).any((1, 2, 3))
     checks = {
         "scores are not finite": ~np.isfinite(scores).all((1, 2, 3)),
         "tail is not finite": ~np.isfinite(tail).all((1, 2)),
         "scores are not sorted, largest first": (scores[:, 1:] > scores[:, :-1]).any((1, 2, 3)),
         f"classes are beyond the {manifest.num_classes} of the manifest": (classes >= manifest.num_classes).any((1, 2, 3)),
-        "a cell stores a class twice": (ordered[:, 1:] == ordered[:, :-1]).any((1, 2, 3)),
+        "a cell stores a class twice": twice,
     }
     found = []
     for what, bad in checks.items():

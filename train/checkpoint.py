@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.classifier import first_line
+from pipeline.classifier import first_line, refuse_damaged
 from pipeline.errors import InputError
 from pipeline.manifest import write_whole
 from train.evaluation.predictions import Loss
@@ -131,6 +131,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, damaged, or not written by relabel.
     """
+    refuse_damaged(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -331,6 +331,7 @@ def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
         (["--batch-size=0"], "batch_size is 0; expected at least 1"),
         (["--shard-size=-1"], "shard_size is -1; expected at least 1"),
         (["--tail=median"], "--tail median: expected mean, logmeanexp or zero"),
+        (["--amp", "--amp-dtype=int8"], "--amp-dtype int8: expected bfloat16 or float16"),
         (["--input-size=32by56"], "--input-size 32by56: expected pixels, as N or ROWSxCOLUMNS"),
         (["--input-size=0"], "--input-size 0: expected pixels, as N or ROWSxCOLUMNS"),
         (["--num-classes=7"], "pass --num-classes 3"),

@@ -3,13 +3,17 @@
 A named pipe in place of an image holds a run at that image for as long as a test likes: reading it waits for bytes.
 """
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.manifest import MANIFEST, SHARD_LINES, read_shard_lines
@@ -22,28 +26,49 @@ Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
 Contents = Callable[[Path], dict[str, bytes]]
 
 
+@dataclass
+class Held:
+    """A run that waits for an image; `let_go` gives it the image."""
+
+    process: "subprocess.Popen[str]"
+    pipe: int
+    content: bytes
+
+    def let_go(self) -> None:
+        os.write(self.pipe, self.content)
+        unread = struct.pack("i", len(self.content))
+        while struct.unpack("i", unread)[0]:  # else the run may not have opened it yet, and would wait for ever
+            time.sleep(0.02)
+            unread = fcntl.ioctl(self.pipe, termios.FIONREAD, unread)
+        self.close()
+
+    def close(self) -> None:
+        if self.pipe >= 0:
+            os.close(self.pipe)
+        self.pipe = -1
+
+
 @contextmanager
-def held_in_mid_shard(images: Path, labels: Path, options: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A run that has finished shard 0 and waits for the last image of shard 1; the image is back when this is left."""
-    image = images / LAST_OF_SHARD_1
+def held_in_mid_shard(images: Path, labels: Path, options: list[str], key: str = LAST_OF_SHARD_1) -> Iterator[Held]:
+    """A run that has finished shard 0 and waits for an image of shard 1; the image is back when this is left."""
+    image = images / key
     content = image.read_bytes()
     image.unlink()
     os.mkfifo(image)
     command = [sys.executable, "-m", "pipeline", "annotate", str(images), "--labels", str(labels), *options]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    pipe = os.open(image, os.O_RDWR)  # we are its writer, who writes nothing before the end
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    held = Held(process, os.open(image, os.O_RDWR), content)  # we are its writer, who writes nothing before the end
     try:
         deadline = time.monotonic() + 120
         while not read_shard_lines(labels):
             assert process.poll() is None, "the run ended by itself"
             assert time.monotonic() < deadline, "no shard after two minutes"
             time.sleep(0.02)
-        yield process
+        yield held
     finally:
         process.kill()
         process.wait()
-        os.write(pipe, b"no image")  # decoding workers that outlive the run wake up, and end
-        os.close(pipe)
+        held.close()  # decoding workers that outlive the run wake up, and end
         image.unlink()
         image.write_bytes(content)
 
@@ -53,13 +78,13 @@ def test_killed_in_mid_shard_and_rerun_gives_the_bytes_of_an_undisturbed_run(
 ) -> None:
     labels = tmp_path / "labels"
     again = ("annotate", image_folder, "--labels", labels, *tiny_options)
-    with held_in_mid_shard(image_folder, labels, tiny_options) as process:
+    with held_in_mid_shard(image_folder, labels, tiny_options) as held:
         assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
         second = relabel_here(*again, "--topk=1")  # were there no lock, it would stop at this and not at the held image
         assert second.returncode == 1
         assert f"another `relabel annotate` is writing {labels}; wait for it" in second.stderr
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        held.process.send_signal(signal.SIGKILL)
+        assert held.process.wait() == -signal.SIGKILL
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
     rerun = relabel_here(*again)
     assert rerun.returncode == 0
@@ -71,9 +96,9 @@ def test_killed_runs_lock_goes_with_it_even_while_its_decoding_workers_live_on(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels"
-    with held_in_mid_shard(image_folder, labels, [*tiny_options, "--workers=1"]) as process:
-        process.kill()
-        process.wait()
+    with held_in_mid_shard(image_folder, labels, [*tiny_options, "--workers=1"]) as held:
+        held.process.kill()
+        held.process.wait()
         # The image is still held, so the rerun is made to stop at its options; the lock comes first.
         rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
     assert "another `relabel annotate` is writing" not in rerun.stderr
@@ -84,9 +109,9 @@ def test_interrupted_run_keeps_its_shards_and_exits_as_shells_expect(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
 ) -> None:
     labels = tmp_path / "labels"
-    with held_in_mid_shard(image_folder, labels, tiny_options) as process:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+    with held_in_mid_shard(image_folder, labels, tiny_options) as held:
+        held.process.send_signal(signal.SIGINT)
+        assert held.process.wait(timeout=60) == 130
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
 
 

@@ -1,6 +1,10 @@
 """Evaluation against counts by hand, with real images and a classifier whose answers are known."""
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.distributed import Processes
+from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
@@ -109,3 +113,24 @@ def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageS
         match=r"7 class folders, weights\.pth was trained with 2 classes: 2 is no class of it; 3 is no class of it; 4 is",
     ):
         refuse_other_classes(folder, ("0", "1"), "weights.pth")
+
+
+def test_decoding_process_that_dies_gets_a_message(folder: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "3" / "4.png").unlink()
+    os.mkfifo(tmp_path / "3" / "4.png")  # holds the worker that reads it
+    children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
+    before = children.read_text().split()
+
+    def kill_the_worker() -> None:
+        while not (new := [child for child in children.read_text().split() if child not in before]):
+            time.sleep(0.02)
+        os.kill(int(new[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_worker)
+    killer.start()
+    with (
+        pytest.raises(InputError, match=r"a decoding process died: DataLoader worker .*use fewer --workers"),
+        processes("cpu"),
+    ):
+        evaluate(ReadsRed(), folder, VIEW, ALONE, workers=1)
+    killer.join()

@@ -1,0 +1,261 @@
+"""What can go wrong while a label set is made, with real processes and real files.
+
+Afterwards every finished shard is intact, verify tells the truth, and a rerun completes to the bytes of an undisturbed run.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.classifier import create_classifier
+from pipeline.errors import InputError
+from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, append_shard_line, read_shard_lines
+from pipeline.shards import sha256_of, shard_name
+from pipeline.spot_check import spot_check
+from pipeline.verify import verify
+from tests.annotate.test_several_processes import LAST_OF_SHARD_1, REPOSITORY, held_in_mid_shard
+from tests.conftest import THIN
+from train import checkpoint
+
+Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
+Contents = Callable[[Path], dict[str, bytes]]
+
+FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # of one batch
+
+
+@pytest.fixture
+def completes(
+    relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
+) -> Callable[[], None]:
+    """`completes()`: finished shards are intact, verify finds what is missing, and a rerun makes the undisturbed set."""
+
+    def check() -> None:
+        labels = tmp_path / "labels"
+        whole = contents(undisturbed)
+        assert all(content == whole[name] for name, content in contents(labels).items() if name.endswith(".h5"))
+        verified = relabel_here("verify", labels)
+        assert verified.returncode == 1 and f"{labels / shard_name(1)}: not finished; rerun" in verified.stdout
+        rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options)
+        assert rerun.returncode == 0, rerun.stderr
+        assert contents(labels) == whole
+        assert relabel_here("verify", labels).returncode == 0
+
+    return check
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """What a run said that has stopped by itself: one message."""
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and said.startswith("relabel: ") and "Traceback" not in said
+    return said
+
+
+# --- processes ------------------------------------------------------------------------------------------------------------
+
+
+def test_terminated_run_keeps_its_shards_and_a_rerun_completes(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents, completes: Callable[[], None]
+) -> None:
+    with held_in_mid_shard(image_folder, tmp_path / "labels", tiny_options) as held:
+        held.process.send_signal(signal.SIGTERM)
+        assert held.process.wait(timeout=60) == -signal.SIGTERM
+    assert sorted(contents(tmp_path / "labels")) == [MANIFEST, shard_name(0), SHARD_LINES]
+    completes()
+
+
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_killed_decoding_process_stops_the_run_with_one_message(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
+) -> None:
+    with held_in_mid_shard(image_folder, tmp_path / "labels", [*tiny_options, "--workers=1"]) as held:
+        for worker in children_of(held.process.pid):
+            os.kill(worker, signal.SIGKILL)
+        said = ended(held.process)
+    assert "a decoding process died: DataLoader worker (pid" in said and "use fewer --workers" in said
+    completes()
+
+
+def test_killed_process_of_several_stops_the_others_and_one_process_makes_its_shards(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
+) -> None:
+    labels, image = tmp_path / "labels", image_folder / LAST_OF_SHARD_1  # shard 1 is the second process's
+    content = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    command += ["annotate", str(image_folder), "--labels", str(labels), *tiny_options]
+    launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(read_shard_lines(labels)) < 2:
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    of_rank = {}
+    for child in children_of(launcher.pid):
+        of_rank |= {e: child for e in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if e.startswith(b"RANK=")}
+    os.kill(of_rank[b"RANK=1"], signal.SIGKILL)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0 and "(SIGKILL)" in said
+    assert not Path(f"/proc/{of_rank[b'RANK=0']}").exists()
+    image.unlink()
+    image.write_bytes(content)
+    completes()
+
+
+def test_folder_on_a_file_system_without_locks_is_written_with_a_warning(
+    relabel_here: Relabel,
+    image_folder: Path,
+    tiny_options: list[str],
+    tmp_path: Path,
+    undisturbed: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_locks(*_: object) -> None:  # as some network file systems answer; none can be had here
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
+    assert finished.returncode == 0
+    assert f"warning: {tmp_path}/labels lies on a file system without locks" in finished.stdout
+    assert contents(tmp_path / "labels") == contents(undisturbed)
+
+
+# --- files that go or change ----------------------------------------------------------------------------------------------
+
+
+def test_image_deleted_while_running_is_named_and_once_restored_a_rerun_completes(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
+) -> None:
+    gone = image_folder / NEXT_TO_IT
+    content = gone.read_bytes()
+    with held_in_mid_shard(image_folder, tmp_path / "labels", tiny_options, FIRST_OF_SHARD_1) as held:
+        gone.unlink()
+        held.let_go()
+        said = ended(held.process)
+    assert f"1 unreadable images in shard 1 of 3:\n  {gone}: [Errno 2] No such file or directory" in said
+    gone.write_bytes(content)
+    completes()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be written into the folder, which for root takes more than its mode."""
+    if os.geteuid() == 0:
+        lock, unlock = ["chattr", "+i", str(folder)], ["chattr", "-i", str(folder)]
+    else:
+        lock, unlock = ["chmod", "a-w", str(folder)], ["chmod", "u+w", str(folder)]
+    if subprocess.run(lock, capture_output=True).returncode != 0:
+        pytest.skip("root cannot make a folder read-only on this file system")
+    try:
+        yield
+    finally:
+        subprocess.run(unlock, check=True)
+
+
+def test_folder_that_becomes_read_only_loses_no_shard_and_a_rerun_completes(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents, completes: Callable[[], None]
+) -> None:
+    labels = tmp_path / "labels"
+    with held_in_mid_shard(image_folder, labels, tiny_options) as held, read_only(labels):
+        held.let_go()
+        said = ended(held.process)
+    assert said.startswith(f"relabel: cannot write {labels}: [Errno ") and "Finished shards are safe; rerun" in said
+    assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
+    completes()
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_flipped_byte_anywhere_in_the_manifest_is_noticed(labels: Path) -> None:
+    manifest, whole = Manifest.load(labels), (labels / MANIFEST).read_bytes()
+    for place in range(len(whole)):
+        (labels / MANIFEST).write_bytes(flipped(whole, place))
+        try:
+            assert Manifest.load(labels) == manifest, place  # a space that became another
+        except InputError as error:
+            assert str(labels / MANIFEST) in str(error)
+        else:
+            assert whole[place : place + 1].isspace(), place
+
+
+def test_flipped_byte_anywhere_in_the_list_of_shards_is_noticed(labels: Path) -> None:
+    whole = (labels / SHARD_LINES).read_bytes()
+    for place in range(0, len(whole), 3):
+        (labels / SHARD_LINES).write_bytes(flipped(whole, place))
+        try:
+            assert verify(labels).findings, place
+        except InputError as error:
+            assert str(labels / SHARD_LINES) in str(error)
+
+
+@pytest.mark.parametrize("field", ['"shard": 1', "shard-00001.h5", '"rows": 3', '"sha256": "'])
+def test_rerun_mends_the_list_of_shards(
+    relabel_here: Relabel,
+    image_folder: Path,
+    labels: Path,
+    tiny_options: list[str],
+    undisturbed: Path,
+    contents: Contents,
+    field: str,
+) -> None:
+    whole = (labels / SHARD_LINES).read_bytes()
+    place = whole.index(field.encode()) + len(field) - (field != '"sha256": "')  # the last digit, or that after it
+    (labels / SHARD_LINES).write_bytes(flipped(whole, place))
+    assert verify(labels).findings
+    assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0
+    assert contents(labels) == contents(undisturbed)
+
+
+def test_flipped_byte_anywhere_in_a_checkpoint_is_noticed_or_changes_no_weight(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    whole, path = tiny_checkpoint.read_bytes(), tmp_path / "weights.pth"
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    refused = 0
+    for place in range(50, len(whole), len(whole) // 60):
+        path.write_bytes(flipped(whole, place))
+        for load in (checkpoint.load, loaded_into_a_classifier):
+            try:
+                same = load(path)
+            except InputError as error:
+                assert str(path) in str(error)
+                refused += 1
+            else:
+                assert all(torch.equal(same[name], tensor) for name, tensor in weights.items()), place
+    assert refused > 60
+
+
+def loaded_into_a_classifier(path: Path) -> dict[str, torch.Tensor]:
+    return dict(create_classifier("resnet10t", checkpoint=path, num_classes=3, model_kwargs=THIN).state_dict())
+
+
+def test_spot_check_reads_no_image_outside_of_the_folder(
+    relabel_here: Relabel, labels: Path, image_folder: Path, tiny_checkpoint: Path
+) -> None:
+    line, path = read_shard_lines(labels)[0], labels / shard_name(0)
+    content = path.read_bytes()
+    assert content.count(b"cat/cat_0.JPEG") == 1
+    (image_folder.parent / "images.JPEG").write_bytes((image_folder / "cat/cat_0.JPEG").read_bytes())
+    path.write_bytes(content.replace(b"cat/cat_0.JPEG", b"../images.JPEG"))
+    append_shard_line(labels, dataclasses.replace(line, sha256=sha256_of(path)))
+    options = ["--images", image_folder, "--spot-check", 9, "--checkpoint", tiny_checkpoint, "--min-agreement", 0]
+    finished = relabel_here("verify", labels, *options)
+    assert finished.returncode == 1 and "is no path within a folder" in finished.stdout
+    with pytest.raises(InputError, match="is no path within a folder; such a set is not to be trusted"):
+        spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu")
