@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pipeline.distributed import Processes
@@ -48,6 +51,22 @@ def test_counts_are_those_by_hand(folder: ImageFolder, tmp_path: Path) -> None:
     multilabels = read_multilabels(tmp_path / "shown.json", folder)
     result = evaluate(ReadsRed(), folder, VIEW, ALONE, multilabels=multilabels, batch_size=3)
     assert result.summary() == {"images": 8, "top1": 62.5, "top5": 100.0, "multilabel_accuracy": 75.0}
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_average_precision_ranks_by_the_probability_that_was_trained(
+    folder: ImageFolder, tmp_path: Path, loss: Literal["ce", "bce"]
+) -> None:
+    shown = {key: {"classes": [key.split("/")[0], "3"] if i % 2 else ["6"]} for i, key in enumerate(folder.keys)}
+    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
+    multilabels = read_multilabels(tmp_path / "shown.json", folder)
+    result = evaluate(ReadsRed(), folder, VIEW, ALONE, multilabels=multilabels, average_precision_of=loss)
+    red = [0, 1, 1, 6, 3, 0, 5, 6]  # what each image says, times ten
+    logits = ReadsRed()(torch.tensor(red).view(8, 1, 1, 1) * 10 / 255)
+    scores = (logits.softmax(1) if loss == "ce" else logits.sigmoid()).numpy()
+    of_classes = multilabels.classes.numpy()
+    expected = [average_precision_score(of_classes[:, c], scores[:, c]) for c in range(CLASSES) if of_classes[:, c].any()]
+    assert result.figures["multilabel_map"] == pytest.approx(100 * np.mean(expected))
 
 
 def test_top5_counts_only_the_five_best(folder: ImageFolder, tmp_path: Path) -> None:
