@@ -60,13 +60,24 @@ def test_average_precision_ranks_by_the_probability_that_was_trained(
     shown = {key: {"classes": [key.split("/")[0], "3"] if i % 2 else ["6"]} for i, key in enumerate(folder.keys)}
     (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
     multilabels = read_multilabels(tmp_path / "shown.json", folder)
-    result = evaluate(ReadsRed(), folder, VIEW, ALONE, multilabels=multilabels, average_precision_of=loss)
-    red = [0, 1, 1, 6, 3, 0, 5, 6]  # what each image says, times ten
-    logits = ReadsRed()(torch.tensor(red).view(8, 1, 1, 1) * 10 / 255)
-    scores = (logits.softmax(1) if loss == "ce" else logits.sigmoid()).numpy()
+
+    class Shifts(ReadsRed):
+        """Adds to all classes alike, which a softmax does not see."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) + images[:, 0, 0, :1] * 100
+
+    result = evaluate(Shifts(), folder, VIEW, ALONE, multilabels=multilabels, average_precision_of=loss)
+    red = torch.tensor([0, 1, 1, 6, 3, 0, 5, 6]).view(8, 1, 1, 1) * 10 / 255  # what each image says
+    logits = Shifts()(red)
     of_classes = multilabels.classes.numpy()
-    expected = [average_precision_score(of_classes[:, c], scores[:, c]) for c in range(CLASSES) if of_classes[:, c].any()]
-    assert result.figures["multilabel_map"] == pytest.approx(100 * np.mean(expected))
+    present = np.flatnonzero(of_classes.any(0))
+    expected = {
+        name: 100 * np.mean([average_precision_score(of_classes[:, c], scores[:, c]) for c in present])
+        for name, scores in (("ce", logits.softmax(1).numpy()), ("bce", logits.sigmoid().numpy()))
+    }
+    assert result.figures["multilabel_map"] == pytest.approx(expected[loss])
+    assert abs(expected["ce"] - expected["bce"]) > 1
 
 
 def test_top5_counts_only_the_five_best(folder: ImageFolder, tmp_path: Path) -> None:
