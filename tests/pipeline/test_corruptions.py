@@ -1,6 +1,7 @@
 """Corrupted images: laid out as ImageNet-C, the same for the same seed, worse with every severity, and each by hand."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -86,12 +87,14 @@ def test_corrupted_folder_has_the_same_keys_under_every_corruption_and_severity(
 
 def test_same_seed_same_bytes_and_other_images_do_not_matter(image_folder: Path, tmp_path: Path) -> None:
     write_corrupted(image_folder, tmp_path / "a")
-    (image_folder / "cat" / "cat_0.JPEG").rename(image_folder / "cat" / "another.JPEG")
+    (image_folder / "dog" / "dog_0.JPEG").unlink()
+    shutil.copy(image_folder / "dog" / "dog_3.JPEG", image_folder / "dog" / "dog_9.JPEG")
     write_corrupted(image_folder, tmp_path / "b")
     write_corrupted(image_folder, tmp_path / "c", seed=1)
     place = Path("gaussian_noise/2/dog/dog_3.JPEG")
     assert (tmp_path / "a" / place).read_bytes() == (tmp_path / "b" / place).read_bytes()
     assert (tmp_path / "a" / place).read_bytes() != (tmp_path / "c" / place).read_bytes()
+    assert (tmp_path / "b" / place).read_bytes() != (tmp_path / "b" / place).with_name("dog_9.JPEG").read_bytes()
 
 
 def test_command_refuses_what_would_be_overwritten_or_become_a_class(

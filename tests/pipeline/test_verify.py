@@ -264,6 +264,15 @@ def test_wrong_class_order_is_found_with_the_worst_classes(
     assert relabel_here("verify", labels).returncode == 0, "meaning cannot be judged without the images"
 
 
+def test_worst_classes_are_called_by_the_names_given(
+    relabel_here: Relabel, labelled: Callable[[list[int]], Path], image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("dog wolf, tamed\neel long fish\n")
+    options = ["--images", image_folder, "--class-names", tmp_path / "names.txt"]
+    finished = relabel_here("verify", labelled([0, 2, 1]), *options)
+    assert "lowest: wolf, tamed (dog) 0%, long fish (eel) 0%, cat 100%" in finished.stdout
+
+
 def test_annotator_of_another_class_count_is_found(relabel_here: Relabel, labels: Path, image_folder: Path) -> None:
     (image_folder / "fox").mkdir()
     (image_folder / "dog" / "dog_4.JPEG").rename(image_folder / "fox" / "fox_0.JPEG")

@@ -69,6 +69,7 @@ def predict(
         pin_memory=group.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
     )
+    among = among.to(group.device) if among is not None else None
     seen = torch.zeros(len(folder), dtype=torch.int64)
     best = torch.zeros(len(folder), min(BEST, classes if among is None else len(among)), dtype=torch.int64)
     scores = torch.zeros(len(folder), classes) if scores_of is not None else None
@@ -81,10 +82,10 @@ def predict(
                 pixels = fgsm(classifier, pixels, targets[index].to(group.device), epsilon, view)
             with torch.autocast(group.device.type, amp, enabled=amp is not None):
                 logits = classifier(view.normalise(pixels))
-            logits = logits.float().cpu()
-            best[index] = best_of(logits, among, best.shape[1])
+            logits = logits.float()
+            best[index] = best_of(logits, among, best.shape[1]).cpu()
             if scores is not None:
-                scores[index] = logits.softmax(1) if scores_of == "ce" else logits.sigmoid()
+                scores[index] = (logits.softmax(1) if scores_of == "ce" else logits.sigmoid()).cpu()
             seen[index] += 1
             bar.update(len(index))
     classifier.train(was_training)

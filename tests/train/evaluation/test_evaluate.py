@@ -6,10 +6,13 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pipeline.distributed import Processes, processes
@@ -53,6 +56,33 @@ def test_counts_are_those_by_hand(folder: ImageSet, tmp_path: Path) -> None:
     multilabels = read_multilabels(tmp_path / "shown.json", folder)
     result = evaluate(ReadsRed(), folder, VIEW, ALONE, multilabels=multilabels, batch_size=3)
     assert result.summary() == {"images": 8, "top1": 62.5, "top5": 100.0, "multilabel_accuracy": 75.0}
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_average_precision_ranks_by_the_probability_that_was_trained(
+    folder: ImageSet, tmp_path: Path, loss: Literal["ce", "bce"]
+) -> None:
+    shown = {key: {"classes": [key.split("/")[0], "3"] if i % 2 else ["6"]} for i, key in enumerate(folder.keys)}
+    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
+    multilabels = read_multilabels(tmp_path / "shown.json", folder)
+
+    class Shifts(ReadsRed):
+        """Adds to all classes alike, which a softmax does not see."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) + images[:, 0, 0, :1] * 100
+
+    result = evaluate(Shifts(), folder, VIEW, ALONE, multilabels=multilabels, average_precision_of=loss)
+    red = torch.tensor([0, 1, 1, 6, 3, 0, 5, 6]).view(8, 1, 1, 1) * 10 / 255  # what each image says
+    logits = Shifts()(red)
+    of_classes = multilabels.classes.numpy()
+    present = np.flatnonzero(of_classes.any(0))
+    expected = {
+        name: 100 * np.mean([average_precision_score(of_classes[:, c], scores[:, c]) for c in present])
+        for name, scores in (("ce", logits.softmax(1).numpy()), ("bce", logits.sigmoid().numpy()))
+    }
+    assert result.figures["multilabel_map"] == pytest.approx(expected[loss])
+    assert abs(expected["ce"] - expected["bce"]) > 1
 
 
 def test_top5_counts_only_the_five_best(folder: ImageSet, tmp_path: Path) -> None:
