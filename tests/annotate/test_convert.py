@@ -175,7 +175,7 @@ def refusal(make_annotator: Callable[[], FullyConvolutional]) -> str:
     [
         ("deit_tiny_patch16_224", {"depth": 1}, "its head reads a class token"),
         ("test_vit", {}, "its head reads a class token"),
-        ("vgg11", {"mlp_ratio": 0.02}, "its head pools locations in a way of its own"),
+        ("coat_lite_tiny", {}, "its head reads a class token"),
         ("crossvit_tiny_240", {}, "its features (list) are not one map over the image"),
         ("pit_ti_224", {}, ""),
     ],
