@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv/installed
 
 IMAGENET ?=
+TRAIN_IMAGES ?= $(if $(IMAGENET),$(IMAGENET)/train)
+VAL_IMAGES ?= $(if $(IMAGENET),$(wildcard $(IMAGENET)/val))
 ANNOTATOR ?= tf_efficientnet_l2.ns_jft_in1k_475
 ANNOTATOR_ARGS ?=
 CHECKPOINT ?=
@@ -51,6 +53,7 @@ help:
 	@echo
 	@echo 'Variables, and what they are now:'
 	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
+	@echo '  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   or each by itself: folders, .tar files, .txt lists, hfds/NAME:SPLIT'
 	@echo '  ANNOTATOR=$(ANNOTATOR)   any timm classifier'
 	@echo '  CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR'
 	@echo '  ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`'
@@ -85,18 +88,18 @@ all: eval
 
 # Before anything else in a recipe: are there images?
 define images
-	@test -n "$(IMAGENET)" || { echo "make: say where the images are: IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
+	@test -n "$(TRAIN_IMAGES)" || { echo "make: say where the images are: IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
 endef
 
 # The options of a stage, kept beside what it made, so that other options make it again (and the stage then says what is in
 # the way). How many processes work on it is no such option.
-ANNOTATE_OPTIONS = $(strip $(IMAGENET)/train --labels $(LABELS) --model $(ANNOTATOR) \
+ANNOTATE_OPTIONS = $(strip $(TRAIN_IMAGES) --labels $(LABELS) --model $(ANNOTATOR) \
 	$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
-TRAIN_OPTIONS = $(strip $(IMAGENET)/train --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume \
-	$(if $(USED_LABELS),--labels $(LABELS)) $(if $(wildcard $(IMAGENET)/val),--val $(IMAGENET)/val) \
+TRAIN_OPTIONS = $(strip $(TRAIN_IMAGES) --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume \
+	$(if $(USED_LABELS),--labels $(LABELS)) $(if $(VAL_IMAGES),--val $(VAL_IMAGES)) \
 	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
 	$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
-EVAL_OPTIONS = $(strip $(IMAGENET)/val --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
+EVAL_OPTIONS = $(strip $(VAL_IMAGES) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
 	$(if $(MULTILABELS),--multilabels $(MULTILABELS)))
 export ANNOTATE_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
 DECODERS = $(if $(WORKERS), --workers $(WORKERS))
@@ -120,7 +123,7 @@ $(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
 # Where verify finds something, the mark of annotate goes: its remedy is to annotate again, which make must not take for done.
 $(LABELS)/.verified: $(LABELS)/.annotated
 	$(images)
-	.venv/bin/relabel verify $(LABELS) --images $(IMAGENET)/train$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
+	.venv/bin/relabel verify $(LABELS) --images $(TRAIN_IMAGES)$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
 		{ rm -f $(LABELS)/.annotated; exit 1; }
 	@touch $@
 
@@ -130,6 +133,7 @@ $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) $(RUN)/.train-optio
 
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
 	$(images)
+	@test -n "$(VAL_IMAGES)" || { echo "make: no validation images in $(IMAGENET)/val; name them by VAL_IMAGES="; exit 2; }
 	$(RELABEL) eval $(EVAL_OPTIONS)$(DECODERS)
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------

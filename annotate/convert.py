@@ -16,6 +16,7 @@ Shapes: B images, S and T rows and columns of pixels, C classes, H rows and W co
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from timm.data import resolve_model_data_config
@@ -39,6 +40,7 @@ class FullyConvolutional(nn.Module):
         kind: exact, nonlinear, dense, token or other, as measured.
         recentre: add to every class what its map's mean lacks of the classifier's logit, so that the mean is exact.
         flip: average with the map of the mirrored image, mirrored back.
+        outputs: (C,) int64 which of the classifier's outputs to give, in this order; all of them if None. Set by `select`.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -47,6 +49,7 @@ class FullyConvolutional(nn.Module):
         self.name = str((getattr(classifier, "pretrained_cfg", None) or {}).get("architecture") or type(classifier).__name__)
         self.kind = ""
         self.recentre = self.flip = False
+        self.outputs: Tensor | None = None
         self.channels_last = str(getattr(classifier, "output_fmt", "NCHW")).endswith("NHWC")
         has_class_token = any("cls_token" in name for name, _ in classifier.named_parameters())
         self.prefix_tokens = int(getattr(classifier, "num_prefix_tokens", has_class_token))  # coat and volo do not say
@@ -55,6 +58,10 @@ class FullyConvolutional(nn.Module):
     def train(self, mode: bool = True) -> "FullyConvolutional":
         """Stay in eval mode: in train mode batch norm would take locations for a batch, and change its statistics."""
         return super().train(False)
+
+    def select(self, outputs: Sequence[int]) -> None:
+        """Give only these of the classifier's outputs, in this order."""
+        self.outputs = torch.tensor(outputs, device=next(self.parameters()).device)
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.flip:
@@ -75,7 +82,7 @@ class FullyConvolutional(nn.Module):
         if self.recentre:
             of_image = self.classifier.forward_head(features)  # type: ignore[operator]
             logits = logits + (of_image - logits.mean((2, 3)))[:, :, None, None]
-        return logits
+        return logits if self.outputs is None else logits.index_select(1, self.outputs)
 
     def as_locations(self, features: Tensor, image_shape: torch.Size) -> Tensor:
         """What the head would pool over, as (B, H, W, F).

@@ -24,15 +24,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from annotate.run import finish, only_run_on, prepare
-from pipeline.classifier import first_line
+from annotate.axes import SAMPLE, decide_axes
+from annotate.run import AnnotateConfig, finish, load_annotator, only_run_on, prepare
+from pipeline.classifier import choose_device, first_line
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, digest_of
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import LabelMaps, write_shard
 
-Axes = Literal["yx", "xy"]
+Axes = Literal["yx", "xy", "auto"]
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -47,29 +49,42 @@ class Place:
 
 
 def import_maps(
-    source: Path, labels: Path, num_classes: int, axes: Axes = "yx", images: Path | None = None, shard_size: int = 4096
+    source: Path,
+    labels: Path,
+    num_classes: int,
+    axes: Axes = "yx",
+    images: Path | str | None = None,
+    shard_size: int = 4096,
+    judge: AnnotateConfig | None = None,
+    device: str | None = None,
 ) -> None:
     """Make a label set of published maps.
 
     Args:
         source: a folder or a tar of CLASS/NAME.pt files, at any depth.
         num_classes: of the annotator that made them.
-        axes: "yx" if a map's first axis is the rows of the image, "xy" if it was stored transposed.
+        axes: "yx" if a map's first axis is the rows of the image, "xy" if it was stored transposed, "auto" to let the
+            annotator `judge`, on `device`, decide on a sample of the images (annotate/axes.py).
         images: the images they were made from; gives keys their true extensions (else .JPEG), and must hold them all.
     Raises:
         InputError: no maps there, a compressed tar, maps without an image, files that are no such tensors (all of a
             shard's are named), or another label set in the folder.
     """
     places = index_tar(source) if source.is_file() else index_folder(source)
-    if images is not None:
-        places = with_extensions(places, ImageFolder.scan(images))
+    folder = find_images(images) if images is not None else None
+    if folder is not None:
+        places = with_extensions(places, folder)
     keys = sorted(places)
+    if axes == "auto":
+        if folder is None or judge is None:
+            raise InputError("--axes auto needs images and an annotator to judge by: pass --images and --model")
+        axes = judged_axes(places, folder, judge, num_classes, choose_device(device))
     first = read_map(places[keys[0]], axes, num_classes)
     _, topk, rows, columns = first.shape
     manifest = Manifest(
         model="published maps",
         model_kwargs={},
-        weights=source.name,
+        weights=f"{source.name}, axes {axes}",
         weights_sha256=None,
         num_classes=num_classes,
         kind="imported",
@@ -100,6 +115,22 @@ def import_maps(
             finish(labels, manifest)
     except OSError as error:
         raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are safe; rerun") from error
+
+
+def judged_axes(
+    places: dict[str, Place], folder: ImageSet, judge: AnnotateConfig, num_classes: int, device: torch.device
+) -> Literal["yx", "xy"]:
+    """Decide on a random sample of the maps, and say by what margin."""
+    annotator, squash = load_annotator(judge, device)
+    classes = annotator.classifier.num_classes
+    if classes != num_classes:
+        raise InputError(f"--axes auto: {judge.model} has {classes} classes, the maps {num_classes}; they must be the same")
+    keys = sorted(places)
+    sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
+    maps = [read_map(places[keys[i]], "yx", num_classes) for i in sample]
+    verdict = decide_axes(maps, [folder.index(keys[i]) for i in sample], folder, annotator, squash)
+    tqdm.write(str(verdict))
+    return verdict.axes
 
 
 def keys_of(shard: int, keys: list[str], manifest: Manifest) -> list[str]:
@@ -150,14 +181,14 @@ def whole(places: dict[str, Place], source: Path) -> dict[str, Place]:
     return places
 
 
-def with_extensions(places: dict[str, Place], folder: ImageFolder) -> dict[str, Place]:
+def with_extensions(places: dict[str, Place], folder: ImageSet) -> dict[str, Place]:
     """The same places under the images' own keys."""
     stems = {key.rpartition(".")[0]: key for key in folder.keys}
     found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
     strange = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
     if strange:
         raise InputError(
-            f"{len(strange)} maps have no image in {folder.root} (first: {strange[0]}); name the images they are of"
+            f"{len(strange)} maps have no image in {folder.source} (first: {strange[0]}); name the images they are of"
         )
     return found
 

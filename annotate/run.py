@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from annotate.convert import REFUSED, FullyConvolutional, fully_convolutional
+from annotate.outputs import outputs_by_name
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, UnreadableImage, digest_of, leave_signals_to_the_main_process, read_rgb
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, UnreadableImage, digest_of, leave_signals_to_the_main_process
 from pipeline.manifest import (
     MANIFEST,
     SHARD_LINES,
@@ -59,15 +61,16 @@ class AnnotateConfig:
     recentre: bool = False  # make every map's mean the classifier's logits, whatever the kind
     flip: bool = False  # average with the mirrored image's map
     class_token: bool = False  # accept models whose head reads a class token
+    classes: str | None = None  # names of the classifier's outputs, to be matched with the images': annotate/outputs.py
     amp: bool = False  # bfloat16 forward pass
     skip_unreadable: bool = False
 
 
-def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | None = None) -> None:
+def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: str | None = None) -> None:
     """Write the label set of an image folder; a rerun keeps complete shards and makes the rest.
 
     Args:
-        images: ImageNet layout, ROOT/CLASS/*.JPEG.
+        images: whatever pipeline/image_sources.py reads, such as ROOT/CLASS/*.JPEG.
         labels: the label set's folder; made if absent.
     Raises:
         InputError: nothing to annotate, a model that cannot annotate, another set in the folder, unreadable images (after
@@ -76,12 +79,15 @@ def annotate(images: Path, labels: Path, config: AnnotateConfig, device: str | N
     for name in ("topk", "batch_size", "shard_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
-    folder = ImageFolder.scan(images)
+    folder = find_images(images)
     with processes(device) as group:
         annotator, squash = load_annotator(config, group.device)
+        outputs = outputs_by_name(config.classes, annotator.classifier, folder) if config.classes else None
+        if outputs is not None:
+            annotator.select(list(outputs.values()))
         if annotator.kind == "token" and group.is_first:
             tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
-        manifest = describe(config, annotator, squash, folder)
+        manifest = describe(config, annotator, squash, folder, outputs)
         try:
             labels.mkdir(parents=True, exist_ok=True)
             with only_run_on(labels, group):
@@ -112,8 +118,6 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
             f"the published {config.model} has {published.get('num_classes')} classes, not {config.num_classes}: a head of"
             " another size would be random; pass your own weights with --checkpoint"
         )
-    if config.topk > classifier.num_classes:  # type: ignore[operator]
-        raise InputError(f"--topk {config.topk}: {config.model} has {classifier.num_classes} classes")
     squash = Squash.of_model(classifier, config.input_size)
     annotator = fully_convolutional(
         classifier.to(device).to(memory_format=torch.channels_last),
@@ -125,11 +129,19 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
     return annotator, squash
 
 
-def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squash, folder: ImageFolder) -> Manifest:
+def describe(
+    config: AnnotateConfig,
+    annotator: FullyConvolutional,
+    squash: Squash,
+    folder: ImageSet,
+    outputs: dict[str, int] | None = None,
+) -> Manifest:
     """The manifest of the set that these settings make."""
     device = next(annotator.parameters()).device
     with torch.inference_mode():
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
+    if config.topk > num_classes:
+        raise InputError(f"--topk {config.topk}: {config.model} has {num_classes} classes")
     return Manifest(
         model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),
         model_kwargs=config.model_kwargs,
@@ -148,6 +160,8 @@ def describe(config: AnnotateConfig, annotator: FullyConvolutional, squash: Squa
         image_count=len(folder),
         image_digest=digest_of(folder.keys),
         shard_size=config.shard_size,
+        outputs=outputs,
+        num_outputs=annotator.classifier.num_classes if outputs is not None else None,  # type: ignore[arg-type]
         recentre=config.recentre,
         flip=config.flip,
         timm_version=timm.__version__,
@@ -222,12 +236,12 @@ def is_sound(path: Path, sha256: str) -> bool:
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
     """(index, (3, S, T) uint8, "") of image `index`, or (index, None, why) where it cannot be read."""
 
-    def __init__(self, folder: ImageFolder, squash: Squash) -> None:
+    def __init__(self, folder: ImageSet, squash: Squash) -> None:
         self.folder, self.squash = folder, squash
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         try:
-            return index, self.squash(read_rgb(self.folder.path(self.folder.keys[index]))), ""
+            return index, self.squash(self.folder.read(index)), ""
         except UnreadableImage as error:
             return index, None, str(error)
 
@@ -261,7 +275,7 @@ def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> lis
 
 
 def annotate_shards(
-    folder: ImageFolder,
+    folder: ImageSet,
     labels: Path,
     shards: list[int],
     manifest: Manifest,

@@ -24,7 +24,8 @@ from annotate.run import AnnotateConfig, annotate_shards, describe, load_annotat
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from pipeline.distributed import Processes, processes
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 
 PICTURES = 128  # different ones; where a round needs more images, they are links to these
 CLASSES = 8
@@ -88,7 +89,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
     print(f"  ratio                {forward_s / whole_s:8.3f}")
 
 
-def write_pictures(root: Path, count: int) -> ImageFolder:
+def write_pictures(root: Path, count: int) -> ImageSet:
     """JPEGs in ImageNet's layout."""
     rng = np.random.default_rng(0)
     for number in range(CLASSES):
@@ -99,7 +100,7 @@ def write_pictures(root: Path, count: int) -> ImageFolder:
             picture(rng).save(path, quality=90)
         else:
             path.hardlink_to(paths[i % PICTURES])
-    return ImageFolder.scan(root)
+    return find_images(root)
 
 
 def picture(rng: np.random.Generator) -> Image.Image:

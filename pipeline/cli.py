@@ -46,6 +46,10 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+Images = Annotated[
+    str,
+    typer.Argument(help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, or hfds/NAME[:SPLIT]."),
+]
 Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]
 ModelKwargs = Annotated[
     list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
@@ -59,7 +63,7 @@ Workers = Annotated[
 @app.command()
 @plain_errors
 def annotate(
-    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
+    images: Images,
     labels: Labels,
     model: Annotated[
         str, typer.Option(help="Any timm classifier, or hf-hub:OWNER/NAME.")
@@ -67,6 +71,14 @@ def annotate(
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[Path | None, typer.Option(help="Your own weights instead of the published ones.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; the model's own by default.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|timm",
+            help="Names of the classifier's outputs, a line each, or timm's for ImageNet: the images' classes are found"
+            " among them by name, and only those are stored. Without it, output i is the images' i-th class.",
+        ),
+    ] = None,
     topk: Annotated[int, typer.Option(help="Logits kept per cell.")] = 5,
     tail: Annotated[str, typer.Option(help="What stands for the others: mean, logmeanexp or zero.")] = "mean",
     input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
@@ -100,6 +112,7 @@ def annotate(
         model_kwargs=parse_model_kwargs(model_kwargs),
         checkpoint=checkpoint,
         num_classes=num_classes,
+        classes=classes,
         topk=topk,
         tail=tail,  # type: ignore[arg-type]
         input_size=parse_size(input_size),
@@ -129,9 +142,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 @plain_errors
 def verify(
     labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
-    images: Annotated[
-        Path | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")
-    ] = None,
+    images: Annotated[str | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")] = None,
     min_agreement: Annotated[float, typer.Option(help="Least share of images whose top class is their folder's.")] = 0.2,
     spot_check: Annotated[
         int | None, typer.Option(metavar="N", help="Annotate N random images again: what differs, and what k and tail cost.")
@@ -189,13 +200,13 @@ def compare(
 @app.command()
 @plain_errors
 def train(
-    images: Annotated[Path, typer.Argument(help="Training images, IMAGES/CLASS/*.JPEG.")],
+    images: Images,
     run: Annotated[Path, typer.Option("--run-dir", help="Folder for weights, checkpoints and metrics.")],
     labels: Annotated[Path | None, typer.Option(help="Label set; needed by recipes whose target is a label map.")] = None,
     arch: Annotated[str, typer.Option(help="Any timm model.")] = "resnet50",
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .toml file.")] = "relabel",
     set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a recipe's setting.")] = [],
-    val: Annotated[Path | None, typer.Option(help="Validation images of the same classes.")] = None,
+    val: Annotated[str | None, typer.Option(help="Validation images of the same classes.")] = None,
     multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes each validation image shows.")] = None,
     model_kwargs: ModelKwargs = [],
     initial_weights: Annotated[Path | None, typer.Option(help="Start from these weights.")] = None,
@@ -236,7 +247,7 @@ def train(
 @app.command()
 @plain_errors
 def eval(
-    images: Annotated[Path, typer.Argument(help="Image folder, IMAGES/CLASS/*.JPEG.")],
+    images: Images,
     checkpoint: Annotated[Path | None, typer.Option(help="weights.pth of a run, or weights of --arch.")] = None,
     arch: Annotated[
         str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
@@ -280,21 +291,42 @@ def import_maps(
     labels: Labels,
     num_classes: Annotated[int, typer.Option(help="Classes of the annotator that made them.")] = 1000,
     axes: Annotated[
-        str, typer.Option(help="yx: a map's first axis is the image's rows; xy: it was stored transposed.")
+        str,
+        typer.Option(
+            help="yx: a map's first axis is the image's rows; xy: it was stored transposed; auto: an annotator judges, on"
+            " --images, by --model."
+        ),
     ] = "yx",
     images: Annotated[
-        Path | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
+        str | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    model: Annotated[str | None, typer.Option(help="For --axes auto: a timm classifier of the same classes.")] = None,
+    model_kwargs: ModelKwargs = [],
+    checkpoint: Annotated[Path | None, typer.Option(help="For --axes auto: its weights, if your own.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="For --axes auto: its pixels, N or ROWSxCOLUMNS.")] = None,
+    device: Device = None,
 ) -> None:
     """Make a label set of the published maps, one .pt file per image. A rerun keeps finished shards."""
     from annotate.import_maps import import_maps as run
+    from annotate.run import AnnotateConfig
+    from pipeline.classifier import parse_model_kwargs
 
-    if axes not in ("yx", "xy"):
-        raise InputError(f"--axes {axes}: expected yx or xy")
+    if axes not in ("yx", "xy", "auto"):
+        raise InputError(f"--axes {axes}: expected yx, xy or auto")
     if shard_size < 1 or num_classes < 1:
         raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")
-    run(source, labels, num_classes, axes, images, shard_size)  # type: ignore[arg-type]
+    judge = None
+    if model is not None:
+        judge = AnnotateConfig(
+            model,
+            parse_model_kwargs(model_kwargs),
+            checkpoint,
+            num_classes if checkpoint is not None else None,
+            input_size=parse_size(input_size),
+            class_token=True,
+        )
+    run(source, labels, num_classes, axes, images, shard_size, judge, device)  # type: ignore[arg-type]
 
 
 @app.command("export-maps")

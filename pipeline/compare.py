@@ -37,13 +37,14 @@ class Comparison:
     worst_folders: list[tuple[str, float]]
 
 
-def target_kl(first: LabelMaps, second: LabelMaps, boxes: list[Tensor], num_classes: int) -> Tensor:
-    """(B,) KL in nats of the second maps' pooled targets from the first's, mean over several (B, 4) boxes."""
-    kl = torch.zeros(len(first))
-    for box in boxes:
-        p, q = (label_pool(maps, box, num_classes).log_softmax(1) for maps in (first, second))
-        kl += (p.exp() * (p - q)).sum(1)
-    return kl / len(boxes)
+def log_targets(maps: LabelMaps, boxes: list[Tensor], num_classes: int) -> Tensor:
+    """(n, B, C) log-probabilities that the maps give for n boxes an image, each of them (B, 4)."""
+    return torch.stack([label_pool(maps, box, num_classes).log_softmax(1) for box in boxes])
+
+
+def mean_kl(p: Tensor, q: Tensor) -> Tensor:
+    """(B,) KL in nats of (n, B, C) log-probabilities q from p, mean over the n boxes."""
+    return (p.exp() * (p - q)).sum(2).mean(0)
 
 
 def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) -> Comparison:
@@ -72,7 +73,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) 
         tops = [label_pool(m, whole_image(len(part)), classes).argmax(1) for m in maps]
         same.append(tops[0] == tops[1])
         boxes = [random_boxes(len(part), generator) for _ in range(boxes_per_image)]
-        kl_of.append(target_kl(*maps, boxes, classes))
+        kl_of.append(mean_kl(*(log_targets(m, boxes, classes) for m in maps)))
     kl = torch.cat(kl_of)
     folders: dict[str, list[float]] = {}
     for key, value in zip(keys, kl.tolist(), strict=True):

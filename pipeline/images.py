@@ -1,23 +1,24 @@
-"""The images of a folder in ImageNet's layout, named by keys that do not change when the folder moves.
+"""The images that both stages speak of, named by keys that do not change with where the images lie, and their decoding.
 
-    ROOT/n01440764/n01440764_10026.JPEG   ->   key "n01440764/n01440764_10026.JPEG", class "n01440764"
+    n01440764/n01440764_10026.JPEG      a key: the class, and the file's name
 
-Both stages list and decode images with this file, so that a label map and a crop always speak of the same pixels.
+pipeline/image_sources.py finds them in a folder, a list, tar files or a Hugging Face data set. Both stages list and decode
+images by these two files, so that a label map and a crop always speak of the same pixels.
 """
 
+import bisect
 import functools
 import hashlib
+import io
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -28,61 +29,62 @@ class UnreadableImage(InputError):
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """The images below `root`, in the order of their keys.
+class ImageSet:
+    """Images in the order of their keys.
 
     Attributes:
-        root: the folder that holds the class folders.
-        classes: the class folders' names. Class i is classes[i]; numbers sort as numbers (ImageNetV2's 0 ... 999).
-        keys: every image's path below root, POSIX, with extension; sorted.
+        source: what the user named: a folder, a list, tar files or a data set.
+        classes: names of the classes; class i is classes[i]. Numbers sort as numbers (ImageNetV2's 0 ... 999).
+        keys: CLASS/NAME of every image, with extension; sorted, unique.
         targets: (N,) int64 class of each key.
+        places: (N,) where each image lies, as `open` understands it.
+        open: from a place to the path, or to the bytes, of an image file. Safe to call in any process, after any fork.
     """
 
-    root: Path
+    source: str
     classes: tuple[str, ...]
     keys: tuple[str, ...]
     targets: np.ndarray
+    places: np.ndarray
+    open: Callable[[object], Path | bytes]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def path(self, key: str) -> Path:
-        return self.root / key
-
-    @classmethod
-    def scan(cls, root: Path) -> "ImageFolder":
-        """List the images of ROOT/CLASS/*.
+    def index(self, key: str) -> int:
+        """Where a key stands among the sorted keys.
 
         Raises:
-            InputError: root is missing, is no folder, has no class folders, or one of them holds no image.
+            KeyError: there is no such image.
         """
-        if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
-            raise InputError(f"{root} {what}; expected a folder with one sub-folder of images per class")
-        visible = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        folders = sorted(visible, key=lambda p: (natural_key(p.name), p.name))  # the name itself: Cat and cat are two
-        if not folders:
-            raise InputError(f"{root} has no sub-folders; expected one folder of images per class (ROOT/CLASS/*.JPEG)")
-        extensions = get_img_extensions(as_set=True)
-        keys_and_targets: list[tuple[str, int]] = []
-        for target, folder in enumerate(folders):
-            names = [p.name for p in folder.iterdir() if p.suffix.lower() in extensions and not p.name.startswith(".")]
-            if not names:
-                inner = sum(p.is_dir() for p in folder.iterdir())
-                hint = f"; it holds {inner} folders: did you mean {folder}?" if inner else "; fill it or remove it"
-                raise InputError(f"{folder} holds no image ({', '.join(sorted(extensions))}){hint}")
-            keys_and_targets += [(f"{folder.name}/{name}", target) for name in names]
-        keys_and_targets.sort()
-        keys, targets = zip(*keys_and_targets, strict=True)
-        for key in keys:
-            if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
-                raise InputError(f"{root}: the name {key!r} is not UTF-8; rename the file")
-        return cls(root, tuple(f.name for f in folders), keys, np.array(targets, dtype=np.int64))
+        index = bisect.bisect_left(self.keys, key)
+        if index == len(self) or self.keys[index] != key:
+            raise KeyError(key)
+        return index
 
-    def without(self, keys: set[str]) -> "ImageFolder":
-        """The same folder with some images left out; the classes stay."""
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its path, or its key within its source."""
+        place = self.places[index]
+        return str(place) if isinstance(place, Path) else f"{self.source}:{self.keys[index]}"
+
+    def read(self, index: int) -> Image.Image:
+        """Decode image `index` as RGB.
+
+        Raises:
+            UnreadableImage: the file is missing, is no image, or is cut short.
+        """
+        name = self.name(index)
+        try:
+            file = self.open(self.places[index])
+        except Exception as error:  # a tar or a data set that went away while it is read
+            raise UnreadableImage(f"{name}: {error}") from error
+        return read_rgb(io.BytesIO(file) if isinstance(file, bytes) else file, name)
+
+    def without(self, keys: set[str]) -> "ImageSet":
+        """The same set with some images left out; the classes stay."""
         keep = [i for i, key in enumerate(self.keys) if key not in keys]
-        return ImageFolder(self.root, self.classes, tuple(self.keys[i] for i in keep), self.targets[keep])
+        kept = tuple(self.keys[i] for i in keep)
+        return replace(self, keys=kept, targets=self.targets[keep], places=self.places[keep])
 
 
 def digest_of(keys: Sequence[str]) -> str:
@@ -93,22 +95,24 @@ def digest_of(keys: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Decode an image of any Pillow mode as RGB. EXIF rotation is not applied, as everywhere in timm and torchvision.
 
+    Args:
+        name: what to call it in a message; its path if None.
     Raises:
         UnreadableImage: the file is missing, is no image, or is cut short.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255; its high byte is the picture
                 grey = np.asarray(image).astype(np.uint16) >> 8
                 return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             image.info.pop("transparency", None)  # Pillow warns about it, and RGB has no place for it
             return image.convert("RGB")
     except Exception as error:  # what a damaged file makes Pillow raise is not all listed anywhere
-        reason = str(error).replace(f": '{path}'", "").replace(f" '{path}'", "")
-        raise UnreadableImage(f"{path}: {reason}") from error
+        reason = str(error).replace(f": '{file}'", "").replace(f" '{file}'", "").replace(f" {file!r}", "")
+        raise UnreadableImage(f"{name or file}: {reason}") from error
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -7,6 +7,7 @@ tears one line at most; a torn last line is dropped.
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,8 @@ class Manifest:
     shard_size: int  # shard i holds the images [i * shard_size, (i + 1) * shard_size) of the ordered keys
     timm_version: str
     torch_version: str
+    outputs: dict[str, int] | None = None  # name of every stored class -> the classifier's output; all of them if None
+    num_outputs: int | None = None  # of the classifier, where only some are stored
     recentre: bool = False  # every map's mean was shifted to the classifier's logits
     flip: bool = False  # averaged with the map of the mirrored image
     format: int = FORMAT_VERSION
@@ -60,6 +63,15 @@ class Manifest:
     @property
     def class_dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if self.num_classes <= 65_536 else np.uint32)
+
+    def misfit(self, classes: Sequence[str]) -> str | None:
+        """Why images of these classes, in this order, cannot go with the set; None if they can."""
+        if len(classes) != self.num_classes:
+            return f"it holds maps of {self.num_classes} classes, the images have {len(classes)}"
+        if self.outputs is not None and tuple(self.outputs) != tuple(classes):
+            differing = [f"{a}, not {b}" for a, b in zip(self.outputs, classes, strict=True) if a != b]
+            return f"its classes are named otherwise than those of the images: {'; '.join(differing[:3])}"
+        return None
 
     def as_json(self) -> dict[str, Any]:
         """The fields as they read back from a file: lists for tuples."""
@@ -91,9 +103,10 @@ class Manifest:
                 f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
                 " annotate again, or install the relabel that wrote it"
             )
-        known = {field.name for field in dataclasses.fields(cls)}
-        if fields.keys() != known:
-            odd = ", ".join(sorted(fields.keys() ^ known))
+        known = {field.name: field.default for field in dataclasses.fields(cls)}
+        needed = {name for name, default in known.items() if default is dataclasses.MISSING}
+        if not needed <= fields.keys() <= known.keys():
+            odd = ", ".join(sorted((needed - fields.keys()) | (fields.keys() - known.keys())))
             raise InputError(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
         for name in ("input_size", "mean", "std", "grid"):
             unknown = fields[name] is None and name != "grid"  # of imported maps

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.images import ImageFolder, read_rgb
+from pipeline.image_sources import find_images
 from pipeline.shards import LabelStore
 from train.crops import RandomCrops
 from train.label_pooling import label_pool
@@ -29,7 +29,7 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    folder = ImageFolder.scan(data / "train")
+    folder = find_images(data / "train")
     objects = json.loads((data / "train.json").read_text())["images"]
     crops = RandomCrops(folder, load("scenes-relabel"))
     store = LabelStore.open(labels)
@@ -46,7 +46,7 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     colours = matplotlib.colormaps["tab10"]
     figure, axes = plt.subplots(4, len(chosen), figsize=(2.5 * len(chosen), 9.6), layout="constrained", squeeze=False)
     for column, (index, image, box, target) in enumerate(chosen):
-        scene = np.asarray(read_rgb(folder.path(folder.keys[index])))
+        scene = np.asarray(folder.read(index))
         rows, columns = scene.shape[:2]
         maps = store.gather(store.rows([folder.keys[index]]))
         probabilities = label_pool(maps, torch.tensor([box]), DIGITS).softmax(1)[0].numpy()

@@ -21,9 +21,10 @@ from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.boxes import random_boxes
 from pipeline.classifier import choose_device
-from pipeline.compare import target_kl
+from pipeline.compare import log_targets, mean_kl
 from pipeline.errors import InputError
-from pipeline.images import read_rgb
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 from pipeline.manifest import Manifest, Tail
 from pipeline.shards import LabelMaps, LabelStore, sha256_of
 
@@ -51,7 +52,7 @@ class SpotCheck:
 
 
 def spot_check(
-    labels: Path, images: Path, count: int, checkpoint: Path | None, device: str | None, seed: int = 0
+    labels: Path, images: Path | str, count: int, checkpoint: Path | None, device: str | None, seed: int = 0
 ) -> SpotCheck:
     """Annotate `count` random images again with the recorded annotator.
 
@@ -60,7 +61,7 @@ def spot_check(
     """
     if count < 1:
         raise InputError(f"--spot-check {count}: expected at least 1 image")
-    store = LabelStore.open(labels)
+    store, folder = LabelStore.open(labels), find_images(images)
     manifest = store.manifest
     annotator, squash = recorded_annotator(manifest, labels, checkpoint, choose_device(device))
     generator = torch.Generator().manual_seed(seed)
@@ -70,19 +71,20 @@ def spot_check(
     kl: dict[tuple[int, Tail], list[Tensor]] = {(k, tail): [] for k in ks for tail in tails}
     difference, same = 0.0, []
     for rows in tqdm(torch.split(chosen, BATCH), desc="spot check", unit="batch", disable=None):
-        logits = annotate_again(annotator, squash, images, [store.keys[i] for i in rows.tolist()], manifest)
+        logits = annotate_again(annotator, squash, folder, [store.keys[i] for i in rows.tolist()], manifest)
         stored = store.gather(rows)
         now = logits.gather(1, stored.classes.long())
         scores = stored.scores.float()
         difference = max(difference, float(((now - scores).abs() / scores.abs().clamp(min=1)).max()))
         same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
-        full = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
         boxes = [random_boxes(len(rows), generator) for _ in range(BOXES_PER_IMAGE)]
+        whole = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
+        full = log_targets(whole, boxes, manifest.num_classes)
         for k in ks:
             for tail in tails:
                 sparse = sparsify(logits, k, tail)
                 as_stored = LabelMaps(sparse.scores.half(), sparse.classes, sparse.tail.half())
-                kl[k, tail].append(target_kl(full, as_stored, boxes, manifest.num_classes))
+                kl[k, tail].append(mean_kl(full, log_targets(as_stored, boxes, manifest.num_classes)))
     return SpotCheck(
         images=len(chosen),
         largest_difference=difference,
@@ -110,23 +112,26 @@ def recorded_annotator(
         model=manifest.model,
         model_kwargs=manifest.model_kwargs,
         checkpoint=checkpoint if manifest.weights_sha256 is not None else None,
-        num_classes=manifest.num_classes,
+        num_classes=manifest.num_outputs or manifest.num_classes,
         topk=manifest.topk,
         input_size=manifest.input_size,
         recentre=manifest.recentre,
         flip=manifest.flip,
         class_token=manifest.kind == "token",
     )
-    return load_annotator(config, device)
+    annotator, squash = load_annotator(config, device)
+    if manifest.outputs is not None:
+        annotator.select(list(manifest.outputs.values()))
+    return annotator, squash
 
 
 @torch.inference_mode()
 def annotate_again(
-    annotator: FullyConvolutional, squash: Squash, images: Path, keys: list[str], manifest: Manifest
+    annotator: FullyConvolutional, squash: Squash, images: ImageSet, keys: list[str], manifest: Manifest
 ) -> Tensor:
     """(B, C, H, W) float32 logits on the CPU, at the precision recorded."""
     device = next(annotator.parameters()).device
-    pixels = torch.stack([squash(read_rgb(images / key)) for key in keys]).to(device)
+    pixels = torch.stack([squash(images.read(images.index(key))) for key in keys]).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=manifest.precision == "bfloat16"):
         logits = annotator(squash.normalise(pixels).contiguous(memory_format=torch.channels_last))
     result: Tensor = logits.float().cpu()

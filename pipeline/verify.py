@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from pipeline.boxes import whole_image
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, digest_of
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
 from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
 from train.label_pooling import label_pool
@@ -27,7 +28,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2) -> Report:
+def verify(labels: Path, images: Path | str | None = None, min_agreement: float = 0.2) -> Report:
     """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
 
     Args:
@@ -38,7 +39,7 @@ def verify(labels: Path, images: Path | None = None, min_agreement: float = 0.2)
     """
     manifest = Manifest.load(labels)
     lines = read_shard_lines(labels)
-    folder = ImageFolder.scan(images) if images is not None else None
+    folder = find_images(images) if images is not None else None
     report = Report()
     keys: list[str] = []
     unreadable: list[str] = []
@@ -115,20 +116,20 @@ def check_keys(
 
 
 def check_coverage(
-    report: Report, labels: Path, folder: ImageFolder, keys: list[str], unreadable: list[str], complete: bool
+    report: Report, labels: Path, folder: ImageSet, keys: list[str], unreadable: list[str], complete: bool
 ) -> None:
     """Every image has a map, and every map an image."""
     missing = sorted(set(folder.keys) - set(keys) - set(unreadable))
     surplus = sorted(set(keys) - set(folder.keys))
     if missing and complete:  # else the unfinished shards, found above, are the reason
         report.findings.append(
-            f"{labels}: {len(missing)} of {len(folder)} images of {folder.root} have no label map (first: {missing[0]});"
+            f"{labels}: {len(missing)} of {len(folder)} images of {folder.source} have no label map (first: {missing[0]});"
             " annotate this folder into a new label set"
         )
     if surplus:
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {folder.root} (first: {surplus[0]}); name the folder they"
-            " were made from, or annotate anew"
+            f"{labels}: {len(surplus)} label maps have no image in {folder.source} (first: {surplus[0]}); name the images"
+            " they were made from, or annotate anew"
         )
 
 
@@ -136,16 +137,17 @@ def check_agreement(
     report: Report,
     labels: Path,
     manifest: Manifest,
-    folder: ImageFolder,
+    folder: ImageSet,
     keys: list[str],
     top1: np.ndarray,
     min_agreement: float,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
-    if len(folder.classes) != manifest.num_classes:
+    misfit = manifest.misfit(folder.classes)
+    if misfit is not None:
         report.findings.append(
-            f"{labels / MANIFEST}: the annotator has {manifest.num_classes} classes, {folder.root} has"
-            f" {len(folder.classes)} folders; use an annotator with the folders' classes"
+            f"{labels / MANIFEST}: {misfit} ({folder.source}); use an annotator with the images' classes, or tell annotate"
+            " its classes by --classes"
         )
         return
     target_of = dict(zip(folder.keys, folder.targets.tolist(), strict=True))
@@ -167,7 +169,7 @@ def check_agreement(
         report.findings.append(
             f"{labels}: whole-image top-1 is the folder's class for {100 * share:.1f}% of images, expected at least"
             f" {100 * min_agreement:.0f}%: the annotator's class order or preprocessing is probably not that of"
-            f" {folder.root}; if it is, lower --min-agreement"
+            f" {folder.source}; if it is, lower --min-agreement"
         )
 
 

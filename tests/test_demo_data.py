@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.demo_data import CLASSES, SIDE, bundled, place_digits, split_glyphs, write_scenes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, read_rgb
+from pipeline.image_sources import find_images
+from pipeline.images import read_rgb
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,10 @@ def test_same_seed_same_bytes_and_another_seed_others(scenes: Path, tmp_path: Pa
 
 def test_scenes_are_jpegs_in_imagenets_layout(scenes: Path) -> None:
     for split, count in (("train", 200), ("val", 100), ("annotator/train", 100)):
-        folder = ImageFolder.scan(scenes / split)
+        folder = find_images(scenes / split)
         assert folder.classes == CLASSES and len(folder) == count
         assert (scenes / split / folder.keys[0]).read_bytes().startswith(b"\xff\xd8")
-        assert read_rgb(folder.path(folder.keys[0])).size == (SIDE, SIDE)
+        assert folder.read(0).size == (SIDE, SIDE)
 
 
 def test_folder_names_one_of_the_objects_and_all_are_of_different_classes(scenes: Path) -> None:

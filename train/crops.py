@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from pipeline.images import ImageFolder, read_rgb
+from pipeline.images import ImageSet
 from train.recipe import Recipe
 
 
@@ -48,14 +48,14 @@ Example = tuple[Tensor, tuple[float, float, float, float], int, int]  # image, b
 class RandomCrops(Dataset[Example]):
     """Crops by torchvision's RandomResizedCrop, mirrored with probability `hflip`; addressed by (epoch, image)."""
 
-    def __init__(self, folder: ImageFolder, recipe: Recipe) -> None:
+    def __init__(self, folder: ImageSet, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
         self.size = [recipe.image_size, recipe.image_size]
         self.scale, self.ratio = list(recipe.crop_scale), list(recipe.crop_ratio)
 
     def __getitem__(self, place: tuple[int, int]) -> Example:
         epoch, index = place
-        image = read_rgb(self.folder.path(self.folder.keys[index]))
+        image = self.folder.read(index)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
             torch.default_generator.manual_seed(seed_of(self.recipe.seed, epoch, index))
             top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)

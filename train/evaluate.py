@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder, batches_of, leave_signals_to_the_main_process, read_rgb
+from pipeline.images import ImageSet, batches_of, leave_signals_to_the_main_process
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class View:
 class CentreCrops(Dataset[tuple[Tensor, int]]):
     """((3, size, size) normalised image, index) of the folder's images."""
 
-    def __init__(self, folder: ImageFolder, view: View, indices: range) -> None:
+    def __init__(self, folder: ImageSet, view: View, indices: range) -> None:
         self.folder, self.indices = folder, indices
         self.transform = create_transform(
             (3, view.size, view.size),
@@ -51,10 +51,10 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         index = self.indices[i]
-        return self.transform(read_rgb(self.folder.path(self.folder.keys[index]))), index
+        return self.transform(self.folder.read(index)), index
 
 
-def read_multilabels(path: Path, folder: ImageFolder) -> Tensor:
+def read_multilabels(path: Path, folder: ImageSet) -> Tensor:
     """(N, C) bool: which classes each image of the folder shows.
 
     The file is JSON: {"images": {KEY: {"classes": [NAME, ...]}}}, a key for every image of the folder.
@@ -79,7 +79,7 @@ def read_multilabels(path: Path, folder: ImageFolder) -> Tensor:
     for i, key in enumerate(folder.keys):
         for name in classes_of[key]:
             if name not in number:
-                raise InputError(f"{path}: {key} shows {name!r}, which is no class folder of {folder.root}")
+                raise InputError(f"{path}: {key} shows {name!r}, which is no class folder of {folder.source}")
             shown[i, number[name]] = True
     return shown
 
@@ -87,7 +87,7 @@ def read_multilabels(path: Path, folder: ImageFolder) -> Tensor:
 @torch.inference_mode()
 def evaluate(
     classifier: nn.Module,
-    folder: ImageFolder,
+    folder: ImageSet,
     view: View,
     group: Processes,
     *,
@@ -141,11 +141,11 @@ def evaluate(
     return result
 
 
-def refuse_other_classes(folder: ImageFolder, classes: tuple[str, ...], whose: str) -> None:
+def refuse_other_classes(folder: ImageSet, classes: tuple[str, ...], whose: str) -> None:
     """Raises InputError where the folder's class names are not those that a model was trained with, in order."""
     if folder.classes == classes:
         return
     if len(folder.classes) != len(classes):
-        raise InputError(f"{folder.root} has {len(folder.classes)} class folders, {whose} was trained with {len(classes)}")
+        raise InputError(f"{folder.source} has {len(folder.classes)} class folders, {whose} was trained with {len(classes)}")
     differing = [f"{a} is not {b}" for a, b in zip(folder.classes, classes, strict=True) if a != b]
-    raise InputError(f"{folder.root} has other classes than {whose}: {'; '.join(differing[:3])}")
+    raise InputError(f"{folder.source} has other classes than {whose}: {'; '.join(differing[:3])}")

@@ -9,7 +9,7 @@ from timm.data import resolve_model_data_config
 from pipeline.classifier import create_classifier
 from pipeline.distributed import processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import write_whole
 from train import checkpoint as checkpoints
 from train.checkpoint import ModelCard
@@ -17,7 +17,7 @@ from train.evaluate import View, evaluate, read_multilabels, refuse_other_classe
 
 
 def evaluate_checkpoint(
-    images: Path,
+    images: Path | str,
     *,
     checkpoint: Path | None = None,
     arch: str | None = None,
@@ -35,7 +35,7 @@ def evaluate_checkpoint(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected at least 1")
-    folder = ImageFolder.scan(images)
+    folder = find_images(images)
     card = None
     if checkpoint is not None and arch is None:
         content = checkpoints.load(checkpoint)

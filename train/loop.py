@@ -26,8 +26,9 @@ from tqdm import tqdm
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
+from pipeline.image_sources import find_images
 from pipeline.images import (
-    ImageFolder,
+    ImageSet,
     UnreadableImage,
     batches_of,
     digest_of,
@@ -53,13 +54,13 @@ class Interrupted(Exception):
 
 
 def train(
-    images: Path,
+    images: Path | str,
     run: Path,
     arch: str,
     recipe: Recipe,
     *,
     labels: Path | None = None,
-    val: Path | None = None,
+    val: Path | str | None = None,
     multilabels: Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
     initial_weights: Path | None = None,
@@ -72,7 +73,7 @@ def train(
     """Train, and leave weights.pth, metrics.jsonl and curves.png in `run`.
 
     Args:
-        images: training images, ImageNet layout.
+        images: training images, as pipeline/image_sources.py reads them.
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
@@ -86,13 +87,13 @@ def train(
     """
     with processes(device) as group:
         # Data: which images, and their label maps
-        folder = ImageFolder.scan(images)
+        folder = find_images(images)
         store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
         row_of_image = match_labels(store, folder) if store is not None and recipe.needs_labels else None
-        val_folder = ImageFolder.scan(val) if val is not None else None
+        val_folder = find_images(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
         shown = read_multilabels(multilabels, val_folder) if multilabels is not None and val_folder is not None else None
@@ -284,7 +285,7 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
 
 
 def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageFolder, pretrained: bool, initial: Path | None
+    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageSet, pretrained: bool, initial: Path | None
 ) -> dict[str, Any]:
     """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
     return {
@@ -292,7 +293,7 @@ def describe(
         "model_kwargs": card.model_kwargs,
         "initial_weights": str(initial) if initial else "pretrained" if pretrained else "random",
         "recipe": dataclasses.asdict(recipe),
-        "images": str(folder.root),
+        "images": folder.source,
         "image_count": len(folder),
         "image_digest": digest_of(folder.keys),
         "classes": len(card.classes),

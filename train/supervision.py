@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.boxes import whole_image
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageSet
 from pipeline.shards import LabelStore
 from train.crops import Crops
 from train.label_pooling import label_pool
@@ -40,22 +40,23 @@ class LabelMapTargets:
         return logits.argmax(1) if count == "single" else logits.softmax(1)
 
 
-def match_labels(store: LabelStore, folder: ImageFolder) -> Tensor:
+def match_labels(store: LabelStore, folder: ImageSet) -> Tensor:
     """(N,) int64 row of each image of the folder.
 
     Raises:
-        InputError: images without a label map, or another number of classes than the label set's.
+        InputError: images without a label map, or other classes than the label set's.
     """
-    if store.manifest.num_classes != len(folder.classes):
+    misfit = store.manifest.misfit(folder.classes)
+    if misfit is not None:
         raise InputError(
-            f"{store.labels} has maps of {store.manifest.num_classes} classes, {folder.root} has {len(folder.classes)} class"
-            " folders; use labels of an annotator with the folder's classes"
+            f"{store.labels} does not go with {folder.source}: {misfit}; use labels of an annotator with the images'"
+            " classes, or tell annotate its classes by --classes"
         )
     known = set(store.keys)
     missing = [key for key in folder.keys if key not in known]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(folder)} images of {folder.root} have no label map in {store.labels} (first:"
+            f"{len(missing)} of {len(folder)} images of {folder.source} have no label map in {store.labels} (first:"
             f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
         )
     return store.rows(folder.keys)

@@ -1,4 +1,4 @@
-"""Listing an image folder, and decoding whatever lies in it."""
+"""Decoding whatever lies in an image file."""
 
 import io
 import random
@@ -11,98 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import InputError
-from pipeline.images import ImageFolder, UnreadableImage, digest_of, read_rgb
-
-
-def put(root: Path, *keys: str) -> Path:
-    for key in keys:
-        (root / key).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (3, 2)).save(root / key, "JPEG")
-    return root
-
-
-# --- listing ------------------------------------------------------------------------------------------------------------
-
-
-def test_keys_are_posix_paths_sorted_as_text_whatever_order_the_disk_lists_them_in(tmp_path: Path) -> None:
-    folder = ImageFolder.scan(put(tmp_path, "b/2.JPEG", "b/10.JPEG", "a/z.png", "ab/x.jpg"))
-    assert folder.keys == ("a/z.png", "ab/x.jpg", "b/10.JPEG", "b/2.JPEG")
-    assert folder.classes == ("a", "ab", "b")
-    assert folder.targets.tolist() == [0, 1, 2, 2]
-    assert folder.path("b/10.JPEG") == tmp_path / "b" / "10.JPEG"
-
-
-def test_numeric_class_folders_sort_as_numbers_and_targets_stay_with_their_keys(tmp_path: Path) -> None:
-    folder = ImageFolder.scan(put(tmp_path, "10/x.JPEG", "2/x.JPEG", "0/x.JPEG", "10/y.JPEG"))
-    assert folder.classes == ("0", "2", "10")
-    assert dict(zip(folder.keys, folder.targets.tolist(), strict=True)) == {
-        "0/x.JPEG": 0,
-        "2/x.JPEG": 1,
-        "10/x.JPEG": 2,
-        "10/y.JPEG": 2,
-    }
-
-
-def test_other_files_and_hidden_ones_are_no_images(tmp_path: Path) -> None:
-    put(tmp_path, "a/x.JPEG", "a/.hidden.JPEG")
-    for name in ("notes.txt", "x.JPEG.part", "JPEG"):
-        (tmp_path / "a" / name).write_text("no image")
-    (tmp_path / "list.JPEG").write_text("beside the class folders")
-    assert ImageFolder.scan(tmp_path).keys == ("a/x.JPEG",)
-
-
-def test_nonexistent_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{tmp_path}/nowhere does not exist; expected a folder"):
-        ImageFolder.scan(tmp_path / "nowhere")
-
-
-def test_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "train.tar").write_bytes(b"tar")
-    with pytest.raises(InputError, match=r"train\.tar is a file; expected a folder"):
-        ImageFolder.scan(tmp_path / "train.tar")
-
-
-def test_folder_without_class_folders_is_told_the_layout(tmp_path: Path) -> None:
-    Image.new("RGB", (3, 2)).save(tmp_path / "x.JPEG")
-    with pytest.raises(InputError, match=r"has no sub-folders; expected .*ROOT/CLASS/\*\.JPEG"):
-        ImageFolder.scan(tmp_path)
-
-
-def test_class_folder_without_images_is_named(tmp_path: Path) -> None:
-    put(tmp_path, "a/x.JPEG", "c/x.JPEG")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "notes.txt").write_text("soon")
-    with pytest.raises(InputError, match=rf"{tmp_path}/b holds no image \(.*\.jpeg.*\); fill it or remove it"):
-        ImageFolder.scan(tmp_path)
-
-
-def test_folder_above_the_split_is_told_to_name_the_split(tmp_path: Path) -> None:
-    put(tmp_path, "train/a/x.JPEG", "train/b/x.JPEG")
-    with pytest.raises(InputError, match=f"it holds 2 folders: did you mean {tmp_path}/train?"):
-        ImageFolder.scan(tmp_path)
-
-
-def test_file_name_that_is_not_utf8_gets_one_message(tmp_path: Path) -> None:
-    put(tmp_path, "a/x.JPEG")
-    (tmp_path / "a" / "x.JPEG").rename(tmp_path / "a" / b"caf\xe9.JPEG".decode(errors="surrogateescape"))
-    with pytest.raises(InputError, match="UTF-8"):
-        digest_of(ImageFolder.scan(tmp_path).keys)
-
-
-def test_without_leaves_images_out_and_keeps_classes(tmp_path: Path) -> None:
-    rest = ImageFolder.scan(put(tmp_path, "a/x.JPEG", "b/x.JPEG", "b/y.JPEG")).without({"a/x.JPEG", "b/x.JPEG"})
-    assert (rest.keys, rest.targets.tolist(), rest.classes) == (("b/y.JPEG",), [1], ("a", "b"))
-
-
-def test_digest_depends_on_keys_and_their_order_not_on_the_folder(tmp_path: Path) -> None:
-    here, there = (ImageFolder.scan(put(tmp_path / where, "a/x.JPEG", "b/x.JPEG")) for where in ("here", "there"))
-    assert digest_of(here.keys) == digest_of(there.keys)
-    assert digest_of(["a", "b"]) != digest_of(["b", "a"])
-    assert digest_of(["a", "bc"]) != digest_of(["ab", "c"])
-
-
-# --- decoding -----------------------------------------------------------------------------------------------------------
+from pipeline.images import UnreadableImage, read_rgb
 
 RGB = np.array([[[250, 10, 20], [30, 240, 50], [60, 70, 230]], [[0, 0, 0], [255, 255, 255], [1, 2, 3]]], dtype=np.uint8)
 

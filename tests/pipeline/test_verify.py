@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import SHARD_LINES, Manifest, ShardLine, append_shard_line, read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps, sha256_of, shard_name
 from tests.label_sets import write_label_set
@@ -230,7 +230,7 @@ def labelled(tmp_path: Path, image_folder: Path) -> Callable[[list[int]], Path]:
     """`labelled(order)`: a label set whose maps have class order[folder's class] on top, in one corner only."""
 
     def write(order: list[int]) -> Path:
-        folder = ImageFolder.scan(image_folder)
+        folder = find_images(image_folder)
         top = torch.tensor(order)[torch.from_numpy(folder.targets)]
         dense = torch.zeros(9, 3, 4, 7)
         dense[torch.arange(9), top, 0, 6] = 5  # one hot corner decides the pooled class
@@ -269,7 +269,7 @@ def test_annotator_of_another_class_count_is_found(relabel_here: Relabel, labels
     (image_folder / "dog" / "dog_4.JPEG").rename(image_folder / "fox" / "fox_0.JPEG")
     finished = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
     assert finished.returncode == 1
-    assert f"the annotator has 3 classes, {image_folder} has 4 folders" in finished.stdout
+    assert "it holds maps of 3 classes, the images have 4" in finished.stdout
 
 
 # --- what is no label set -------------------------------------------------------------------------------------------------

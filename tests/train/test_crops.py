@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 from train.crops import RandomCrops, TrainingBatches, collate
 from train.recipe import Recipe, load
 
@@ -16,7 +17,7 @@ SMALL = load("scenes-single", ["image_size=24", "batch_size=4", "epochs=3", "war
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """Lopsided images whose red grows along the columns and whose green grows along the rows, from 0 to 255."""
     root = tmp_path_factory.mktemp("gradients")
     for i, (rows, columns) in enumerate([(60, 90), (90, 60), (40, 41), (64, 200), (50, 50), (33, 77)]):
@@ -25,10 +26,10 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
         image = np.stack([red, green, np.full((rows, columns), 128.0)], 2).round().astype(np.uint8)
         (root / f"class{i % 2}").mkdir(exist_ok=True)
         Image.fromarray(image).save(root / f"class{i % 2}" / f"{i}.png")
-    return ImageFolder.scan(root)
+    return find_images(root)
 
 
-def test_box_is_where_the_pixels_come_from(gradients: ImageFolder) -> None:
+def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, SMALL)
     for epoch in range(10):
         for index in range(len(gradients)):
@@ -38,7 +39,7 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageFolder) -> None:
             assert float(green) == pytest.approx((y0 + y1) / 2, abs=0.02)
 
 
-def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageFolder) -> None:
+def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crop_scale=(0.3, 0.5)))
     index = gradients.keys.index("class0/4.png")  # square: torchvision need not fall back to a centre crop
     boxes = torch.tensor([crops[(epoch, index)][1] for epoch in range(50)])
@@ -48,7 +49,7 @@ def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageFold
     assert boxes[:, 0].std() > 0.05 and boxes[:, 1].std() > 0.05
 
 
-def test_mirrored_crop_keeps_its_box(gradients: ImageFolder) -> None:
+def test_mirrored_crop_keeps_its_box(gradients: ImageSet) -> None:
     straight = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.0))
     mirrored = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=1.0))
     for index in range(len(gradients)):
@@ -57,13 +58,13 @@ def test_mirrored_crop_keeps_its_box(gradients: ImageFolder) -> None:
         assert torch.equal(a[0].flip(-1), b[0])
 
 
-def test_about_half_of_the_crops_are_mirrored_at_one_half(gradients: ImageFolder) -> None:
+def test_about_half_of_the_crops_are_mirrored_at_one_half(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.5))
     mirrored = [bool(crops[(epoch, 0)][0][0, 0, 0] > crops[(epoch, 0)][0][0, 0, -1]) for epoch in range(100)]
     assert 30 < sum(mirrored) < 70
 
 
-def test_crops_do_not_depend_on_the_number_of_workers(gradients: ImageFolder) -> None:
+def test_crops_do_not_depend_on_the_number_of_workers(gradients: ImageSet) -> None:
     def all_boxes(workers: int) -> torch.Tensor:
         batches = TrainingBatches(len(gradients), SMALL, 0, 0, 1)
         loader = DataLoader(RandomCrops(gradients, SMALL), batch_sampler=batches, num_workers=workers, collate_fn=collate)
@@ -72,7 +73,7 @@ def test_crops_do_not_depend_on_the_number_of_workers(gradients: ImageFolder) ->
     assert torch.equal(all_boxes(0), all_boxes(2))
 
 
-def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageFolder) -> None:
+def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -80,7 +81,7 @@ def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageFolder
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_another_seed_or_epoch_is_another_crop(gradients: ImageFolder) -> None:
+def test_another_seed_or_epoch_is_another_crop(gradients: ImageSet) -> None:
     box = RandomCrops(gradients, SMALL)[(0, 0)][1]
     assert RandomCrops(gradients, SMALL)[(0, 0)][1] == box
     assert RandomCrops(gradients, SMALL)[(1, 0)][1] != box

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 
 VIEW = View(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -30,15 +31,15 @@ class ReadsRed(nn.Module):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ImageFolder:
+def folder(tmp_path: Path) -> ImageSet:
     """8 plain images; each one's folder is its class, its red what ReadsRed will say."""
     for i, (target, said) in enumerate([(0, 0), (0, 1), (1, 1), (2, 6), (3, 3), (4, 0), (5, 5), (6, 6)]):
         (tmp_path / str(target)).mkdir(exist_ok=True)
         Image.new("RGB", (12, 9), (10 * said, 0, 0)).save(tmp_path / str(target) / f"{i}.png")
-    return ImageFolder.scan(tmp_path)
+    return find_images(tmp_path)
 
 
-def test_counts_are_those_by_hand(folder: ImageFolder, tmp_path: Path) -> None:
+def test_counts_are_those_by_hand(folder: ImageSet, tmp_path: Path) -> None:
     # right: images 0, 2, 4, 6, 7. Among the five best: image 1 (says 1, then 0), 3 (says 6 down to 2), 5 (says 0 up to 4)
     shown = {key: {"classes": [key.split("/")[0]]} for key in folder.keys}
     shown["0/1.png"]["classes"] = ["0", "1"]  # what it says is shown too
@@ -49,12 +50,12 @@ def test_counts_are_those_by_hand(folder: ImageFolder, tmp_path: Path) -> None:
     assert result == {"images": 8, "top1": 62.5, "top5": 100.0, "multilabel_accuracy": 75.0}
 
 
-def test_top5_counts_only_the_five_best(folder: ImageFolder, tmp_path: Path) -> None:
+def test_top5_counts_only_the_five_best(folder: ImageSet, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), (0, 0, 0)).save(tmp_path / "6" / "far.png")  # says 0 to 4; 6 is the seventh
-    assert evaluate(ReadsRed(), ImageFolder.scan(tmp_path), VIEW, ALONE)["top5"] == pytest.approx(100 * 8 / 9, abs=1e-3)
+    assert evaluate(ReadsRed(), find_images(tmp_path), VIEW, ALONE)["top5"] == pytest.approx(100 * 8 / 9, abs=1e-3)
 
 
-def test_model_comes_back_in_the_mode_it_came_in(folder: ImageFolder) -> None:
+def test_model_comes_back_in_the_mode_it_came_in(folder: ImageSet) -> None:
     model = ReadsRed().train()
     evaluate(model, folder, VIEW, ALONE)
     assert model.training
@@ -72,7 +73,7 @@ def test_centre_crop_keeps_the_centre(tmp_path: Path) -> None:
             seen.append(images)
             return torch.zeros(len(images), 1)
 
-    evaluate(Looks(), ImageFolder.scan(tmp_path), View(10, 0.5, "bilinear", (0.0,) * 3, (1.0,) * 3), ALONE)
+    evaluate(Looks(), find_images(tmp_path), View(10, 0.5, "bilinear", (0.0,) * 3, (1.0,) * 3), ALONE)
     assert seen[0].shape == (1, 3, 10, 10)
     assert float(seen[0][0, 0].median() * 255) == pytest.approx(10, abs=1)
 
@@ -86,22 +87,20 @@ def test_centre_crop_keeps_the_centre(tmp_path: Path) -> None:
         ('{"images": {"0/0.png": {"names": []}}}', "is not"),
     ],
 )
-def test_multilabel_file_of_another_layout_is_refused(
-    folder: ImageFolder, tmp_path: Path, content: str, message: str
-) -> None:
+def test_multilabel_file_of_another_layout_is_refused(folder: ImageSet, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "shown.json").write_text(content)
     with pytest.raises(InputError, match=message):
         read_multilabels(tmp_path / "shown.json", folder)
 
 
-def test_multilabel_class_that_is_no_folder_is_named(folder: ImageFolder, tmp_path: Path) -> None:
+def test_multilabel_class_that_is_no_folder_is_named(folder: ImageSet, tmp_path: Path) -> None:
     shown = {key: {"classes": ["zebra"]} for key in folder.keys}
     (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
     with pytest.raises(InputError, match=r"0/0\.png shows 'zebra', which is no class folder"):
         read_multilabels(tmp_path / "shown.json", folder)
 
 
-def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageFolder) -> None:
+def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageSet) -> None:
     with pytest.raises(InputError, match="1 is not one; 3 is not three"):
         refuse_other_classes(folder, ("0", "one", "2", "three", "4", "5", "6"), "weights.pth")
     with pytest.raises(InputError, match=r"7 class folders, weights\.pth was trained with 2"):
@@ -112,17 +111,17 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 from pipeline.distributed import processes
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from tests.train.test_evaluate import VIEW, ReadsRed
 from train.evaluate import evaluate
 with processes("cpu") as group:
-    result = evaluate(ReadsRed(), ImageFolder.scan(Path(sys.argv[1])), VIEW, group, batch_size=3)
+    result = evaluate(ReadsRed(), find_images(Path(sys.argv[1])), VIEW, group, batch_size=3)
     if group.is_first:
         print(result)
 """
 
 
-def test_two_processes_count_every_image_once(folder: ImageFolder, tmp_path: Path) -> None:
+def test_two_processes_count_every_image_once(folder: ImageSet, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), (0, 0, 0)).save(tmp_path / "6" / "far.png")  # nine images do not share evenly
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
@@ -138,7 +137,7 @@ def test_two_processes_count_every_image_once(folder: ImageFolder, tmp_path: Pat
     ]
     done = subprocess.run(launched, capture_output=True, text=True, cwd=REPOSITORY, env=environment())
     assert done.returncode == 0, done.stderr
-    assert str(evaluate(ReadsRed(), ImageFolder.scan(tmp_path), VIEW, ALONE)) in done.stdout
+    assert str(evaluate(ReadsRed(), find_images(tmp_path), VIEW, ALONE)) in done.stdout
 
 
 REPOSITORY = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.image_sources import find_images
 from pipeline.manifest import read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps
 from tests.label_sets import write_label_set
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = rng.integers(0, 80, size=(24, 30, 3))
                 pixels[:, :, channel] += 150
                 Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.JPEG")
-    folder = ImageFolder.scan(root / "train")
+    folder = find_images(root / "train")
     classes = torch.from_numpy(folder.targets).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     write_label_set(
         root / "labels", folder.keys, LabelMaps(torch.full(classes.shape, 4.0), classes, torch.zeros(33, 2, 3)), 3
@@ -88,7 +88,7 @@ def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Pa
 
 
 def test_label_maps_and_not_folders_are_what_is_learnt(data: Path, tmp_path: Path) -> None:
-    folder = ImageFolder.scan(data / "train")
+    folder = find_images(data / "train")
     shifted = torch.from_numpy((folder.targets + 1) % 3).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     maps = LabelMaps(torch.full(shifted.shape, 8.0), shifted, torch.zeros(33, 2, 3))
     write_label_set(tmp_path / "labels", folder.keys, maps, 3)

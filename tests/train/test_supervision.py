@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.images import ImageFolder
+from pipeline.images import ImageSet
 from pipeline.shards import LabelMaps, LabelStore
 from tests.label_sets import write_label_set
 from train.crops import Crops
@@ -25,6 +25,11 @@ def store(tmp_path: Path) -> LabelStore:
     classes = torch.tensor([[0, 1], [2, 2], [1, 2]]).view(3, 1, 1, 2)
     write_label_set(tmp_path / "labels", KEYS, LabelMaps(scores, classes, torch.zeros(3, 1, 2)), num_classes=3)
     return LabelStore.open(tmp_path / "labels").to("cpu")
+
+
+def images(classes: tuple[str, ...], keys: tuple[str, ...], targets: list[int]) -> ImageSet:
+    """Images by name alone; none of them is read here."""
+    return ImageSet("images", classes, keys, np.array(targets), np.array(keys), open=Path)
 
 
 def batch(indices: list[int], boxes: list[list[float]]) -> Crops:
@@ -56,23 +61,23 @@ def test_single_targets_are_the_largest_class_of_the_pooled_logits(
     assert targets(batch([0, 2], [RIGHT, RIGHT])).tolist() == classes
 
 
-def test_images_in_another_order_find_their_own_maps(store: LabelStore, tmp_path: Path) -> None:
-    folder = ImageFolder(tmp_path, ("cat", "dog", "eel"), KEYS[::-1], np.array([1, 0, 0]))
+def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
+    folder = images(("cat", "dog", "eel"), KEYS[::-1], [1, 0, 0])
     rows = match_labels(store, folder)
     assert rows.tolist() == [2, 1, 0]
     targets = LabelMapTargets(store, rows, load("relabel", ["target=global-single"]))
     assert targets(batch([1], [LEFT])).tolist() == [2]  # image 1 of this folder is b
 
 
-def test_images_without_a_map_are_counted_and_named(store: LabelStore, tmp_path: Path) -> None:
-    folder = ImageFolder(tmp_path, ("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), np.array([0, 0, 1, 2, 2]))
+def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
+    folder = images(("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), [0, 0, 1, 2, 2])
     with pytest.raises(InputError, match=r"2 of 5 images .* have no label map .*first: eel/x\.JPEG, eel/y\.JPEG"):
         match_labels(store, folder)
 
 
-def test_label_set_of_another_class_count_is_refused(store: LabelStore, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"maps of 3 classes.* has 2 class folders"):
-        match_labels(store, ImageFolder(tmp_path, ("cat", "dog"), KEYS, np.array([0, 0, 1])))
+def test_label_set_of_another_class_count_is_refused(store: LabelStore) -> None:
+    with pytest.raises(InputError, match=r"maps of 3 classes, the images have 2"):
+        match_labels(store, images(("cat", "dog"), KEYS, [0, 0, 1]))
 
 
 def test_losses_by_hand() -> None:

@@ -1,0 +1,98 @@
+"""A classifier of more classes than the images have, in another order: its outputs are found by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from timm.data import ImageNetInfo
+
+from annotate.outputs import outputs_by_name
+from pipeline.errors import InputError
+from pipeline.image_sources import find_images
+from pipeline.manifest import Manifest
+from pipeline.shards import LabelStore
+from tests.conftest import Relabel
+
+NAMES = ["eel", "bat\tof the kind that flies", "dog", "cat"]  # the tiny annotator's classes are cat, dog and eel
+ROWS = [2, 0, 1, 0]  # of its head; the bat is a cat's double
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    return tmp_path / "names.txt"
+
+
+@pytest.fixture
+def shuffled(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The tiny annotator with four classes."""
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    for name in ("fc.weight", "fc.bias"):
+        weights[name] = weights[name][ROWS]
+    torch.save(weights, tmp_path / "shuffled.pth")
+    return tmp_path / "shuffled.pth"
+
+
+def test_label_set_is_that_of_a_classifier_with_the_images_classes(
+    relabel_here: Relabel, image_folder: Path, tiny_options: list[str], shuffled: Path, names: Path, undisturbed: Path
+) -> None:
+    labels = names.parent / "labels"
+    given = [*tiny_options, f"--checkpoint={shuffled}", "--num-classes=4", f"--classes={names}"]
+    assert relabel_here("annotate", image_folder, "--labels", labels, *given).returncode == 0
+    manifest = Manifest.load(labels)
+    assert (manifest.num_classes, manifest.outputs) == (3, {"cat": 3, "dog": 2, "eel": 0})
+    here, there = LabelStore.open(labels), LabelStore.open(undisturbed)
+    assert here.keys == there.keys
+    rows = here.rows(here.keys)
+    for name in ("scores", "classes", "tail"):
+        torch.testing.assert_close(
+            getattr(here.gather(rows), name), getattr(there.gather(rows), name), atol=1e-3, rtol=1e-3, check_dtype=False
+        )
+
+    checked = ["verify", labels, "--images", image_folder, "--min-agreement=0", "--spot-check=5", "--device=cpu"]
+    again = relabel_here(*checked, f"--checkpoint={shuffled}")
+    assert again.returncode == 0 and "all sound" in again.stdout, again.stdout
+
+    (image_folder / "cat").rename(image_folder / "cow")
+    other = relabel_here("verify", labels, "--images", image_folder, "--min-agreement=0")
+    assert other.returncode == 1 and "its classes are named otherwise than those of the images: cat, not cow" in other.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\ndog\n", "2 names, the classifier has 4 outputs"),
+        ("cat\ndog\neel\ncat\n", "cat stands in it twice"),
+        ("cat\ndog\ncow\nbat\n", r"1 of 3 classes of .*images are not in it \(first: eel\); the first name in it is cat"),
+        ("cat\n\ndog\neel\n", "line 2 is empty"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(
+    relabel_here: Relabel,
+    image_folder: Path,
+    tiny_options: list[str],
+    shuffled: Path,
+    names: Path,
+    content: str,
+    message: str,
+) -> None:
+    names.write_text(content)
+    given = [*tiny_options, f"--checkpoint={shuffled}", "--num-classes=4", f"--classes={names}"]
+    refused = relabel_here("annotate", image_folder, "--labels", names.parent / "labels", *given)
+    assert refused.returncode == 1
+    with pytest.raises(InputError, match=message):  # the message as a pattern
+        raise InputError(refused.stderr)
+
+
+def test_timms_names_are_wordnet_ids_of_imagenet(image_folder: Path) -> None:
+    synsets = ImageNetInfo("imagenet-22k").label_names()
+    for old, new in zip(("cat", "dog", "eel"), ("n02123045", "n02084071", "n01440764"), strict=True):
+        (image_folder / old).rename(image_folder / new)
+    classifier = torch.nn.Module()
+    classifier.num_classes = 21_841  # type: ignore[assignment]
+    found = outputs_by_name("timm", classifier, find_images(image_folder))
+    assert list(found) == ["n01440764", "n02084071", "n02123045"]
+    assert [synsets[i] for i in found.values()] == list(found)
+    classifier.num_classes = 7  # type: ignore[assignment]
+    with pytest.raises(InputError, match="timm has no names for a classifier of 7 classes"):
+        outputs_by_name("timm", classifier, find_images(image_folder))
