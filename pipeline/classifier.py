@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def create_classifier(
     checkpoint: Path | None = None,
     num_classes: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """timm.create_model, with its errors and its silent replacements turned into messages.
 
@@ -46,10 +48,12 @@ def create_classifier(
         pretrained: load the published weights.
         checkpoint: load these weights instead: .safetensors, or .pth with weights alone (nothing is unpickled).
         num_classes: C; the model's own number if None.
+        input_size: rows and columns of pixels it will run at; a model of a fixed input size is built for them.
     Returns:
         the classifier in eval mode, on the CPU.
     Raises:
-        InputError: no such model, weights not to be had, or a checkpoint of another architecture or class count.
+        InputError: no such model, weights not to be had, a checkpoint of another architecture or class count, or an input
+            size that the model cannot be built for.
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
@@ -57,14 +61,19 @@ def create_classifier(
     if ":" not in model and not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
         hint = f" did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"timm has no model named {model!r};{hint} `timm.list_models()` lists them all")
+        remedy = resnext_of_width(name) or f"{hint} `timm.list_models()` lists them all".lstrip()
+        raise InputError(f"timm has no model named {model!r}; {remedy}")
     published = pretrained and checkpoint is None
     kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # silent replacements are refused below
+            kwargs |= image_size_kwargs(model, input_size, kwargs)
             classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs)
     except TypeError as error:
+        if input_size is not None and "img_size" in str(error):
+            size = "x".join(map(str, input_size))
+            raise InputError(f"{model} has a fixed input size, and timm cannot build it for {size} pixels") from error
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
         if published and can_be_made(model, kwargs):
@@ -77,7 +86,9 @@ def create_classifier(
     settings: Any = classifier.pretrained_cfg
     made = settings.get("architecture")
     if name is not None and made is not None and made != name:
-        raise InputError(f"timm makes {made} when asked for {name}, which is another model; name {made} if you want it")
+        replacement = ".".join(filter(None, (made, settings.get("tag"))))
+        hint = resnext_of_width(name) or f"name {replacement} if that is what you want"
+        raise InputError(f"timm has no {name} any more and makes {replacement} instead; {hint}")
     if not classifier.num_classes:
         raise InputError(
             f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and --checkpoint"
@@ -85,6 +96,26 @@ def create_classifier(
     if checkpoint is not None:
         load_weights(classifier, checkpoint, model)
     return classifier.eval()
+
+
+def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """img_size, where a model must know the size of its images when it is built and that is not its own size."""
+    if input_size is None or "img_size" in kwargs:
+        return {}
+    resolved = timm.models.resolve_model_input_args(model, {"img_size": input_size}, **kwargs)
+    if "img_size" not in resolved or tuple(resolved["pretrained_cfg"]["input_size"][-2:]) == input_size:
+        return {}
+    return {"img_size": input_size}
+
+
+def resnext_of_width(name: str | None) -> str:
+    """How to have a ResNeXt-101 that timm takes for a narrower one, or has no entry for; "" if `name` is none."""
+    match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name or "")
+    if match is None:
+        return ""
+    if timm.is_model(match[1]):
+        return f"name {match[1]}.fb_wsl_ig1b_ft_in1k if that is what you want"
+    return f"build it as resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as --checkpoint"
 
 
 def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:

@@ -48,9 +48,51 @@ def test_unknown_weights_tag_is_named() -> None:
     assert "Invalid pretrained tag (nope)" in refusal(lambda: create_classifier("resnet50.nope"))
 
 
-def test_model_that_timm_silently_replaces_by_another_is_refused_with_both_names() -> None:
-    message = refusal(lambda: create_classifier("ig_resnext101_32x48d"))
-    assert "makes resnext101_32x8d when asked for ig_resnext101_32x48d" in message
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ig_resnext101_32x16d", "name resnext101_32x16d.fb_wsl_ig1b_ft_in1k if that is what you want"),
+        ("ig_resnext101_32x32d", "name resnext101_32x32d.fb_wsl_ig1b_ft_in1k if that is what you want"),
+        ("ig_resnext101_32x48d", "build it as resnext101_32x8d with --model-kwargs base_width=48, and its weights as"),
+    ],
+)
+def test_model_that_timm_silently_replaces_by_a_narrower_one_is_refused_with_both_names(name: str, remedy: str) -> None:
+    message = refusal(lambda: create_classifier(name))
+    assert f"timm has no {name} any more and makes resnext101_32x8d.fb_wsl_ig1b_ft_in1k instead; {remedy}" in message
+
+
+def test_name_that_timm_gave_up_is_answered_with_its_name_today() -> None:
+    message = refusal(lambda: create_classifier("tf_efficientnet_b1_ns"))
+    assert message.endswith(
+        "makes tf_efficientnet_b1.ns_jft_in1k instead; name tf_efficientnet_b1.ns_jft_in1k if that is what you want"
+    )
+
+
+def test_resnext_that_timm_has_no_entry_for_is_built_by_its_width() -> None:
+    message = refusal(lambda: create_classifier("resnext101_32x48d"))
+    assert message.endswith(
+        "build it as resnext101_32x8d with --model-kwargs base_width=48, and its weights as --checkpoint"
+    )
+    with torch.device("meta"):
+        classifier = create_classifier("resnext101_32x8d", model_kwargs={"base_width": 48})
+    assert round(sum(p.numel() for p in classifier.parameters()) / 1e6) == 828  # Mahajan et al. 2018 (arXiv 1805.00932): 829
+    assert classifier.layer1[0].conv2.weight.shape == (32 * 48, 48, 3, 3)  # type: ignore[index, union-attr]
+
+
+def test_model_of_a_fixed_input_size_is_built_for_the_size_asked_for() -> None:
+    assert create_classifier("test_vit", input_size=(64, 96))(torch.zeros(1, 3, 64, 96)).shape == (1, 1000)
+    own, asked = (create_classifier("test_vit", input_size=size) for size in (None, (160, 160)))
+    assert own.pos_embed.shape == asked.pos_embed.shape  # type: ignore[union-attr]
+
+
+def test_size_of_a_model_without_a_fixed_one_changes_nothing_about_it() -> None:
+    plain, sized = (create_classifier("test_resnet", input_size=size) for size in (None, (64, 96)))
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in sized.state_dict().items()}
+
+
+def test_img_size_among_the_model_kwargs_comes_before_the_input_size() -> None:
+    classifier = create_classifier("test_vit", input_size=(160, 160), model_kwargs={"img_size": (64, 96)})
+    assert classifier.patch_embed.img_size == (64, 96)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kwargs", [{"nonsense": 3}, {"channels": 3}])
