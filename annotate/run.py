@@ -111,6 +111,7 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
         checkpoint=config.checkpoint,
         num_classes=config.num_classes,
         model_kwargs=config.model_kwargs,
+        input_size=config.input_size,
     )
     published: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
     if config.checkpoint is None and config.num_classes not in (None, published.get("num_classes")):

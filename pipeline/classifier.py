@@ -71,9 +71,8 @@ def create_classifier(
             kwargs |= image_size_kwargs(model, input_size, kwargs)
             classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs)
     except TypeError as error:
-        if input_size is not None and "img_size" in str(error):
-            size = "x".join(map(str, input_size))
-            raise InputError(f"{model} has a fixed input size, and timm cannot build it for {size} pixels") from error
+        if "img_size" in kwargs and "img_size" not in (model_kwargs or {}):
+            raise InputError(f"{model} has a fixed input size: leave --input-size out, or choose another model") from error
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
         if published and can_be_made(model, kwargs):
@@ -82,13 +81,14 @@ def create_classifier(
                 f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
                 " once loaded), or pass your own with --checkpoint"
             ) from error
-        raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {first_line(error)}") from error
+        given = {name: value for name, value in kwargs.items() if value is not None and name != "num_classes"}
+        raise InputError(f"timm cannot make {model} with {given or 'its defaults'}: {first_line(error)}") from error
     settings: Any = classifier.pretrained_cfg
     made = settings.get("architecture")
     if name is not None and made is not None and made != name:
         replacement = ".".join(filter(None, (made, settings.get("tag"))))
         hint = resnext_of_width(name) or f"name {replacement} if that is what you want"
-        raise InputError(f"timm has no {name} any more and makes {replacement} instead; {hint}")
+        raise InputError(f"timm makes {replacement} when asked for {name}, which is another; {hint}")
     if not classifier.num_classes:
         raise InputError(
             f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and --checkpoint"

@@ -11,7 +11,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
 CONTRACT = ("errors", "images", "manifest", "shards", "classifier", "distributed", "boxes")
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
-COMMANDS = ("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps")
+COMMANDS = (
+    "annotate",
+    "verify",
+    "train",
+    "eval",
+    "demo-data",
+    "recipes",
+    "compare",
+    "import-maps",
+    "export-maps",
+    "annotators",
+)
 
 
 def imports_of(path: Path) -> set[str]:
