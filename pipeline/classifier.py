@@ -68,7 +68,8 @@ def create_classifier(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # silent replacements are refused below
-            kwargs |= image_size_kwargs(model, input_size, kwargs)
+            sized = image_size_kwargs(model, input_size, kwargs)
+            kwargs |= sized
             classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs)
     except TypeError as error:
         if "img_size" in kwargs and "img_size" not in (model_kwargs or {}):
@@ -94,7 +95,14 @@ def create_classifier(
             f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and --checkpoint"
         )
     if checkpoint is not None:
-        load_weights(classifier, checkpoint, model)
+        try:
+            load_weights(classifier, checkpoint, model)
+        except InputError:
+            if not (sized and hasattr(classifier, "set_input_size")):
+                raise
+            # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
+            classifier = create_classifier(model, checkpoint=checkpoint, num_classes=num_classes, model_kwargs=model_kwargs)
+            classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
     return classifier.eval()
 
 
@@ -147,6 +155,7 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
     own = classifier.state_dict()
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{checkpoint} holds no state_dict of tensors")
+    loaded.pop("n_averaged", None)  # torch.optim.swa_utils counts in it, beside the averaged weights
     missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
     if missing or surplus:
         examples = ", ".join(sorted(missing)[:2] + sorted(surplus)[:2])

@@ -1,5 +1,6 @@
 """Any timm classifier with the weights asked for, or a message that says what is wrong with the name or the weights."""
 
+import argparse
 import io
 import json
 import os
@@ -172,6 +173,65 @@ def test_averaged_weights_are_taken_before_the_raw_ones(tmp_path: Path, weights:
     raw = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     torch.save({"state_dict": raw, "state_dict_ema": weights}, tmp_path / "x.pth")
     assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_prefixes_of_torch_compile_and_data_parallel_come_off_together(
+    tmp_path: Path, weights: dict[str, torch.Tensor], suffix: str
+) -> None:
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}
+    path = tmp_path / f"x.{suffix}"
+    save_file(wrapped, path) if suffix == "safetensors" else torch.save(wrapped, path)
+    assert_loaded(thin(path), weights)
+
+
+def test_average_of_torchs_own_averaged_model_loads(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(thin(tiny_checkpoint))
+    with torch.no_grad():
+        averaged.module.fc.bias += 1
+    raw = {name: torch.zeros_like(tensor) for name, tensor in averaged.module.state_dict().items()}
+    torch.save({"model": raw, "model_ema": averaged.state_dict()}, tmp_path / "x.pth")  # as torchvision's references do
+    assert_loaded(thin(tmp_path / "x.pth"), averaged.module.state_dict())
+
+
+def test_checkpoint_of_timms_train_script_loads_its_average(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = thin(tiny_checkpoint)
+    average = timm.utils.ModelEmaV3(model)
+    with torch.no_grad():
+        model.fc.bias += 1  # type: ignore[union-attr, operator]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    saver = timm.utils.CheckpointSaver(
+        model,
+        optimizer,
+        args=argparse.Namespace(model="resnet10t"),
+        model_ema=average,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(epoch=0, metric=1.0)
+    assert_loaded(thin(tmp_path / "model_best.pth.tar"), average.module.state_dict())
+
+
+def test_own_vision_transformer_trained_at_its_own_size_runs_at_another(
+    tmp_path: Path, randomised: Callable[..., nn.Module]
+) -> None:
+    trained = randomised(timm.create_model("test_vit2", num_classes=3))
+    nn.init.normal_(trained.pos_embed)  # type: ignore[arg-type]
+    torch.save(trained.state_dict(), tmp_path / "x.pth")
+    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
+    grid = trained.patch_embed.grid_size  # type: ignore[union-attr]
+    expected = timm.layers.resample_abs_pos_embed(trained.pos_embed, (4, 6), grid, num_prefix_tokens=1)
+    torch.testing.assert_close(sized.pos_embed, expected)
+    assert sized(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
+
+
+def test_own_vision_transformer_trained_at_that_size_keeps_its_positions(
+    tmp_path: Path, randomised: Callable[..., nn.Module]
+) -> None:
+    trained = randomised(timm.create_model("test_vit2", num_classes=3, img_size=(64, 96)))
+    torch.save(trained.state_dict(), tmp_path / "x.pth")
+    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
+    assert_loaded(sized, trained.state_dict())
 
 
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
