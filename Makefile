@@ -23,8 +23,8 @@ WORKERS ?=
 MULTILABELS ?=
 DEMO ?= demo
 
-# Recipes whose target is the folder's class need no label set.
-LABEL_FREE := single scenes-annotator scenes-single
+# Recipes that read no label set.
+LABEL_FREE := single label-smoothing distillation scenes-annotator scenes-single
 
 name = $(subst /,-,$(subst :,-,$(1)))
 LABELS ?= labels/$(call name,$(ANNOTATOR))

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from annotate.axes import SAMPLE, decide_axes
-from annotate.run import AnnotateConfig, finish, load_annotator, only_run_on, prepare
+from annotate.label_folder import finish, only_run_on, prepare
+from annotate.run import AnnotateConfig, load_annotator
 from pipeline.classifier import choose_device, first_line
 from pipeline.distributed import Processes
 from pipeline.errors import InputError

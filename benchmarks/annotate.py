@@ -20,7 +20,10 @@ import timm
 import torch
 from PIL import Image
 
-from annotate.run import AnnotateConfig, annotate_shards, describe, load_annotator, prepare
+from annotate.forward import Forward, autocast
+from annotate.label_folder import prepare
+from annotate.loop import annotate_shards
+from annotate.run import AnnotateConfig, describe, load_annotator
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from pipeline.distributed import Processes, processes
@@ -50,7 +53,7 @@ def load_for(device: torch.device, weights: Path) -> Load:
     """The paper's annotator on a GPU; on a CPU one that is a hundredth of the work, and still far above that of decoding."""
     if device.type == "cuda":
         workers = min(8, os.cpu_count() or 1)
-        return Load(AnnotateConfig(checkpoint=weights, batch_size=64, workers=workers, amp=True), images=4096)
+        return Load(AnnotateConfig(checkpoint=weights, batch_size=64, workers=workers, precision="bfloat16"), images=4096)
     return Load(AnnotateConfig("resnet50.a1_in1k", checkpoint=weights, batch_size=32), images=128)
 
 
@@ -67,26 +70,26 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
 
     def whole() -> None:
         labels = Path(tempfile.mkdtemp(dir=scratch))
-        annotate_shards(folder, labels, prepare(labels, manifest, group), manifest, annotator, squash, config, group)
+        forward = Forward(annotator, squash, manifest, config.batch_size)
+        annotate_shards(folder, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)
 
     @torch.inference_mode()
-    def forward() -> None:
-        with torch.autocast(group.device.type, torch.bfloat16, enabled=config.amp):
+    def bare() -> None:
+        with autocast(group.device, config.precision):
             for _ in range(load.images // config.batch_size):
                 annotator(batch)
 
     with torch.inference_mode():
         annotator(batch)  # the first pass at a batch size pays for choosing kernels
-    whole_s, forward_s = median_seconds(group.device, ROUNDS, whole, forward)
-    precision = "bfloat16" if config.amp else "float32"
+    whole_s, bare_s = median_seconds(group.device, ROUNDS, whole, bare)
     rows, columns = squash.input_size
     print(
-        f"annotate: {config.model}, {rows}x{columns}, {precision}, batch {config.batch_size},"
+        f"annotate: {config.model}, {rows}x{columns}, {config.precision}, batch {config.batch_size},"
         f" {load.images} images; median of {ROUNDS}, interleaved"
     )
     print(f"  annotate             {load.images / whole_s:8.1f} images/s")
-    print(f"  bare forward pass    {load.images / forward_s:8.1f} images/s")
-    print(f"  ratio                {forward_s / whole_s:8.3f}")
+    print(f"  bare forward pass    {load.images / bare_s:8.1f} images/s")
+    print(f"  ratio                {bare_s / whole_s:8.3f}")
 
 
 def write_pictures(root: Path, count: int) -> ImageSet:

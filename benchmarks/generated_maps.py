@@ -3,15 +3,21 @@
 Shapes: N images, C classes, k classes kept per cell, H rows and W columns of the label map, M classes present in an image.
 """
 
+from pathlib import Path
+
+import timm
 import torch
 from torch.nn.functional import interpolate
 
-from pipeline.shards import LabelMaps
+from pipeline.images import digest_of
+from pipeline.manifest import Manifest, append_shard_line
+from pipeline.shards import LabelMaps, write_shard
 
 NUM_CLASSES = 1000
 TOPK = 5
 GRID = (15, 15)  # of tf_efficientnet_l2 at 475 pixels
 CLASSES_PRESENT = 12
+SHARD_SIZE = 4096
 COARSE_GRID = (4, 4)  # logits are drawn here and interpolated: neighbouring cells of a real map share most of their view
 
 
@@ -23,3 +29,41 @@ def generated_maps(count: int, generator: torch.Generator) -> LabelMaps:
     scores, places = logits[:, :-1].topk(TOPK, dim=1)  # (N, k, H, W) twice
     classes = present.gather(1, places.flatten(1)).view_as(places)
     return LabelMaps(scores.half(), classes.to(torch.uint16), (logits[:, -1] / 10 - 1).half())
+
+
+def write_label_set(labels: Path, images: int, maps: LabelMaps) -> list[str]:
+    """A label set of so many images with ImageNet's names, by the project's own writer; the maps come round again.
+
+    Returns:
+        its keys.
+    """
+    keys = sorted(f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(images))
+    manifest = Manifest(
+        model="generated",
+        model_kwargs={},
+        weights="none",
+        weights_sha256=None,
+        num_classes=NUM_CLASSES,
+        kind="exact",
+        input_size=(475, 475),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+        precision="float32",
+        topk=TOPK,
+        tail="mean",
+        grid=GRID,
+        image_count=images,
+        image_digest=digest_of(keys),
+        shard_size=SHARD_SIZE,
+        timm_version=timm.__version__,
+        torch_version=torch.__version__,
+    )
+    labels.mkdir(parents=True)
+    manifest.save(labels)
+    for shard in range(manifest.shard_count):
+        of_shard = keys[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
+        rows = (torch.arange(len(of_shard)) + shard * SHARD_SIZE) % len(maps)
+        part = LabelMaps(maps.scores[rows], maps.classes[rows], maps.tail[rows])
+        append_shard_line(labels, write_shard(labels, shard, of_shard, part, manifest))
+    return keys

@@ -10,18 +10,15 @@ Shapes: N images of the set, B of a batch, k classes kept per cell, H rows and W
 import tempfile
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor
 
-from benchmarks.generated_maps import GRID, NUM_CLASSES, TOPK, generated_maps
+from benchmarks.generated_maps import GRID, TOPK, generated_maps, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.images import digest_of
-from pipeline.manifest import Manifest, append_shard_line
-from pipeline.shards import LabelMaps, LabelStore, write_shard
+from pipeline.shards import LabelMaps, LabelStore
 
-IMAGES, SHARD_SIZE = 8192, 4096
+IMAGES = 8192
 FILES = 2048  # of these images, as .pt
 BATCH = 256
 ROUNDS = 50
@@ -35,7 +32,7 @@ def main() -> None:
     maps = generated_maps(IMAGES, generator)
     with tempfile.TemporaryDirectory() as folder:
         labels, files = Path(folder, "labels"), Path(folder, "files")
-        write_label_set(labels, maps)
+        write_label_set(labels, IMAGES, maps)
         write_files(files, maps)
         resident, mapped = LabelStore.open(labels).to(cpu), LabelStore.open(labels)
         read_alike(resident, mapped, files)
@@ -54,38 +51,6 @@ def main() -> None:
     print(f"  LabelStore, resident   {BATCH / resident_s:12,.0f} rows/s   {files_s / resident_s:8.1f} times .pt")
     print(f"  LabelStore, mapped     {BATCH / mapped_s:12,.0f} rows/s   {files_s / mapped_s:8.1f} times .pt")
     print(f"  one .pt per image      {BATCH / files_s:12,.0f} rows/s")
-
-
-def write_label_set(labels: Path, maps: LabelMaps) -> None:
-    """The maps as a label set, by the project's own writer."""
-    keys = [f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(IMAGES)]
-    manifest = Manifest(
-        model="generated",
-        model_kwargs={},
-        weights="none",
-        weights_sha256=None,
-        num_classes=NUM_CLASSES,
-        kind="exact",
-        input_size=(475, 475),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        interpolation="bicubic",
-        precision="float32",
-        topk=TOPK,
-        tail="mean",
-        grid=GRID,
-        image_count=IMAGES,
-        image_digest=digest_of(keys),
-        shard_size=SHARD_SIZE,
-        timm_version=timm.__version__,
-        torch_version=torch.__version__,
-    )
-    labels.mkdir()
-    manifest.save(labels)
-    for shard in range(manifest.shard_count):
-        part = slice(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
-        of_part = LabelMaps(maps.scores[part], maps.classes[part], maps.tail[part])
-        append_shard_line(labels, write_shard(labels, shard, keys[part], of_part, manifest))
 
 
 def write_files(files: Path, maps: LabelMaps) -> None:

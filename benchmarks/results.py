@@ -16,7 +16,7 @@ import timm
 import torch
 from tqdm import tqdm
 
-from benchmarks.hardware import cpu_model
+from pipeline.machine import cpu_model
 from pipeline.manifest import SHARD_LINES, Manifest, append_shard_line, write_whole
 from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
 from pipeline.shards import LabelMaps, LabelStore, write_shard

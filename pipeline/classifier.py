@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 
 
-def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
+def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
     """KEY=VALUE arguments, as in timm's scripts: a value is a Python literal, or else a string.
 
     Raises:
@@ -24,7 +24,7 @@ def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise InputError(f"--model-kwargs {pair!r}: expected KEY=VALUE, such as output_stride=8")
+            raise InputError(f"{option} {pair!r}: expected KEY=VALUE, such as output_stride=8")
         try:
             kwargs[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -40,6 +40,7 @@ def create_classifier(
     num_classes: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
     input_size: tuple[int, int] | None = None,
+    new_head: bool = False,
 ) -> nn.Module:
     """timm.create_model, with its errors and its silent replacements turned into messages.
 
@@ -49,6 +50,7 @@ def create_classifier(
         checkpoint: load these weights instead: .safetensors, or .pth with weights alone (nothing is unpickled).
         num_classes: C; the model's own number if None.
         input_size: rows and columns of pixels it will run at; a model of a fixed input size is built for them.
+        new_head: the checkpoint may be of another class count, or of none; the head is then random, as timm makes it.
     Returns:
         the classifier in eval mode, on the CPU.
     Raises:
@@ -96,12 +98,13 @@ def create_classifier(
         )
     if checkpoint is not None:
         try:
-            load_weights(classifier, checkpoint, model)
+            load_weights(classifier, checkpoint, model, new_head)
         except InputError:
             if not (sized and hasattr(classifier, "set_input_size")):
                 raise
             # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
-            classifier = create_classifier(model, checkpoint=checkpoint, num_classes=num_classes, model_kwargs=model_kwargs)
+            own = {"checkpoint": checkpoint, "num_classes": num_classes, "model_kwargs": model_kwargs, "new_head": new_head}
+            classifier = create_classifier(model, **own)  # type: ignore[arg-type]
             classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
     return classifier.eval()
 
@@ -137,11 +140,11 @@ def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
-    """Load a checkpoint through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name, through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
 
     Raises:
-        InputError: missing, no weights file, or its tensors are not those of `model`.
+        InputError: missing, or no weights file.
     """
     if not checkpoint.is_file():
         raise InputError(f"checkpoint {checkpoint} does not exist")
@@ -152,10 +155,23 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
             f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
             " .safetensors, or .pth saved from a state_dict"
         ) from error
-    own = classifier.state_dict()
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{checkpoint} holds no state_dict of tensors")
     loaded.pop("n_averaged", None)  # torch.optim.swa_utils counts in it, beside the averaged weights
+    return loaded
+
+
+def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: bool = False) -> None:
+    """Load a checkpoint of `model`; with `new_head`, a head of other classes is left as it was made.
+
+    Raises:
+        InputError: missing, no weights file, or its tensors are not those of `model`.
+    """
+    own, loaded = classifier.state_dict(), read_weights(checkpoint)
+    if new_head:
+        head = head_names(classifier)
+        if any(name not in loaded or loaded[name].shape != own[name].shape for name in head):
+            loaded = {**loaded, **{name: own[name] for name in head}}
     missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
     if missing or surplus:
         examples = ", ".join(sorted(missing)[:2] + sorted(surplus)[:2])
@@ -176,6 +192,14 @@ def load_weights(classifier: nn.Module, checkpoint: Path, model: str) -> None:
                 f" {list(tensor.shape)}; {remedy}"
             )
     classifier.load_state_dict(loaded)
+
+
+def head_names(classifier: nn.Module) -> list[str]:
+    """The tensors of the classifier's last layers, the only ones that depend on the number of classes."""
+    heads: Any = classifier.get_classifier()  # type: ignore[operator]
+    heads = heads if isinstance(heads, tuple | list) else [heads]
+    prefixes = [name for name, module in classifier.named_modules() if any(module is head for head in heads)]
+    return [name for name in classifier.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)]
 
 
 def first_line(error: BaseException) -> str:

@@ -96,7 +96,11 @@ def annotate(
     class_token: Annotated[
         bool, typer.Option("--class-token", help="Accept models whose head reads a class token.")
     ] = False,
-    amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16, or what --amp-dtype says.")] = False,
+    amp_dtype: Annotated[str, typer.Option(help="bfloat16, or float16 for GPUs that are slow at it.")] = "bfloat16",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Forward pass by torch.compile: minutes at the start, faster then.")
+    ] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Record unreadable images and go on, instead of stopping.")
     ] = False,
@@ -108,6 +112,8 @@ def annotate(
 
     if tail not in ("mean", "logmeanexp", "zero"):
         raise InputError(f"--tail {tail}: expected mean, logmeanexp or zero")
+    if amp_dtype not in ("bfloat16", "float16"):
+        raise InputError(f"--amp-dtype {amp_dtype}: expected bfloat16 or float16")
     config = AnnotateConfig(
         model=model,
         model_kwargs=parse_model_kwargs(model_kwargs),
@@ -123,19 +129,20 @@ def annotate(
         recentre=recentre,
         flip=flip,
         class_token=class_token,
-        amp=amp,
+        precision=amp_dtype if amp else "float32",  # type: ignore[arg-type]
+        compile=compile,
         skip_unreadable=skip_unreadable,
     )
     run(images, labels, config, device)
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
     """ "475" or "480x640" as rows, columns."""
     if text is None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--input-size {text}: expected pixels, as N or ROWSxCOLUMNS")
+        raise InputError(f"{option} {text}: expected pixels, as N or ROWSxCOLUMNS")
     return int(parts[0]), int(parts[-1])
 
 
@@ -209,20 +216,42 @@ def train(
     set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a recipe's setting.")] = [],
     val: Annotated[str | None, typer.Option(help="Validation images of the same classes.")] = None,
     multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes each validation image shows.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="For distillation: any timm classifier, asked about every crop.")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option(help="Its weights instead of the published ones; alone, weights.pth of a run.")
+    ] = None,
+    teacher_kwargs: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model for the teacher.")
+    ] = [],
+    teacher_input_size: Annotated[
+        str | None, typer.Option(help="Pixels it sees a crop at, N or ROWSxCOLUMNS; its own by default.")
+    ] = None,
     model_kwargs: ModelKwargs = [],
-    initial_weights: Annotated[Path | None, typer.Option(help="Start from these weights.")] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(help="Start from these weights; a head of another class count is made anew.")
+    ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
     workers: Workers = None,
     device: Device = None,
     amp: Annotated[bool | None, typer.Option(help="bfloat16; by default on CUDA only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
 ) -> None:
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
     from pipeline.classifier import parse_model_kwargs
     from train.loop import Interrupted
     from train.loop import train as run_training
     from train.recipe import load
+    from train.teacher import TeacherChoice
 
+    asked = TeacherChoice(
+        teacher,
+        teacher_checkpoint,
+        parse_model_kwargs(teacher_kwargs, "--teacher-kwargs"),
+        parse_size(teacher_input_size, "--teacher-input-size"),
+    )
     try:
         run_training(
             images,
@@ -232,6 +261,7 @@ def train(
             labels=labels,
             val=val,
             multilabels=multilabels,
+            teacher=asked if asked != TeacherChoice() else None,
             model_kwargs=parse_model_kwargs(model_kwargs),
             initial_weights=initial_weights,
             pretrained=pretrained,
@@ -239,6 +269,7 @@ def train(
             amp=amp,
             device=device,
             resume=resume,
+            tensorboard=tensorboard,
         )
     except Interrupted as stop:
         print(f"relabel: {stop}", file=sys.stderr)
@@ -249,7 +280,9 @@ def train(
 @plain_errors
 def eval(
     images: Images,
-    checkpoint: Annotated[Path | None, typer.Option(help="weights.pth of a run, or weights of --arch.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="weights.safetensors or weights.pth of a run, or weights of --arch.")
+    ] = None,
     arch: Annotated[
         str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
     ] = None,
@@ -283,6 +316,22 @@ def print_result(result: dict[str, Any]) -> None:
     for name, value in result.items():
         shown = f"{value:.2f}" if isinstance(value, float) else value
         print(f"{name:<22}{shown}")
+
+
+@app.command()
+@plain_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="weights.safetensors or weights.pth of a run, or weights of --arch.")],
+    output: Annotated[Path, typer.Argument(help="File to write: .safetensors or .pth.")],
+    to: Annotated[str, typer.Option(help="torchvision-detection: the backbone of Faster R-CNN and Mask R-CNN.")],
+    arch: Annotated[str | None, typer.Option(help="A ResNet; not needed for a run of ours.")] = None,
+) -> None:
+    """Write a classifier's weights as another library takes them; docs/transfer.md shows the lines that load them."""
+    from train.export import export_backbone
+
+    if to != "torchvision-detection":
+        raise InputError(f"--to {to}: expected torchvision-detection")
+    print(export_backbone(checkpoint, output, arch))
 
 
 @app.command("import-maps")
@@ -359,14 +408,24 @@ def demo_data(
 
 @app.command()
 @plain_errors
-def recipes() -> None:
-    """List the recipes and their settings."""
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show all the settings of this one; a name, or a .toml file.")] = None,
+) -> None:
+    """List the recipes with what they reproduce, or show one recipe's settings."""
     import dataclasses
 
-    from train.recipe import load, names
+    from train.recipe import about, load, names
 
-    for name in names():
-        print(f"{name}\n  {json.dumps(dataclasses.asdict(load(name)))[1:-1]}")
+    if name is not None:
+        for key, value in dataclasses.asdict(load(name)).items():
+            print(f"{key} = {json.dumps(value)}")
+        return
+    for known in names():
+        said = about(known)
+        print(f"{known}\n    {said.reproduces}")
+        if said.published:
+            print("    published top-1: " + ", ".join(f"{arch} {top1}" for arch, top1 in said.published.items()))
+    print("\nPublished: Yun et al. 2021, arXiv 2101.05022, on ImageNet. `relabel recipes NAME` shows all its settings.")
 
 
 @app.command()

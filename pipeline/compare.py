@@ -60,8 +60,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) 
         )
     if boxes_per_image < 1:
         raise InputError(f"--boxes {boxes_per_image}: expected at least 1")
-    in_b = set(b.keys)
-    keys = [key for key in a.keys if key in in_b]
+    keys = [key for key, row in zip(a.keys, b.find(a.keys).tolist(), strict=True) if row >= 0]
     if not keys:
         raise InputError(f"{first} and {second} have no image in common (first keys: {a.keys[0]}, {b.keys[0]})")
     classes = a.manifest.num_classes

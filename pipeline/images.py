@@ -87,7 +87,7 @@ class ImageSet:
         return replace(self, keys=kept, targets=self.targets[keep], places=self.places[keep])
 
 
-def digest_of(keys: Sequence[str]) -> str:
+def digest_of(keys: Iterable[str]) -> str:
     """sha256 of the ordered keys, one to a line: two label sets with the same digest speak of the same images."""
     digest = hashlib.sha256()
     for key in keys:
@@ -116,7 +116,7 @@ def read_rgb(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, S, T) uint8 -> float32 with this mean and standard deviation (of values in [0, 1]), on the images' device."""
+    """(B, 3, S, T) uint8, or float in its units -> float32 with this mean and standard deviation (of values in [0, 1])."""
     return (images.float() - per_channel(tuple(mean), images.device)) / per_channel(tuple(std), images.device)
 
 

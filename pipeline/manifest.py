@@ -5,12 +5,15 @@ tears one line at most; a torn last line is dropped.
 """
 
 import dataclasses
+import errno
+import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, TextIO
 
 import numpy as np
 
@@ -21,6 +24,7 @@ MANIFEST = "manifest.json"
 SHARD_LINES = "shards.jsonl"
 
 Tail = Literal["mean", "logmeanexp", "zero"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Manifest:
     mean: tuple[float, float, float] | None  # of the normalisation; this and its neighbours are unknown of imported maps
     std: tuple[float, float, float] | None
     interpolation: str | None
-    precision: str  # of the forward pass: "float32" or "bfloat16"
+    precision: Precision  # of the forward pass
     topk: int
     tail: Tail
     grid: tuple[int, int]  # rows, columns of the label map
@@ -79,7 +83,8 @@ class Manifest:
         return fields
 
     def save(self, labels: Path) -> None:
-        text = json.dumps(self.as_json(), indent=2) + "\n"
+        fields = self.as_json()
+        text = json.dumps(fields | {"sha256": digest_of(fields)}, indent=2) + "\n"
         write_whole(labels / MANIFEST, text.encode())
 
     @classmethod
@@ -87,7 +92,8 @@ class Manifest:
         """Read LABELS/manifest.json.
 
         Raises:
-            InputError: it is missing, torn, of another format version, or has other fields than this version's.
+            InputError: it is missing, torn, changed since it was written, of another format version, or has other fields
+                than this version's.
         """
         path = labels / MANIFEST
         if not path.is_file():
@@ -103,6 +109,7 @@ class Manifest:
                 f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
                 " annotate again, or install the relabel that wrote it"
             )
+        written = fields.pop("sha256", None)
         known = {field.name: field.default for field in dataclasses.fields(cls)}
         needed = {name for name, default in known.items() if default is dataclasses.MISSING}
         if not needed <= fields.keys() <= known.keys():
@@ -113,6 +120,11 @@ class Manifest:
             if not unknown and not isinstance(fields[name], list):
                 raise InputError(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
             fields[name] = None if unknown else tuple(fields[name])
+        if written not in (None, digest_of(fields)):
+            raise InputError(
+                f"{path} changed after it was written (sha256); restore it, or annotate again into an empty folder. Who"
+                " changed it on purpose removes its sha256"
+            )
         return cls(**fields)
 
     def differences(self, other: "Manifest") -> list[str]:
@@ -125,6 +137,11 @@ class Manifest:
         )
         mine, theirs = self.as_json(), other.as_json()
         return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n not in ignored and mine[n] != theirs[n]]
+
+
+def digest_of(fields: dict[str, Any]) -> str:
+    """sha256 of a manifest's fields, by which it tells a flipped byte in itself."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -166,9 +183,27 @@ def read_shard_lines(labels: Path) -> dict[int, ShardLine]:
 
 def append_shard_line(labels: Path, line: ShardLine) -> None:
     with (labels / SHARD_LINES).open("ab") as file:
+        lock(file, wait=True)  # two machines that append through a network file system would overwrite each other's line
         file.write(line.to_json().encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def lock(file: BinaryIO | TextIO, wait: bool) -> bool:
+    """Lock an open file against all other processes, until it is closed or this process dies.
+
+    Returns:
+        False where the file system knows no locks.
+    Raises:
+        BlockingIOError or PermissionError: another process has it, and we are not to wait.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # this process's alone: workers do not inherit it
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
 
 
 def write_shard_lines(labels: Path, lines: dict[int, ShardLine]) -> None:

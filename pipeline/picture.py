@@ -35,7 +35,7 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     store = LabelStore.open(labels)
     chosen = []
     for index in np.random.default_rng(0).permutation(len(folder)).tolist():
-        image, box, _, target = crops[(0, index)]
+        image, box, _, target, _ = crops[(0, index)]
         shown = objects[folder.keys[index]]
         seen = {c: covered(b, box) for c, b in zip(shown["classes"], shown["boxes"], strict=True)}
         if seen[folder.classes[target]] < 0.1 and max(seen.values()) > 0.7:

@@ -9,15 +9,20 @@ import errno
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.errors import InputError
+from pipeline.keys import KeyIndex, decoded, encoded
 from pipeline.manifest import Manifest, ShardLine, read_shard_lines, write_whole
+
+MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,11 @@ class MappedShard:
 
 
 class LabelStore:
-    """A label set to read from: `open` maps it, `to` makes it resident on a device, `gather` hands out maps by row."""
+    """A label set to read from: `open` maps it, `to` brings it to a device, `gather` hands out maps by row.
+
+    Attributes:
+        resident: whether `to` has put the whole set into the device's memory; else rows are read from the mapped files.
+    """
 
     def __init__(self, labels: Path, manifest: Manifest, shards: list[MappedShard], unreadable: tuple[str, ...]) -> None:
         self.labels = labels
@@ -154,12 +163,33 @@ class LabelStore:
         self.unreadable = unreadable
         self._shards = shards
         self._starts = np.cumsum([0] + [len(shard.keys) for shard in shards])
-        self.keys = [key.decode() for shard in shards for key in shard.keys.tolist()]
-        self._row_of = {key: row for row, key in enumerate(self.keys)}
-        self._resident: LabelMaps | None = None
+        self._index = KeyIndex(np.concatenate([shard.keys for shard in shards]))
+        self._device = torch.device("cpu")
+        self._whole: LabelMaps | None = None
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._index.keys)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of every row; made when first asked for, since looking keys up does not need it.
+
+        Raises:
+            InputError: a key that is not UTF-8, or would lead out of the folder that it is joined to.
+        """
+        try:
+            return decoded(self._index.keys)
+        except ValueError as error:
+            raise InputError(f"{self.labels}: {error}; such a set is not to be trusted") from error
+
+    @property
+    def resident(self) -> bool:
+        return self._whole is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Of all maps together: 4 (6 beyond 65,536 classes) for every class stored in a cell, and 2 for its tail."""
+        return sum(getattr(shard, name).nbytes for shard in self._shards for name in MAPS)
 
     @classmethod
     def open(cls, labels: Path | str) -> "LabelStore":
@@ -181,18 +211,51 @@ class LabelStore:
         shards = [MappedShard.open(labels, line, manifest) for line in ordered]
         return cls(labels, manifest, shards, tuple(key for line in ordered for key in line.unreadable))
 
-    def to(self, device: torch.device | str) -> "LabelStore":
-        """Read the whole set into the memory of a device; 1.28 M maps of 15x15x5 are about 6 GB."""
-        arrays = []
-        for name in ("scores", "classes", "tail"):
-            parts = [getattr(shard, name) for shard in self._shards]
-            whole = np.empty((len(self), *parts[0].shape[1:]), parts[0].dtype)
-            np.concatenate(parts, out=whole)
-            if whole.dtype == np.uint32:  # torch gathers int32, not uint32; class numbers fit
-                whole = whole.view(np.int32)
-            arrays.append(torch.from_numpy(whole).to(device))
-        self._resident = LabelMaps(*arrays)
+    def to(self, device: torch.device | str, resident: bool | None = None) -> "LabelStore":
+        """Hand out maps on this device from now on; 1.28 M maps of 15x15x5 are about 6 GB.
+
+        Args:
+            resident: whether the whole set moves into the device's memory. If None, it does unless that would take more
+                than half of what a GPU has free, which training needs for itself; a message then says so. A set that is
+                not resident stays in the mapped files, of which all processes of a machine share one copy, in the page
+                cache: nothing to agree on between them, to clean up, or to fit into a container's shared memory.
+        """
+        self._device = torch.device(device)
+        if resident is None:
+            resident = self._fits()
+        if resident:
+            self._whole = LabelMaps(*(self._on_device([getattr(shard, name) for shard in self._shards]) for name in MAPS))
+        else:
+            self._whole = None
         return self
+
+    def _fits(self) -> bool:
+        if self._device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if self.nbytes <= free / 2:
+            return True
+        tqdm.write(
+            f"{self.labels}: {self.nbytes / 1e9:.1f} GB of label maps are read from the files, through the page cache:"
+            f" {self._device} has {free / 1e9:.1f} GB free, and half of that is left to training"
+        )
+        return False
+
+    def _on_device(self, parts: list[np.ndarray]) -> Tensor:
+        """One array out of all shards', shard by shard, so that no second copy of the whole is made on the host."""
+        shape = (len(self), *parts[0].shape[1:])
+        if self._device.type == "cpu":
+            whole = np.empty(shape, parts[0].dtype)  # filling a torch.empty is three times slower
+            np.concatenate(parts, out=whole)
+            return torch_of(whole)
+        on_device = torch.empty(shape, dtype=torch_of(parts[0][:0].copy()).dtype, device=self._device)
+        for part, start in zip(parts, self._starts, strict=False):
+            on_device[start : start + len(part)] = torch_of(part.copy()).to(self._device)
+        return on_device
+
+    def find(self, keys: Sequence[str]) -> Tensor:
+        """(B,) int64 rows of these keys, -1 for those that the set does not hold."""
+        return torch.from_numpy(self._index.find(encoded(keys)))
 
     def rows(self, keys: Sequence[str]) -> Tensor:
         """(B,) int64 rows of these keys, for `gather`.
@@ -200,19 +263,34 @@ class LabelStore:
         Raises:
             KeyError: names the first key that the set does not hold.
         """
-        return torch.tensor([self._row_of[key] for key in keys], dtype=torch.int64)
+        rows = self.find(keys)
+        if len(rows) and int(rows.min()) < 0:
+            raise KeyError(keys[int((rows < 0).nonzero()[0])])
+        return rows
 
     def gather(self, rows: Tensor) -> LabelMaps:
-        """The label maps of (B,) rows: on the store's device after `to`, else read from the mapped files."""
-        if self._resident is not None:
-            maps = self._resident
-            rows = rows.to(maps.scores.device, non_blocking=True)
-            return LabelMaps(*(t.index_select(0, rows) for t in (maps.scores, maps.classes, maps.tail)))
+        """The label maps of (B,) rows, on the store's device.
+
+        Where the set is not resident, rows are best on the CPU: fetching them from a GPU waits for its stream.
+        """
+        if self._whole is not None:
+            rows = rows.to(self._device, non_blocking=True)
+            return LabelMaps(*(t.index_select(0, rows) for t in (self._whole.scores, self._whole.classes, self._whole.tail)))
         numbers = rows.cpu().numpy()
         shard_of = np.searchsorted(self._starts, numbers, side="right") - 1
-        places = [(self._shards[s], n - self._starts[s]) for s, n in zip(shard_of, numbers, strict=True)]
-        return LabelMaps(
-            torch.from_numpy(np.stack([shard.scores[i] for shard, i in places])),
-            torch.from_numpy(np.stack([shard.classes[i].astype(np.int32) for shard, i in places])),
-            torch.from_numpy(np.stack([shard.tail[i] for shard, i in places])),
-        )
+        places = list(zip(shard_of.tolist(), (numbers - self._starts[shard_of]).tolist(), strict=True))
+        return LabelMaps(*(self._read(name, places) for name in MAPS)).to(self._device)
+
+    def _read(self, name: str, places: list[tuple[int, int]]) -> Tensor:
+        """One array's rows at (shard, row in it), from the mapped files."""
+        arrays = [getattr(shard, name) for shard in self._shards]
+        read = np.empty((len(places), *arrays[0].shape[1:]), arrays[0].dtype)
+        for i, (shard, row) in enumerate(places):
+            read[i] = arrays[shard][row]
+        rows = torch_of(read)
+        return rows.pin_memory() if self._device.type == "cuda" else rows  # pinned: the copy need not be waited for
+
+
+def torch_of(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor; uint32 as int32, which torch can gather, and which class numbers fit."""
+    return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)

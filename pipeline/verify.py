@@ -11,6 +11,7 @@ from pipeline.boxes import whole_image
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
+from pipeline.keys import KeyIndex, decoded, encoded
 from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
 from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
 from train.label_pooling import label_pool
@@ -41,7 +42,7 @@ def verify(labels: Path, images: Path | str | None = None, min_agreement: float 
     lines = read_shard_lines(labels)
     folder = find_images(images) if images is not None else None
     report = Report()
-    keys: list[str] = []
+    parts = [np.empty(0, dtype=np.bytes_)]  # of keys
     unreadable: list[str] = []
     top1: list[np.ndarray] = []
     for number in tqdm(range(manifest.shard_count), desc="verify", unit="shard", disable=None):
@@ -59,7 +60,11 @@ def verify(labels: Path, images: Path | str | None = None, min_agreement: float 
             report.findings.append(f"{path}: its bytes changed after it was written (sha256); {REMAKE}")
             continue  # its values cannot be trusted, so they are not judged
         report.findings += [f"{path} {finding}; {REMAKE}" for finding in findings_in(shard, manifest)]
-        keys += [key.decode() for key in shard.keys.tolist()]
+        try:
+            decoded(shard.keys)
+        except ValueError as error:
+            report.findings.append(f"{path}: {error}; such a set is not to be trusted")
+        parts.append(np.array(shard.keys))  # copied: else the whole file would stay mapped
         unreadable += line.unreadable
         if folder is not None:
             top1.append(whole_image_top1(shard, manifest))
@@ -69,10 +74,11 @@ def verify(labels: Path, images: Path | str | None = None, min_agreement: float 
             f"{labels}: shards.jsonl lists shard {surplus[0]}, the manifest knows {manifest.shard_count}; annotate anew"
         )
     complete = not report.findings
-    check_keys(report, labels, manifest, keys, unreadable, complete)
+    keys = np.concatenate(parts)  # (N,) bytes
+    check_keys(report, labels, manifest, keys, encoded(unreadable), complete)
     if folder is not None:
-        check_coverage(report, labels, folder, keys, unreadable, complete)
-        if keys:
+        check_coverage(report, labels, folder, keys, encoded(unreadable), complete)
+        if len(keys):
             check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement)
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
@@ -99,37 +105,45 @@ def findings_in(shard: MappedShard, manifest: Manifest) -> list[str]:
     for what, bad in checks.items():
         if bad.any():
             first = int(bad.argmax())
-            key = shard.keys[first].decode(errors="replace")
-            found.append(f"row {first} ({key}): {what}, in {int(bad.sum())} rows in all")
+            found.append(f"row {first} ({name_of(shard.keys[first])}): {what}, in {int(bad.sum())} rows in all")
     return found
 
 
+def name_of(key: bytes) -> str:
+    return key.decode(errors="replace")
+
+
 def check_keys(
-    report: Report, labels: Path, manifest: Manifest, keys: list[str], unreadable: list[str], complete: bool
+    report: Report, labels: Path, manifest: Manifest, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
-    """Keys are unique, and together those that the manifest was made for."""
-    doubled = [key for key, count in zip(*np.unique(keys, return_counts=True), strict=True) if count > 1]
-    if doubled:
-        report.findings.append(f"{labels}: {len(doubled)} keys stand in it twice (first: {doubled[0]}); annotate anew")
-    if complete and digest_of(sorted(keys + unreadable)) != manifest.image_digest:
+    """Keys, as bytes, are unique, and together those that the manifest was made for."""
+    unique, counts = np.unique(keys, return_counts=True)
+    doubled = unique[counts > 1]
+    if len(doubled):
+        report.findings.append(
+            f"{labels}: {len(doubled)} keys stand in it twice (first: {name_of(doubled[0])}); annotate anew"
+        )
+    together = np.sort(np.concatenate([keys, unreadable]))
+    if complete and digest_of(key.decode() for key in together.tolist()) != manifest.image_digest:
         report.findings.append(f"{labels / MANIFEST}: its image digest is not that of the shards' keys; annotate anew")
 
 
 def check_coverage(
-    report: Report, labels: Path, folder: ImageSet, keys: list[str], unreadable: list[str], complete: bool
+    report: Report, labels: Path, folder: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
     """Every image has a map, and every map an image."""
-    missing = sorted(set(folder.keys) - set(keys) - set(unreadable))
-    surplus = sorted(set(keys) - set(folder.keys))
-    if missing and complete:  # else the unfinished shards, found above, are the reason
+    images = encoded(folder.keys)
+    missing = images[KeyIndex(np.concatenate([keys, unreadable])).find(images) < 0]
+    surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
+    if len(missing) and complete:  # else the unfinished shards, found above, are the reason
         report.findings.append(
-            f"{labels}: {len(missing)} of {len(folder)} images of {folder.source} have no label map (first: {missing[0]});"
-            " annotate this folder into a new label set"
+            f"{labels}: {len(missing)} of {len(folder)} images of {folder.source} have no label map (first:"
+            f" {name_of(missing[0])}); annotate this folder into a new label set"
         )
-    if surplus:
+    if len(surplus):
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {folder.source} (first: {surplus[0]}); name the images"
-            " they were made from, or annotate anew"
+            f"{labels}: {len(surplus)} label maps have no image in {folder.source} (first: {name_of(surplus[0])}); name the"
+            " images they were made from, or annotate anew"
         )
 
 
@@ -138,7 +152,7 @@ def check_agreement(
     labels: Path,
     manifest: Manifest,
     folder: ImageSet,
-    keys: list[str],
+    keys: np.ndarray,
     top1: np.ndarray,
     min_agreement: float,
 ) -> None:
@@ -150,11 +164,11 @@ def check_agreement(
             " its classes by --classes"
         )
         return
-    target_of = dict(zip(folder.keys, folder.targets.tolist(), strict=True))
-    known = np.array([key in target_of for key in keys])
+    image_of = KeyIndex(encoded(folder.keys)).find(keys)
+    known = image_of >= 0
     if not known.any():
         return
-    targets = np.array([target_of[key] for key in keys if key in target_of])
+    targets = folder.targets[image_of[known]]
     agrees = top1[known] == targets
     share = float(agrees.mean())
     counts = np.bincount(targets, minlength=len(folder.classes))

@@ -7,7 +7,8 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 
-from pipeline.shards import LabelStore
+from pipeline.shards import LabelMaps, LabelStore
+from tests.label_sets import write_label_set
 from train.loop import train
 from train.metrics import read_metrics
 from train.recipe import load
@@ -38,3 +39,23 @@ def test_training_on_the_gpu_reads_its_labels_there(
     last = read_metrics(tmp_path / "run")[-1]
     assert last["step"] == 6 and last["val"]["images"] == 9 and last["loss"] < 10
     assert LabelStore.open(tmp_path / "labels").to("cuda").gather(torch.tensor([8, 0])).scores.device.type == "cuda"
+
+
+def test_label_set_beyond_half_of_the_free_memory_is_read_from_its_files_and_gives_the_same_maps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = torch.randn(3000, 8, 15, 15, generator=torch.Generator().manual_seed(0))
+    maps = LabelMaps(*logits.topk(5, dim=1), logits.mean(1))
+    write_label_set(tmp_path / "set", [f"cat/{i:04}.JPEG" for i in range(3000)], maps, 8, shard_size=1000)
+    resident, other = LabelStore.open(tmp_path / "set").to("cuda"), LabelStore.open(tmp_path / "set")
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    filling = torch.empty(free - other.nbytes * 3 // 2, dtype=torch.uint8, device="cuda")
+    other.to("cuda")
+    del filling
+    assert resident.resident and not other.resident
+    assert f"{tmp_path}/set: 0.0 GB of label maps are read from the files" in capsys.readouterr().out
+    rows = torch.randint(3000, (64,))
+    for name in ("scores", "classes", "tail"):
+        mine, theirs = (getattr(store.gather(rows), name) for store in (other, resident))
+        assert mine.device.type == "cuda" and mine.dtype == theirs.dtype and torch.equal(mine.cpu(), theirs.cpu())

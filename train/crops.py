@@ -16,6 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from pipeline.images import ImageSet
+from train.augment import augmentation_draws
 from train.recipe import Recipe
 
 
@@ -28,25 +29,32 @@ class Crops:
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
         indices: (B,) int64 place of each image in the folder.
         targets: (B,) int64 class by folder.
+        draws: (B, DRAWS) float32 random numbers, for what is done to the crops in batch, on the device: train/augment.py.
     """
 
     images: Tensor
     boxes: Tensor
     indices: Tensor
     targets: Tensor
+    draws: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.images, self.boxes, self.indices, self.targets, self.draws
 
     def pin_memory(self) -> "Crops":
-        return Crops(*(t.pin_memory() for t in (self.images, self.boxes, self.indices, self.targets)))
+        return Crops(*(t.pin_memory() for t in self.tensors()))
 
     def to(self, device: torch.device) -> "Crops":
-        return Crops(*(t.to(device, non_blocking=True) for t in (self.images, self.boxes, self.indices, self.targets)))
+        return Crops(*(t.to(device, non_blocking=True) for t in self.tensors()))
 
 
-Example = tuple[Tensor, tuple[float, float, float, float], int, int]  # image, box, index, target: a row of Crops
+Example = tuple[
+    Tensor, tuple[float, float, float, float], int, int, Tensor
+]  # image, box, index, target, draws: a row of Crops
 
 
 class RandomCrops(Dataset[Example]):
-    """Crops by torchvision's RandomResizedCrop, mirrored with probability `hflip`; addressed by (epoch, image)."""
+    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; addressed by (epoch, image)."""
 
     def __init__(self, folder: ImageSet, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
@@ -59,18 +67,17 @@ class RandomCrops(Dataset[Example]):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
             torch.default_generator.manual_seed(seed_of(self.recipe.seed, epoch, index))
             top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
-            mirror = torch.rand(()).item() < self.recipe.hflip
+            draws = augmentation_draws()
         crop = F.resized_crop(image, top, left, height, width, self.size)
-        if mirror:
-            crop = F.hflip(crop)
         columns, rows = image.size
         box = (left / columns, top / rows, (left + width) / columns, (top + height) / rows)
-        return F.pil_to_tensor(crop), box, index, int(self.folder.targets[index])
+        return F.pil_to_tensor(crop), box, index, int(self.folder.targets[index]), draws
 
 
 def collate(examples: list[Example]) -> Crops:
-    images, boxes, indices, targets = zip(*examples, strict=True)
-    return Crops(torch.stack(images), torch.tensor(boxes), torch.tensor(indices), torch.tensor(targets))
+    images, boxes, indices, targets, draws = zip(*examples, strict=True)
+    numbers = torch.tensor(boxes), torch.tensor(indices), torch.tensor(targets)
+    return Crops(torch.stack(images), *numbers, torch.stack(draws))
 
 
 def seed_of(*numbers: int) -> int:

@@ -11,8 +11,7 @@ from pipeline.distributed import processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.manifest import write_whole
-from train import checkpoint as checkpoints
-from train.checkpoint import ModelCard
+from train.checkpoint import read_card
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 
 
@@ -38,10 +37,7 @@ def evaluate_checkpoint(
     folder = find_images(images)
     card = None
     if checkpoint is not None and arch is None:
-        content = checkpoints.load(checkpoint)
-        if "card" not in content:
-            raise InputError(f"{checkpoint} does not say which model it is of; name it with --arch")
-        card = ModelCard.from_dict(content["card"])
+        card = read_card(checkpoint, "--arch")
         refuse_other_classes(folder, card.classes, str(checkpoint))
         arch, model_kwargs = card.arch, card.model_kwargs
     if arch is None:

@@ -4,8 +4,6 @@
 device; nothing of it waits on the host.
 """
 
-import dataclasses
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -13,11 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -28,24 +25,28 @@ from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import (
-    ImageSet,
     UnreadableImage,
     batches_of,
-    digest_of,
     leave_signals_to_the_main_process,
     normalise,
 )
-from pipeline.manifest import write_whole
 from pipeline.shards import LabelStore
 from train import checkpoint
-from train.checkpoint import LAST, WEIGHTS, ModelCard, bare
+from train.augment import augment
+from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, seed_of
+from train.cutmix import paste_in, paste_of_step
+from train.divergence import refuse_divergence, refuse_infinite_weights
 from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
 from train.metrics import append_metrics, draw_curves, keep_metrics
+from train.provenance import begin, describe
 from train.recipe import Recipe
-from train.supervision import LabelMapTargets, loss_of, match_labels
+from train.schedule import create_schedule
+from train.supervision import LabelMapTargets, Supervision, loss_with_tokens, match_labels, unconfirmed
+from train.teacher import TeacherChoice, load_teacher
+from train.tensorboard import open_writer, require_tensorboard, write_epoch
+from train.tokens import WithTokens, token_grid
 
-RUN_FILE = "run.json"
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
 
@@ -62,6 +63,7 @@ def train(
     labels: Path | None = None,
     val: Path | str | None = None,
     multilabels: Path | None = None,
+    teacher: TeacherChoice | None = None,
     model_kwargs: dict[str, Any] | None = None,
     initial_weights: Path | None = None,
     pretrained: bool = False,
@@ -69,22 +71,27 @@ def train(
     amp: bool | None = None,
     device: str | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> None:
-    """Train, and leave weights.pth, metrics.jsonl and curves.png in `run`.
+    """Train, and leave weights.safetensors, weights.pth, run.json, metrics.jsonl and curves.png in `run`.
 
     Args:
         images: training images, as pipeline/image_sources.py reads them.
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.
-        initial_weights, pretrained: start from these weights instead of random ones.
+        teacher: the classifier that the recipe's target asks about every crop, if it asks one.
+        initial_weights, pretrained: start from these weights instead of random ones; a head of other classes is made anew.
         amp: bfloat16; on CUDA if None.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
+        tensorboard: write the metrics to RUN/tensorboard too.
     Raises:
         InputError: images without labels, other classes, a run of other settings in the folder, a loss that is not
             finite, a full disk.
         Interrupted: stopped by a signal, state saved.
     """
+    if tensorboard:
+        require_tensorboard()
     with processes(device) as group:
         # Data: which images, and their label maps
         folder = find_images(images)
@@ -92,7 +99,11 @@ def train(
         if store is not None and store.unreadable:
             folder = folder.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
-        row_of_image = match_labels(store, folder) if store is not None and recipe.needs_labels else None
+        if store is not None and recipe.confirmed_only:
+            left_out = unconfirmed(store, folder)
+            folder = folder.without(left_out)
+            say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
+        row_of_image = match_labels(store, folder) if store is not None and recipe.reads_maps else None
         val_folder = find_images(val) if val is not None else None
         if val_folder is not None:
             refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
@@ -109,15 +120,22 @@ def train(
         torch.manual_seed(seed_of(recipe.seed))
         classes = len(folder.classes)
         kwargs = model_kwargs or {}
+        if recipe.start == "pretrained" and not pretrained and initial_weights is None:
+            raise InputError(
+                "this recipe starts from weights that were trained before (start = 'pretrained'); give --pretrained with an"
+                " --arch that has such, as resnetv2_50x1_bit.goog_in21k, or --initial-weights FILE"
+            )
         model: nn.Module = create_classifier(
-            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs
+            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs, new_head=True
         )
+        grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, folder.classes, view)
         cuda = group.device.type == "cuda"
-        model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         amp = cuda if amp is None else amp
+        asked = load_teacher(teacher, recipe, folder, group.device, amp)
+        model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
         try:
             optimizer = create_optimizer_v2(
                 model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
@@ -126,23 +144,17 @@ def train(
             raise InputError(
                 f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
             ) from error
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            recipe.schedule,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-        )
-        assert scheduler is not None
+        scheduler = create_schedule(optimizer, recipe, steps_per_epoch)
+        ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, folder, pretrained, initial_weights)
+        description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher)
         state = begin(run, description, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
             model.load_state_dict(state["state_dict"])
+            if ema is not None:
+                ema.module.load_state_dict(state["ema"])
             optimizer.load_state_dict(state["optimizer"])
             checkpoint.set_rng_state(state["rng"], group.device)
             step = state["step"]
@@ -153,14 +165,19 @@ def train(
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
+        writer = open_writer(run, step // steps_per_epoch) if tensorboard and group.is_first else None
+        judged = bare(model) if ema is None else ema.module  # what is evaluated and kept
+        if grid is not None:
+            model = WithTokens(model)
         if group.world > 1:
             torch.manual_seed(seed_of(recipe.seed, step, group.rank))  # dropout of its own in every process
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
         # Label maps move to the device once, and targets are made there
-        targets = None
+        maps = None
         if store is not None and row_of_image is not None:
-            targets = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
+            maps = LabelMapTargets(store.to(group.device), row_of_image.to(group.device), recipe)
+        targets = Supervision(recipe, classes, maps, asked, grid)
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
@@ -183,28 +200,36 @@ def train(
                     "rng": checkpoint.rng_state(group.device),
                     "step": step,
                     "seen": together,
-                    "card": card.to_dict(),
+                    "card": card.to_json(),
                 }
+                if ema is not None:
+                    state["ema"] = ema.module.state_dict()
                 checkpoint.save(run / LAST, state)
 
         with stop_signals() as stopped:
             bar = progress(step, steps_per_epoch, recipe, group)
             began = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
+            losses: list[tuple[torch.Tensor, float]] = []  # since the last look, with their learning rates
             for crops in batches_of(loader):
                 # One step
                 scheduler.step_update(step)
                 crops = crops.to(group.device)
-                target = crops.targets if targets is None else targets(crops)
-                batch = normalise(crops.images, view.mean, view.std).contiguous(memory_format=torch.channels_last)
+                pixels = augment(crops.images, crops.draws, recipe)
+                paste = paste_of_step(step, step // steps_per_epoch, pixels, recipe)
+                if paste is not None:
+                    paste_in(pixels, paste)
+                target, token_target = targets(crops, pixels, paste)
+                batch = normalise(pixels, view.mean, view.std).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
-                    logits = model(batch)
-                logits = logits.float()
-                loss = loss_of(logits, target, recipe)
+                    output = model(batch)
+                loss, logits = loss_with_tokens(output, target, token_target, recipe)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 step += 1
+                if ema is not None:
+                    ema.update(bare(model), step)
 
                 # Keep count, and look at it now and then
                 with torch.no_grad():
@@ -212,17 +237,16 @@ def train(
                     seen += torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
+                losses.append((loss.detach(), optimizer.param_groups[0]["lr"]))
                 look = step % LOOK_EVERY == 0 or in_epoch == 0
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
                 if look or stop:
+                    refuse_divergence(losses, step, folder, recipe, run, group)
+                    losses.clear()
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)
-                    if not torch.isfinite(seen[1]):
-                        lr = optimizer.param_groups[0]["lr"]
-                        raise InputError(
-                            f"the loss is not finite by step {step} (epoch {epoch + (in_epoch > 0)}, lr {lr:.3g});"
-                            f" {run / LAST} holds the last good state. A smaller lr or amp off may help"
-                        )
+                if stop or in_epoch == 0:
+                    refuse_infinite_weights(model, step, optimizer.param_groups[0]["lr"], run)
                 if stop and in_epoch:
                     save_state()
                     bar.close()
@@ -245,10 +269,10 @@ def train(
                 seen.zero_()
                 unreadable = None
                 if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
-                    group.same_buffers(bare(model))
+                    group.same_buffers(judged)
                     try:
                         metrics["val"] = evaluate(
-                            bare(model), val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
+                            judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
                         )
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating
@@ -257,6 +281,8 @@ def train(
                 metrics["wall_s"] = time.perf_counter() - began
                 if group.is_first:
                     append_metrics(run, metrics)
+                if writer is not None:
+                    write_epoch(writer, metrics)
                 save_state()
                 if unreadable is not None:
                     raise unreadable
@@ -269,10 +295,12 @@ def train(
                 began, images_before = time.perf_counter(), 0.0
             bar.close()
 
+        if writer is not None:
+            writer.close()
         if group.is_first:
-            weights = {"state_dict": bare(model).state_dict(), "card": card.to_dict()}
-            checkpoint.save(run / WEIGHTS, weights)
-            say(group, f"weights: {run / WEIGHTS}")
+            for name in (SAFETENSORS, WEIGHTS):  # the second says to make that the run is done
+                checkpoint.save_weights(run / name, judged.state_dict(), card)
+            say(group, f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
         group.barrier()
 
 
@@ -280,71 +308,9 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
     if labels is None:
         if not recipe.needs_labels:
             return None
-        raise InputError(f"target {recipe.target!r} reads label maps; name their folder with --labels")
+        reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
+        raise InputError(f"{reader}; name their folder with --labels")
     return LabelStore.open(labels)
-
-
-def describe(
-    card: ModelCard, recipe: Recipe, store: LabelStore | None, folder: ImageSet, pretrained: bool, initial: Path | None
-) -> dict[str, Any]:
-    """What made these weights, for run.json: the recipe as run, the model, the labels and the versions."""
-    return {
-        "arch": card.arch,
-        "model_kwargs": card.model_kwargs,
-        "initial_weights": str(initial) if initial else "pretrained" if pretrained else "random",
-        "recipe": dataclasses.asdict(recipe),
-        "images": folder.source,
-        "image_count": len(folder),
-        "image_digest": digest_of(folder.keys),
-        "classes": len(card.classes),
-        "labels": dataclasses.asdict(store.manifest) if store is not None and recipe.needs_labels else None,
-        "timm_version": timm.__version__,
-        "torch_version": torch.__version__,
-    }
-
-
-def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes) -> dict[str, Any] | None:
-    """Make the run's folder, or go on in it. Returns the state to resume from, or None.
-
-    Raises:
-        InputError: the folder holds a run already and `resume` was not asked for, or one of other settings.
-    """
-    said = json.loads(json.dumps(description))  # as it reads back: lists for tuples
-    path = run / RUN_FILE
-    last = run / LAST
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        ignored = {"timm_version", "torch_version", "images"}
-        other = [key for key in said if key not in ignored and earlier.get(key) != said[key]]
-        if other:
-            changes = "; ".join(change_of(key, earlier.get(key), said[key]) for key in other)
-            raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
-        if last.exists() and not resume:
-            raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run-dir, or delete it")
-    elif last.exists():
-        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so what made it is not known; use another --run-dir")
-    state = checkpoint.load(last) if last.exists() else None
-    if state is not None and "step" not in state:
-        raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")
-    group.barrier()
-    if group.is_first and not path.exists():
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(said, indent=2) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write {run}: {error}") from error
-    return state
-
-
-def change_of(key: str, before: Any, now: Any) -> str:
-    """One differing setting, or those within a table that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        inner = [f"{key}.{k} {before.get(k)!r}, now {now.get(k)!r}" for k in now if before.get(k) != now.get(k)]
-        return ", ".join(inner)
-    return f"{key} {before!r}, now {now!r}"
 
 
 def progress(step: int, steps_per_epoch: int, recipe: Recipe, group: Processes) -> tqdm:

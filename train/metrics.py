@@ -8,6 +8,7 @@ from pipeline.manifest import write_whole
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
+MARKED = 40  # evaluations; of more than these a curve shows no dots
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -38,22 +39,24 @@ def draw_curves(run: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = read_metrics(run)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
     x = [e["epoch"] for e in epochs]
-    marker = "o" if len(x) < 2 else None
-    left.plot(x, [e["loss"] for e in epochs], marker=marker, label="training loss")
-    middle.plot(x, [e["top1"] for e in epochs], marker=marker, label="crops, top-1 against the folder's class")
-    for name in ("top1", "top5", "multilabel_accuracy"):
+    marker = "o" if len(x) < 2 else None  # a lone point is no line
+    left.plot(x, [e["loss"] for e in epochs], marker=marker)
+    middle.plot(x, [e["top1"] for e in epochs], marker=marker, label="training crops, top-1 against the folder's class")
+    for name, title in (("top1", "top-1"), ("top5", "top-5"), ("multilabel_accuracy", "multi-label accuracy")):
         points = [(e["epoch"], e["val"][name]) for e in epochs if name in e.get("val", {})]
         if points:
-            middle.plot(*zip(*points, strict=True), marker="o", label=f"validation {name}")
-    right.plot(x, [e["lr"] for e in epochs], marker=marker, label="learning rate")
-    for axes, label in ((left, "loss"), (middle, "percent"), (right, "learning rate")):
+            middle.plot(
+                *zip(*points, strict=True), marker="o" if len(points) < MARKED else None, label=f"validation, {title}"
+            )
+    right.plot(x, [e["lr"] for e in epochs], marker=marker)
+    for axes, label in ((left, "training loss"), (middle, "percent"), (right, "learning rate")):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    middle.legend(fontsize=8)
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)  # beside no curve
     figure.suptitle(str(run))
     figure.savefig(run / CURVES, dpi=110)
     plt.close(figure)

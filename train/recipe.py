@@ -15,16 +15,25 @@ from typing import Any, Literal, get_args, get_origin
 from pipeline.errors import InputError
 
 RECIPES = Path(__file__).with_name("recipes")
+ABOUT = ("reproduces", "published")  # what a file says of itself: not settings, and not inherited
 
-Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single"]
+Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single", "teacher"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The settings of a run. A default is what ImageNet training uses; train/recipes/*.toml says the rest."""
 
-    target: Target  # folder: the class folder's name. The others read label maps, pooled over the crop (localized) or
-    # over the whole image (global), as probabilities (multi) or as the largest class alone (single)
+    target: Target  # folder: the class folder's name. teacher: what a classifier says of each crop, on the fly. The others
+    # read label maps, pooled over the crop (localized) or over the whole image (global), as probabilities (multi) or as the
+    # largest class alone (single)
+    temperature: float = 1.0  # the map's or the teacher's logits are divided by it: above 1 a small student is told more of
+    # the classes that come second (Hinton et al. 2015)
+    folder_share: float = 0.0  # of the target; the map or the teacher has the rest. For annotators that are often wrong
+    label_smoothing: float = 0.0  # of the target, spread evenly over all classes
+    confirmed_only: bool = False  # leave out images whose folder's class is not the label set's whole-image top-1
+    token_weight: float = 0.0  # of the mean loss of a ViT's patch tokens, each towards the map pooled over its own patch
+    # (TokenLabeling, Jiang et al. 2021): one target in every place is more than one in every crop
     loss: Literal["ce", "bce"] = "ce"  # softmax cross-entropy, or a sigmoid per class
     epochs: int = 300  # passes over the training images
     batch_size: int = 1024  # images per step, all processes together
@@ -32,12 +41,23 @@ class Recipe:
     lr: float = 0.1  # peak, at this batch size
     momentum: float = 0.9  # where the optimiser has one
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "step", "constant"] = "cosine"  # timm's names
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    decay_epochs: int = 30  # schedule "step": lr falls to a tenth after every so many epochs
     warmup_epochs: int = 5  # linear, from a hundredth of lr
     image_size: int = 224  # a training crop's pixels, square
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop takes
     crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width / height of a crop
     hflip: float = 0.5  # probability of mirroring a crop
+    colour_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # brightness, contrast, saturation: 1 - x ... 1 + x times
+    lighting: float = 0.0  # standard deviation of AlexNet's PCA lighting noise
+    cutmix: float = 0.0  # probability that a step pastes another crop's rectangle into each crop (Yun et al. 2019)
+    cutmix_beta: float = 1.0  # the share that is not pasted over is drawn from Beta(x, x)
+    cutmix_off_epochs: int = 0  # no CutMix in the last so many epochs
+    cutmix_target: Literal["area", "regions"] = "area"  # area: the two crops' targets, weighted by what is seen of each.
+    # regions: each map is pooled over what is seen of it, so that an object under the paste is not asked for
+    ema: float = 0.0  # decay of the weights' moving average, which is then what is evaluated and kept: it is steadier than
+    # the last step's weights; 0: none
+    start: Literal["any", "pretrained"] = "any"  # pretrained: refuse to start from random weights
     eval_size: int = 224  # an evaluation image's pixels, square
     eval_crop: float = 0.875  # share of the shorter side that the centre crop keeps; 1 is the whole of a square image
     eval_epochs: int = 1  # evaluate every so many epochs, and after the last
@@ -53,23 +73,67 @@ class Recipe:
             raise InputError(f"recipe: crop_ratio = {list(self.crop_ratio)}; expected 0 < smallest <= largest")
         if not 0 < self.eval_crop <= 1:
             raise InputError(f"recipe: eval_crop = {self.eval_crop}; expected a share within (0, 1]")
-        if not 0 <= self.hflip <= 1:
-            raise InputError(f"recipe: hflip = {self.hflip}; expected a probability within [0, 1]")
-        if self.lr <= 0:
-            raise InputError(f"recipe: lr = {self.lr}; expected a positive number")
-        for name in ("momentum", "weight_decay", "warmup_epochs", "seed"):
+        for name in ("hflip", "cutmix", "folder_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected a share within [0, 1]")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected 0 or more, and less than 1")
+        for name in ("lr", "temperature", "cutmix_beta", "decay_epochs"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected a positive number")
+        for name in ("momentum", "weight_decay", "warmup_epochs", "seed", "lighting", "cutmix_off_epochs", "token_weight"):
             if getattr(self, name) < 0:
                 raise InputError(f"recipe: {name} = {getattr(self, name)}; expected 0 or more")
+        if min(self.colour_jitter) < 0:
+            raise InputError(f"recipe: colour_jitter = {list(self.colour_jitter)}; expected 0 or more")
+        localized, multi = self.target.startswith("localized"), self.target.endswith("multi") or self.target == "teacher"
+        for name, reads, targets in (
+            ("temperature", multi, "several classes"),
+            ("folder_share", self.target != "folder", "label maps or a teacher"),
+            ("token_weight", localized, "places of a label map"),
+            ("cutmix_target", localized, "places of a label map"),
+        ):
+            if not reads and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise InputError(
+                    f"recipe: {name} = {getattr(self, name)!r} is for targets of {targets}, which target = {self.target!r}"
+                    " is not; set another target, or leave it out"
+                )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")
 
     @property
+    def reads_maps(self) -> bool:
+        """Whether the target is read from label maps."""
+        return self.target not in ("folder", "teacher")
+
+    @property
     def needs_labels(self) -> bool:
-        return self.target != "folder"
+        """Whether a label set is needed: to read targets from, or to choose the images by."""
+        return self.reads_maps or self.confirmed_only
+
+
+@dataclass(frozen=True)
+class About:
+    """What a recipe file says of itself, beside its settings.
+
+    Attributes:
+        reproduces: what the run is, in a line.
+        published: ImageNet top-1 in percent by timm's name of the student; Yun et al. 2021.
+    """
+
+    reproduces: str
+    published: dict[str, float]
 
 
 def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def about(name: str) -> About:
+    """What a recipe of ours reproduces."""
+    own = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+    return About(own["reproduces"], own.get("published", {}))
 
 
 def load(recipe: str, overrides: list[str] | None = None) -> Recipe:
@@ -97,6 +161,8 @@ def read(path: Path) -> dict[str, tuple[Any, str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     parent = own.pop("inherit", None)
+    for key in ABOUT:
+        own.pop(key, None)
     inherited: dict[str, tuple[Any, str]] = {}
     if parent is not None:
         beside = path.with_name(f"{parent}.toml")

@@ -1,20 +1,24 @@
-"""What a crop is trained towards: its folder's class, or its label map pooled over the crop.
+"""What a crop is trained towards: its folder's class, its label map pooled over the crop, or what a teacher says of it.
 
-Shapes: B images of a batch, C classes, N training images.
+Shapes: B images of a batch, C classes, N training images; T = rows * columns patch tokens.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.boxes import whole_image
 from pipeline.errors import InputError
 from pipeline.images import ImageSet
-from pipeline.shards import LabelStore
+from pipeline.shards import LabelMaps, LabelStore
+from train.augment import mirrored
 from train.crops import Crops
-from train.label_pooling import label_pool
+from train.cutmix import Paste, by_area, partner, parts_of, token_shares
+from train.label_pooling import area_weights, label_pool, label_pool_grid, weighted_sum
 from train.recipe import Recipe
+from train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,102 @@ class LabelMapTargets:
     row_of_image: Tensor
     recipe: Recipe
 
-    def __call__(self, crops: Crops) -> Tensor:
+    @property
+    def classes(self) -> int:
+        return self.store.manifest.num_classes
+
+    def __call__(self, crops: Crops, paste: Paste | None = None) -> Tensor:
         """(B, C) float32 probabilities, or (B,) int64 classes where the recipe's target is a single one."""
-        scope, count = self.recipe.target.split("-")
-        boxes = crops.boxes
-        if scope == "global":
-            boxes = whole_image(len(boxes), boxes.device)
         maps = self.store.gather(self.row_of_image[crops.indices])
-        logits = label_pool(maps, boxes, self.store.manifest.num_classes)
-        return logits.argmax(1) if count == "single" else logits.softmax(1)
+        if paste is not None and self.recipe.cutmix_target == "regions":
+            return self.of_regions(maps, crops, paste)
+        boxes = whole_image(len(crops.boxes), crops.boxes.device) if self.recipe.target.startswith("global") else crops.boxes
+        target = self.target_of(label_pool(maps, boxes, self.classes))
+        return target if paste is None else by_area(self.dense(target), paste)
+
+    def of_regions(self, maps: LabelMaps, crops: Crops, paste: Paste) -> Tensor:
+        """(B, C) float32 probabilities of mixed images: those of the two regions that are seen, weighted by their areas.
+
+        A region's logits are the integral of the interpolated map over it, divided by its area: RoIAlign's points do not
+        add up over an L-shaped rest, integrals do.
+        """
+        grid = maps.tail.shape[1:]
+        part = area_weights(parts_of(crops.boxes, mirrored(crops.draws, self.recipe), paste), *grid)
+        rest = (area_weights(crops.boxes, *grid) - part).clamp(min=0)  # below 0 by rounding alone
+        of_part, of_rest = (
+            self.dense(self.target_of(weighted_sum(maps, region / region.sum((1, 2), True).clamp(min=1e-9), self.classes)))
+            for region in (part, rest)  # an empty one has no weight in what follows, but must be a number
+        )
+        return torch.lerp(of_rest, partner(of_part), paste.share)
+
+    def of_tokens(self, crops: Crops, grid: tuple[int, int], paste: Paste | None = None) -> Tensor:
+        """(B, T, C) float32 probabilities or (B, T) classes, of the map pooled over each patch as the student sees it."""
+        maps = self.store.gather(self.row_of_image[crops.indices])
+        logits = label_pool_grid(maps, crops.boxes, grid, self.classes)  # (B, rows, columns, C)
+        logits = torch.where(mirrored(crops.draws, self.recipe).view(-1, 1, 1, 1), logits.flip(2), logits)
+        target = self.target_of(logits.flatten(1, 2))
+        if paste is None:
+            return target
+        target = self.dense(target)
+        return torch.lerp(target, partner(target), token_shares(paste, grid, target.device).view(-1, 1))
+
+    def target_of(self, logits: Tensor) -> Tensor:
+        """(..., C) logits -> probabilities, or the largest class."""
+        if self.recipe.target.endswith("single"):
+            return logits.argmax(-1)
+        return (logits / self.recipe.temperature).softmax(-1)
+
+    def dense(self, target: Tensor) -> Tensor:
+        return as_probabilities(target, self.classes)
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """The targets of a recipe, for a step that may have mixed its images.
+
+    Attributes:
+        classes: C.
+        maps, teacher: where the recipe's target comes from, if not from the folder.
+        token_grid: rows, columns of the student's patch tokens, if they have targets of their own.
+    """
+
+    recipe: Recipe
+    classes: int
+    maps: LabelMapTargets | None = None
+    teacher: Teacher | None = None
+    token_grid: tuple[int, int] | None = None
+
+    def __call__(self, crops: Crops, images: Tensor, paste: Paste | None) -> tuple[Tensor, Tensor | None]:
+        """The target of each image, and of each of its patch tokens if the recipe has such.
+
+        Args:
+            images: (B, 3, S, S) the crops as the student sees them, in units of uint8: what a teacher is asked about.
+            paste: the rectangle that CutMix has mixed in.
+        Returns:
+            (B, C) float32 probabilities or (B,) int64 classes; and (B, T, C) or (B, T), or None.
+        """
+        recipe = self.recipe
+        if self.maps is not None:
+            target = self.maps(crops, paste)
+        elif self.teacher is not None:
+            target = (self.teacher(images) / recipe.temperature).softmax(1)  # of the mixed image: nothing to mix
+        else:
+            return self.folders(crops, paste), None
+        if recipe.folder_share:
+            folders = as_probabilities(self.folders(crops, paste), self.classes)
+            target = torch.lerp(as_probabilities(target, self.classes), folders, recipe.folder_share)
+        tokens = None
+        if self.maps is not None and self.token_grid is not None:
+            tokens = self.maps.of_tokens(crops, self.token_grid, paste)
+        return target, tokens
+
+    def folders(self, crops: Crops, paste: Paste | None) -> Tensor:
+        return crops.targets if paste is None else by_area(as_probabilities(crops.targets, self.classes), paste)
+
+
+def as_probabilities(target: Tensor, classes: int) -> Tensor:
+    """Classes as float32 one-hot rows; probabilities as they are."""
+    return target if target.is_floating_point() else F.one_hot(target, classes).float()
 
 
 def match_labels(store: LabelStore, folder: ImageSet) -> Tensor:
@@ -52,20 +143,50 @@ def match_labels(store: LabelStore, folder: ImageSet) -> Tensor:
             f"{store.labels} does not go with {folder.source}: {misfit}; use labels of an annotator with the images'"
             " classes, or tell annotate its classes by --classes"
         )
-    known = set(store.keys)
-    missing = [key for key in folder.keys if key not in known]
+    rows = store.find(folder.keys)
+    missing = [folder.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(folder)} images of {folder.source} have no label map in {store.labels} (first:"
             f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
         )
-    return store.rows(folder.keys)
+    return rows
+
+
+def unconfirmed(store: LabelStore, folder: ImageSet, batch_size: int = 1024) -> set[str]:
+    """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
+
+    Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
+    """
+    rows, targets = match_labels(store, folder), torch.from_numpy(folder.targets)
+    left_out = set()
+    for first in range(0, len(folder), batch_size):
+        part = slice(first, first + batch_size)
+        maps = store.gather(rows[part])
+        top1 = label_pool(maps, whole_image(len(maps)), store.manifest.num_classes).argmax(1)
+        left_out |= {
+            key for key, differs in zip(folder.keys[part], (top1 != targets[part]).tolist(), strict=True) if differs
+        }
+    return left_out
 
 
 def loss_of(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
     """Mean loss of (B, C) logits against (B, C) probabilities or (B,) classes."""
     if recipe.loss == "ce":
-        return F.cross_entropy(logits, target)
-    if target.ndim == 1:
-        target = F.one_hot(target, logits.shape[1]).to(logits.dtype)
+        return F.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
+    target = as_probabilities(target, logits.shape[1])
+    target = torch.lerp(target, torch.full_like(target, 1 / logits.shape[1]), recipe.label_smoothing)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
+
+
+def loss_with_tokens(
+    output: Tensor | tuple[Tensor, Tensor], target: Tensor, token_target: Tensor | None, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """The loss, and the (B, C) float32 logits of whole crops, of a student's output with or without token logits."""
+    if isinstance(output, Tensor):
+        logits = output.float()
+        return loss_of(logits, target, recipe), logits
+    logits, token_logits = (part.float() for part in output)
+    assert token_target is not None
+    of_tokens = loss_of(token_logits.flatten(0, 1), token_target.flatten(0, 1), recipe)
+    return loss_of(logits, target, recipe) + recipe.token_weight * of_tokens, logits

@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
-CONTRACT = ("errors", "images", "manifest", "shards", "classifier", "distributed", "boxes")
+CONTRACT = ("errors", "images", "keys", "manifest", "shards", "classifier", "distributed", "boxes")
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (
     "annotate",
@@ -21,6 +21,7 @@ COMMANDS = (
     "compare",
     "import-maps",
     "export-maps",
+    "export",
     "annotators",
 )
 

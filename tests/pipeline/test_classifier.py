@@ -317,6 +317,31 @@ def test_checkpoint_of_another_class_count_says_which_to_pass(tiny_checkpoint: P
     assert "pass --num-classes 3" in message
 
 
+@pytest.mark.parametrize("headless", [False, True])
+def test_new_head_is_made_where_the_checkpoint_has_another_and_the_rest_is_loaded(
+    tiny_checkpoint: Path, tmp_path: Path, headless: bool
+) -> None:
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    if headless:
+        torch.save({k: v for k, v in weights.items() if not k.startswith("fc.")}, tmp_path / "features.pth")
+        tiny_checkpoint = tmp_path / "features.pth"
+    kwargs = {**THIN, "output_stride": 8}
+    made = create_classifier("resnet10t", num_classes=5, checkpoint=tiny_checkpoint, model_kwargs=kwargs, new_head=True)
+    for name, tensor in made.state_dict().items():
+        assert tensor.shape == (5, 16) if name == "fc.weight" else name == "fc.bias" or torch.equal(tensor, weights[name])
+
+
+def test_head_that_fits_is_loaded_and_a_body_that_does_not_is_refused_with_new_head_too(tiny_checkpoint: Path) -> None:
+    kwargs = {**THIN, "output_stride": 8}
+    made = create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs, new_head=True)
+    assert torch.equal(made.state_dict()["fc.weight"], torch.load(tiny_checkpoint, weights_only=True)["fc.weight"])
+    wider = {**kwargs, "channels": (8, 8, 8, 24)}
+    message = refusal(
+        lambda: create_classifier("resnet10t", num_classes=5, checkpoint=tiny_checkpoint, model_kwargs=wider, new_head=True)
+    )
+    assert "layer4.0.conv1.weight is [16, 8, 3, 3]" in message
+
+
 # --- options ------------------------------------------------------------------------------------------------------------
 
 

@@ -56,14 +56,30 @@ def test_missing_key_is_named(label_set: Path) -> None:
         LabelStore.open(label_set).rows([KEYS[0], "dog/nowhere.JPEG", "another"])
 
 
-def test_gather_from_files_equals_gather_from_memory(label_set: Path) -> None:
-    mapped, resident = LabelStore.open(label_set), LabelStore.open(label_set).to("cpu")
+def test_keys_out_of_order_are_found_all_the_same(tmp_path: Path) -> None:
+    mixed = [KEYS[i] for i in (3, 0, 4, 2, 1)]
+    write_label_set(tmp_path / "set", mixed, random_maps(5, 7), 7, shard_size=2)
+    store = LabelStore.open(tmp_path / "set")
+    assert store.keys == mixed and store.rows(KEYS).tolist() == [1, 4, 3, 0, 2]
+    strangers = ["", "cat", "cat/1.JPE", "cat/1.JPEG0", "dog/grun.JPEG", "eel/10.JPEG, and longer than any", "zebra"]
+    assert store.find([*strangers, KEYS[0]]).tolist() == [-1] * len(strangers) + [1]
+    assert store.rows([]).tolist() == []
+
+
+@pytest.mark.parametrize("num_classes", [7, 70_000])  # uint16, uint32
+def test_gather_gives_the_same_maps_and_types_wherever_the_set_is(tmp_path: Path, num_classes: int) -> None:
+    write_label_set(tmp_path / "set", KEYS, random_maps(5, 7), num_classes, shard_size=2)
     rows = torch.tensor([4, 0, 3, 3, 1, 2, 4])
-    mine, theirs = mapped.gather(rows), resident.gather(rows)
-    assert torch.equal(mine.scores, theirs.scores)
-    assert torch.equal(mine.classes.long(), theirs.classes.long())
-    assert torch.equal(mine.tail, theirs.tail)
-    assert_same(theirs, LabelMaps(*(t[rows] for t in vars(random_maps(5, 7)).values())))
+    expected = LabelMaps(*(t[rows] for t in vars(random_maps(5, 7)).values()))
+    stores = [LabelStore.open(tmp_path / "set") for _ in range(3)]
+    stores[1].to("cpu")
+    stores[2].to("cpu").to("cpu", resident=False)
+    assert [store.resident for store in stores] == [False, True, False]
+    for store in stores:
+        maps = store.gather(rows)
+        assert_same(maps, expected)
+        assert maps.classes.dtype == {7: torch.uint16, 70_000: torch.int32}[num_classes]
+        assert store.nbytes == 5 * 3 * 5 * (2 * (2 + {7: 2, 70_000: 4}[num_classes]) + 2)
 
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])

@@ -301,3 +301,11 @@ def test_report_names_model_grid_and_counts(relabel_here: Relabel, labels: Path)
     first = relabel_here("verify", labels).stdout.splitlines()[0]
     assert first == f"{labels}: 9 label maps of 4x7 cells, top 2 of 3 classes by resnet10t (exact)"
     assert Manifest.load(labels).kind == "exact"
+
+
+@pytest.mark.parametrize(("key", "said"), [(b"../dog_3.JPEG", "is no path within a folder"), (b"dog/\xff", "utf-8")])
+def test_key_that_no_folder_has_is_found(verify: Verify, labels: Path, image_folder: Path, key: bytes, said: str) -> None:
+    rewrite(labels, 1, lambda file: file["keys"].write_direct(np.array([key], dtype="S14"), np.s_[:1], np.s_[1:2]))
+    finding = next(found for found in verify() if said in found)
+    assert finding.startswith(str(labels / shard_name(1))) and finding.endswith("such a set is not to be trusted")
+    assert any("have no image" in found for found in verify("--images", image_folder, "--min-agreement", 0))

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
+from safetensors.torch import load_file
 
 from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import ModelCard
 from train.evaluate import View
+from train.export import RESNETS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -22,17 +25,50 @@ CARD = ModelCard(
 )
 
 
-def test_card_comes_back_as_it_was(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "weights.pth", {"state_dict": {}, "card": CARD.to_dict()})
-    assert ModelCard.from_dict(checkpoint.load(tmp_path / "weights.pth")["card"]) == CARD
+KINDS = ("weights.safetensors", "weights.pth")
 
 
-def test_timm_takes_our_weights_as_they_are(tmp_path: Path) -> None:
-    model = timm.create_model(CARD.arch, num_classes=2, **CARD.model_kwargs)
-    path = tmp_path / "weights.pth"
-    checkpoint.save(path, {"state_dict": model.state_dict(), "card": CARD.to_dict()})
-    loaded = timm.create_model(CARD.arch, num_classes=2, checkpoint_path=str(path), **CARD.model_kwargs)
+@pytest.mark.parametrize("name", KINDS)
+def test_card_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)}, CARD)
+    assert checkpoint.card_of(tmp_path / name) == CARD
+    checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)})
+    assert checkpoint.card_of(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_timm_takes_our_weights_as_they_are(tmp_path: Path, name: str) -> None:
+    model = timm.create_model(CARD.arch, num_classes=2, **CARD.model_kwargs).to(memory_format=torch.channels_last)
+    checkpoint.save_weights(tmp_path / name, model.state_dict(), CARD)
+    loaded = timm.create_model(CARD.arch, num_classes=2, checkpoint_path=str(tmp_path / name), **CARD.model_kwargs)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def test_torchvision_takes_our_weights_as_they_are_and_says_the_same(tmp_path: Path) -> None:
+    model = timm.create_model("resnet50", num_classes=7, zero_init_last=False).to(memory_format=torch.channels_last).eval()
+    for name in KINDS:
+        checkpoint.save_weights(tmp_path / name, model.state_dict(), CARD)
+    images = torch.rand(1, 3, 64, 64)
+    for state in (load_file(tmp_path / KINDS[0]), torch.load(tmp_path / KINDS[1], weights_only=True)):
+        theirs = torchvision.models.resnet50(num_classes=7).eval()
+        theirs.load_state_dict(state)
+        torch.testing.assert_close(theirs(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_names_and_shapes_agree_with_torchvision_for_every_resnet_that_it_has() -> None:
+    assert len(RESNETS) == 10
+    for arch in RESNETS:
+        with torch.device("meta"):
+            ours, theirs = timm.create_model(arch), torchvision.models.get_model(arch, weights=None)
+        shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (ours, theirs)]
+        assert shapes[0] == shapes[1], arch
+
+
+def test_weights_whose_tensors_share_memory_are_saved(tmp_path: Path) -> None:
+    tied = torch.rand(3)
+    for name in KINDS:
+        checkpoint.save_weights(tmp_path / name, {"a": tied, "b": tied})
+    assert torch.equal(load_file(tmp_path / KINDS[0])["b"], tied)
 
 
 FILL = """
@@ -82,6 +118,12 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-100])
     with pytest.raises(InputError, match=r"cut\.pt is damaged"):
         checkpoint.load(tmp_path / "cut.pt")
+    with pytest.raises(InputError, match=r"none\.safetensors does not exist"):
+        checkpoint.card_of(tmp_path / "none.safetensors")
+    checkpoint.save_weights(tmp_path / "cut.safetensors", {"weight": torch.zeros(1000)}, CARD)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut\.safetensors is cut short"):
+        checkpoint.card_of(tmp_path / "cut.safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list\.pt holds a list"):
         checkpoint.load(tmp_path / "list.pt")

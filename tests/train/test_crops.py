@@ -33,7 +33,7 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, SMALL)
     for epoch in range(10):
         for index in range(len(gradients)):
-            image, (x0, y0, x1, y1), _, _ = crops[(epoch, index)]
+            image, (x0, y0, x1, y1), *_ = crops[(epoch, index)]
             red, green = image[0].float().mean() / 255, image[1].float().mean() / 255
             assert float(red) == pytest.approx((x0 + x1) / 2, abs=0.02)  # the mean of a gradient is its value mid-way
             assert float(green) == pytest.approx((y0 + y1) / 2, abs=0.02)
@@ -49,28 +49,13 @@ def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageSet)
     assert boxes[:, 0].std() > 0.05 and boxes[:, 1].std() > 0.05
 
 
-def test_mirrored_crop_keeps_its_box(gradients: ImageSet) -> None:
-    straight = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.0))
-    mirrored = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=1.0))
-    for index in range(len(gradients)):
-        a, b = straight[(0, index)], mirrored[(0, index)]
-        assert a[1] == b[1]
-        assert torch.equal(a[0].flip(-1), b[0])
-
-
-def test_about_half_of_the_crops_are_mirrored_at_one_half(gradients: ImageSet) -> None:
-    crops = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.5))
-    mirrored = [bool(crops[(epoch, 0)][0][0, 0, 0] > crops[(epoch, 0)][0][0, 0, -1]) for epoch in range(100)]
-    assert 30 < sum(mirrored) < 70
-
-
-def test_crops_do_not_depend_on_the_number_of_workers(gradients: ImageSet) -> None:
-    def all_boxes(workers: int) -> torch.Tensor:
+def test_crops_and_their_draws_do_not_depend_on_the_number_of_workers(gradients: ImageSet) -> None:
+    def boxes_and_draws(workers: int) -> torch.Tensor:
         batches = TrainingBatches(len(gradients), SMALL, 0, 0, 1)
         loader = DataLoader(RandomCrops(gradients, SMALL), batch_sampler=batches, num_workers=workers, collate_fn=collate)
-        return torch.cat([batch.boxes for batch in loader])
+        return torch.cat([torch.cat([batch.boxes, batch.draws], 1) for batch in loader])
 
-    assert torch.equal(all_boxes(0), all_boxes(2))
+    assert torch.equal(boxes_and_draws(0), boxes_and_draws(2))
 
 
 def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -> None:
@@ -82,10 +67,14 @@ def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -
 
 
 def test_another_seed_or_epoch_is_another_crop(gradients: ImageSet) -> None:
-    box = RandomCrops(gradients, SMALL)[(0, 0)][1]
-    assert RandomCrops(gradients, SMALL)[(0, 0)][1] == box
-    assert RandomCrops(gradients, SMALL)[(1, 0)][1] != box
-    assert RandomCrops(gradients, dataclasses.replace(SMALL, seed=1))[(0, 0)][1] != box
+    _, box, _, _, draws = RandomCrops(gradients, SMALL)[(0, 0)]
+    again = RandomCrops(gradients, SMALL)[(0, 0)]
+    assert again[1] == box and torch.equal(again[4], draws)
+    for other in (
+        RandomCrops(gradients, SMALL)[(1, 0)],
+        RandomCrops(gradients, dataclasses.replace(SMALL, seed=1))[(0, 0)],
+    ):
+        assert other[1] != box and not torch.equal(other[4], draws)
 
 
 def stream(images: int, recipe: Recipe, first_step: int = 0, rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:

@@ -1,5 +1,7 @@
 """Label pooling against torchvision's RoIAlign on the dense map, which is its definition, and against sums by hand."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torchvision.ops import roi_align
 
 from annotate.sparsify import sparsify
 from pipeline.shards import LabelMaps
-from train.label_pooling import label_pool, roi_align_weights
+from train.label_pooling import area_weights, label_pool, label_pool_grid, roi_align_weights, weighted_sum
 
 BATCH = 500
 
@@ -70,6 +72,65 @@ def test_sparse_pooling_equals_roi_align_on_the_dense_map(
         )
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 7), (14, 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(6, 9), (15, 15), (1, 4)])
+def test_pooling_to_a_grid_equals_roi_align_of_that_output_size(rows: int, columns: int, grid: tuple[int, int]) -> None:
+    maps = random_maps(BATCH, 7, 2, rows, columns)
+    for boxes in (random_boxes(BATCH, 0), thin_boxes(BATCH, rows, columns, 1), edge_boxes(BATCH, rows, columns, 2)):
+        numbered = torch.cat([torch.arange(BATCH).unsqueeze(1).float(), boxes * torch.tensor([columns, rows] * 2)], 1)
+        defined = roi_align(maps.dense(7), numbered, output_size=grid, sampling_ratio=-1, aligned=True)
+        torch.testing.assert_close(label_pool_grid(maps, boxes, grid, 7).permute(0, 3, 1, 2), defined, atol=1e-5, rtol=1e-5)
+
+
+def by_points(dense: Tensor, inside: Callable[[float, float], bool], per_side: int = 200) -> Tensor:
+    """(C,) mean of the interpolated (C, H, W) map over the points of a fine grid that are inside, one by one."""
+    _, height, width = dense.shape
+    total, count = torch.zeros(len(dense)), 0
+    for i in range(per_side):
+        for j in range(per_side):
+            x, y = (j + 0.5) / per_side, (i + 0.5) / per_side
+            if inside(x, y):
+                u, v = min(max(x * width - 0.5, 0), width - 1), min(max(y * height - 0.5, 0), height - 1)
+                left, top = min(int(u), max(width - 2, 0)), min(int(v), max(height - 2, 0))
+                right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+                across, down = u - left, v - top
+                upper = dense[:, top, left] * (1 - across) + dense[:, top, right] * across
+                lower = dense[:, bottom, left] * (1 - across) + dense[:, bottom, right] * across
+                total += upper * (1 - down) + lower * down
+                count += 1
+    return total / count
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (1, 4)])
+def test_area_weights_of_a_crop_with_a_hole_equal_a_slow_loop_over_its_points(rows: int, columns: int) -> None:
+    maps = random_maps(1, 4, 2, rows, columns)
+    crop, hole = (0.1, 0.3, 0.9, 1.0), (0.35, 0.5, 0.9, 0.8)  # the hole reaches the crop's right edge
+
+    def within(box: tuple[float, ...]) -> Callable[[float, float], bool]:
+        return lambda x, y: box[0] < x < box[2] and box[1] < y < box[3]
+
+    whole, part = (area_weights(torch.tensor([box]), rows, columns) for box in (crop, hole))
+    for weight, inside in (
+        (whole - part, lambda x, y: within(crop)(x, y) and not within(hole)(x, y)),
+        (part, within(hole)),
+    ):
+        pooled = weighted_sum(maps, weight / weight.sum((1, 2), keepdim=True), 4)[0]
+        torch.testing.assert_close(pooled, by_points(maps.dense(4)[0], inside), atol=0.02, rtol=0)
+
+
+def test_area_weights_sum_to_the_area_are_nowhere_negative_and_near_roi_aligns() -> None:
+    boxes = random_boxes(BATCH, 4)
+    weight = area_weights(boxes, 6, 9)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * 54
+    torch.testing.assert_close(weight.sum((1, 2)), area, atol=1e-4, rtol=1e-4)
+    half = torch.cat([boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2], 1)
+    assert (weight - area_weights(half, 6, 9)).min() > -1e-5
+    maps = random_maps(BATCH, 5, 2, 6, 9)
+    large = area > 8  # of many points, whose mean is near the integral
+    difference = weighted_sum(maps, weight / area.view(-1, 1, 1), 5) - label_pool(maps, boxes, 5)
+    assert difference[large].abs().mean() < 0.05
+
+
 def test_stored_types_pool_like_their_float32_values() -> None:
     maps = random_maps(BATCH, 30, 5, 6, 9)
     stored = LabelMaps(maps.scores.half(), maps.classes.to(torch.uint16), maps.tail.half())
@@ -102,7 +163,7 @@ def test_crop_of_left_third_reads_left_columns() -> None:
 def test_box_between_two_cell_centres_reads_both_by_distance() -> None:
     # In a row of 4 cells, the box from 0.25 to 0.45 spans cells 1.0 to 1.8: one point, at 1.4 - 0.5 = 0.9 between centres
     weights = roi_align_weights(torch.tensor([0.25]), torch.tensor([0.45]), 4)
-    torch.testing.assert_close(weights, torch.tensor([[0.1, 0.9, 0.0, 0.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[[0.1, 0.9, 0.0, 0.0]]]))
 
 
 def test_pooling_the_whole_image_is_the_mean_of_the_map() -> None:

@@ -63,8 +63,7 @@ def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> Non
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = checkpoint.load(run / "weights.pth")["state_dict"]
-    return state
+    return checkpoint.load(run / "weights.pth")
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
@@ -81,8 +80,9 @@ def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Pa
         assert [m["epoch"] for m in metrics] == list(range(1, 31))
         assert metrics[-1]["loss"] < metrics[0]["loss"] and metrics[-1]["top1"] > 60  # chance is 33
         assert metrics[-1]["val"]["images"] == 9
-        result = evaluate_checkpoint(data / "val", checkpoint=run / "weights.pth", workers=0, device="cpu")
-        assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
+        for file in ("weights.safetensors", "weights.pth", "last.pt"):
+            result = evaluate_checkpoint(data / "val", checkpoint=run / file, workers=0, device="cpu")
+            assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
         assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
 
@@ -271,11 +271,6 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> 
     run_training(data, tmp_path / "b", recipe(), resume=True)
     assert_same_weights(tmp_path / "a", tmp_path / "b")
     assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
-
-
-def test_loss_that_is_not_finite_stops_with_step_and_rate(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the loss is not finite by step \d+ \(epoch \d, lr "):
-        run_training(data, tmp_path / "run", recipe("scenes-relabel", "optimizer=sgd", "lr=1e30", epochs=9))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,4 +1,4 @@
-"""Recipes: typed, checked, inherited, overridden; and no setting that nothing reads."""
+"""Recipes: typed, checked, inherited, overridden, listed with what they reproduce; and no setting that nothing reads."""
 
 import ast
 import dataclasses
@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 
 from pipeline.errors import InputError
-from train.recipe import Recipe, load, names
+from tests.conftest import Relabel
+from train.recipe import Recipe, about, load, names
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,7 +23,6 @@ def test_relabel_is_single_with_another_target_and_nothing_else(prefix: str) -> 
 
 
 def test_every_recipe_loads() -> None:
-    assert {"single", "relabel"} <= set(names())
     for name in names():
         load(name)
 
@@ -64,7 +65,18 @@ def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
         ("crop_scale=[0.5]", "expected a list of 2 numbers"),
         ("crop_scale=[0.9, 0.1]", "expected 0 < smallest <= largest <= 1"),
         ("eval_crop=1.5", "expected a share"),
-        ("hflip=2", "expected a probability"),
+        ("hflip=2", "hflip = 2.0; expected a share within [0, 1]"),
+        ("cutmix=-0.5", "cutmix = -0.5; expected a share within [0, 1]"),
+        ("folder_share=1.5", "folder_share = 1.5; expected a share within [0, 1]"),
+        ("ema=1", "ema = 1.0; expected 0 or more, and less than 1"),
+        ("label_smoothing=-1", "label_smoothing = -1.0; expected 0 or more, and less than 1"),
+        ("temperature=0", "temperature = 0.0; expected a positive number"),
+        ("decay_epochs=0", "decay_epochs = 0; expected a positive number"),
+        ("colour_jitter=[0.4, -1, 0]", "colour_jitter = [0.4, -1.0, 0.0]; expected 0 or more"),
+        ("token_weight=0.5", "token_weight = 0.5 is for targets of places of a label map, which target = 'folder' is not"),
+        ("cutmix_target=regions", "cutmix_target = 'regions' is for targets of places of a label map"),
+        ("folder_share=0.5", "folder_share = 0.5 is for targets of label maps or a teacher, which target = 'folder' is not"),
+        ("temperature=2", "temperature = 2.0 is for targets of several classes, which target = 'folder' is not"),
         ("epochs", "expected KEY=VALUE"),
         ("warmup_epochs=300", "leaves none of 300 epochs"),
     ],
@@ -87,7 +99,7 @@ def test_own_file_inherits_from_a_file_beside_it_and_from_ours(tmp_path: Path) -
 
 
 def test_unknown_recipe_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match="no recipe 'relable'; there are relabel"):
+    with pytest.raises(InputError, match=r"no recipe 'relable'; there are ablation-.*, relabel, "):
         load("relable")
 
 
@@ -95,3 +107,25 @@ def test_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("target = \n")
     with pytest.raises(InputError, match=r"broken\.toml is not TOML"):
         load(str(tmp_path / "broken.toml"))
+
+
+def test_list_says_what_each_recipe_reproduces_and_the_published_top1(relabel_here: Relabel) -> None:
+    shown = relabel_here("recipes").stdout
+    for name in names():
+        said = about(name)
+        assert f"{name}\n    {said.reproduces}\n" in shown
+        assert all(f"{arch} {top1}" in shown and timm.is_model(arch) for arch, top1 in said.published.items())
+    assert "resnet18 73.2, resnet50 80.2, resnet101 81.6" in shown and "batch_size" not in shown
+
+
+def test_one_recipe_is_shown_with_all_its_settings_as_they_can_be_typed(relabel_here: Relabel, tmp_path: Path) -> None:
+    shown = relabel_here("recipes", "relabel-cutmix").stdout
+    (tmp_path / "same.toml").write_text(shown)
+    assert load(str(tmp_path / "same.toml")) == load("relabel-cutmix")
+    assert shown.count("\n") == len(dataclasses.fields(Recipe))
+
+
+def test_what_a_recipe_says_of_itself_is_no_setting_and_not_inherited(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('inherit = "relabel"\nreproduces = "mine"\n[published]\nresnet18 = 1.0\n')
+    assert load(str(tmp_path / "mine.toml")) == load("relabel")
+    assert about("relabel-cutmix").published != about("relabel").published

@@ -1,19 +1,23 @@
 """Targets of a batch, by hand; and refusals where label set and images do not fit."""
 
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.images import ImageSet
+from pipeline.images import normalise
 from pipeline.shards import LabelMaps, LabelStore
-from tests.label_sets import write_label_set
+from tests.label_sets import named_images, write_label_set
+from train.augment import DRAWS, augment
 from train.crops import Crops
+from train.cutmix import Paste, paste_in, paste_of_step
 from train.recipe import load
-from train.supervision import LabelMapTargets, loss_of, match_labels
+from train.supervision import LabelMapTargets, Supervision, loss_of, loss_with_tokens, match_labels, unconfirmed
+from train.teacher import Teacher
 
 KEYS = ("cat/a.JPEG", "cat/b.JPEG", "dog/c.JPEG")
 
@@ -27,13 +31,10 @@ def store(tmp_path: Path) -> LabelStore:
     return LabelStore.open(tmp_path / "labels").to("cpu")
 
 
-def images(classes: tuple[str, ...], keys: tuple[str, ...], targets: list[int]) -> ImageSet:
-    """Images by name alone; none of them is read here."""
-    return ImageSet("images", classes, keys, np.array(targets), np.array(keys), open=Path)
-
-
 def batch(indices: list[int], boxes: list[list[float]]) -> Crops:
-    return Crops(torch.empty(0), torch.tensor(boxes), torch.tensor(indices), torch.zeros(len(indices), dtype=torch.int64))
+    count = len(indices)
+    targets, draws = torch.zeros(count, dtype=torch.int64), torch.full((count, DRAWS), 0.5)
+    return Crops(torch.empty(0), torch.tensor(boxes), torch.tensor(indices), targets, draws)
 
 
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
@@ -62,7 +63,7 @@ def test_single_targets_are_the_largest_class_of_the_pooled_logits(
 
 
 def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
-    folder = images(("cat", "dog", "eel"), KEYS[::-1], [1, 0, 0])
+    folder = named_images(("cat", "dog", "eel"), KEYS[::-1], [1, 0, 0])
     rows = match_labels(store, folder)
     assert rows.tolist() == [2, 1, 0]
     targets = LabelMapTargets(store, rows, load("relabel", ["target=global-single"]))
@@ -70,14 +71,14 @@ def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
 
 
 def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
-    folder = images(("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), [0, 0, 1, 2, 2])
+    folder = named_images(("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), [0, 0, 1, 2, 2])
     with pytest.raises(InputError, match=r"2 of 5 images .* have no label map .*first: eel/x\.JPEG, eel/y\.JPEG"):
         match_labels(store, folder)
 
 
 def test_label_set_of_another_class_count_is_refused(store: LabelStore) -> None:
     with pytest.raises(InputError, match=r"maps of 3 classes, the images have 2"):
-        match_labels(store, images(("cat", "dog"), KEYS, [0, 0, 1]))
+        match_labels(store, named_images(("cat", "dog"), KEYS, [0, 0, 1]))
 
 
 def test_losses_by_hand() -> None:
@@ -93,3 +94,171 @@ def test_losses_by_hand() -> None:
     torch.testing.assert_close(loss_of(logits, probabilities, sigmoid), each.sum(1).mean())
     one_hot = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     torch.testing.assert_close(loss_of(logits, torch.tensor([1, 2]), sigmoid), loss_of(logits, one_hot, sigmoid))
+
+    smooth, spread = load("label-smoothing", ["loss=bce"]), 0.9 * one_hot + 0.1 / 3
+    torch.testing.assert_close(loss_of(logits, torch.tensor([1, 2]), smooth), loss_of(logits, spread, sigmoid))
+    torch.testing.assert_close(
+        loss_of(logits, torch.tensor([1, 2]), load("label-smoothing")), -(spread * logits.log_softmax(1)).sum(1).mean()
+    )
+
+
+ROWS = torch.tensor([0, 1, 2])
+
+
+def test_temperature_flattens_the_target(store: LabelStore) -> None:
+    targets = LabelMapTargets(store, ROWS, load("relabel", ["temperature=4"]))
+    torch.testing.assert_close(targets(batch([0], [LEFT])), torch.tensor([[1.0, 0.0, 0.0]]).softmax(1))
+
+
+def test_folders_class_has_its_share_of_the_target(store: LabelStore) -> None:
+    recipe = load("relabel", ["folder_share=0.25"])
+    crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
+    target, tokens = Supervision(recipe, 3, LabelMapTargets(store, ROWS, recipe))(crops, torch.empty(0), None)
+    of_map = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 2.0]]).softmax(1)
+    torch.testing.assert_close(target, 0.75 * of_map + 0.25 * torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    assert tokens is None
+
+
+PASTE = Paste(left=0, top=0, right=2, bottom=4, size=4)  # the left half of the crop
+
+
+@pytest.mark.parametrize("name", ["single", "relabel-cutmix", "ablation-localized-single"])
+def test_targets_of_mixed_images_weigh_both_crops_targets_by_area(store: LabelStore, name: str) -> None:
+    recipe = load(name)
+    maps = LabelMapTargets(store, ROWS, recipe) if recipe.reads_maps else None
+    crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
+    supervision = Supervision(recipe, 3, maps)
+    plain, _ = supervision(crops, torch.empty(0), None)
+    dense = plain if plain.is_floating_point() else F.one_hot(plain, 3).float()
+    mixed, _ = supervision(crops, torch.empty(0), Paste(0, 0, 1, 4, 4))
+    torch.testing.assert_close(mixed, 0.75 * dense + 0.25 * dense.flip(0))
+
+
+def test_regions_are_asked_only_for_what_is_seen_of_each_image(store: LabelStore) -> None:
+    recipe = load("relabel-cutmix", ["cutmix_target=regions", "hflip=0.6"])  # the draws of 0.5 mirror every crop
+    whole = [0.0, 0.0, 1.0, 1.0]
+    mixed = LabelMapTargets(store, ROWS, recipe)(batch([0, 2], [whole, whole]), PASTE)
+    # a mirrored crop shows the image's right half at its left: there the paste is, and the image's left half is left to see.
+    # over its half, a cell's logit counts for 7/8, and the other cell's for 1/8
+    of_a_left, of_c_right = torch.tensor([3.5, 0.25, 0.0]), torch.tensor([0.0, 0.5, 1.75])
+    expected = (of_a_left.softmax(0) + of_c_right.softmax(0)) / 2
+    torch.testing.assert_close(mixed[0], expected)
+
+
+def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path: Path) -> None:
+    size, classes, rows, columns = 48, 5, 4, 6
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, classes, rows, columns, generator=generator).sort(1, descending=True).values.half().float() * 3
+    order = torch.rand(4, classes, rows, columns, generator=generator).argsort(1)
+    maps, keys = LabelMaps(scores, order, torch.zeros(4, rows, columns)), [f"c/{i}.JPEG" for i in range(4)]
+    write_label_set(tmp_path / "labels", keys, maps, classes)
+    store = LabelStore.open(tmp_path / "labels").to("cpu")
+    recipe = load("relabel-cutmix", ["cutmix_target=regions"])
+    boxes = [[0.1, 0.2, 0.8, 0.9], [0.0, 0.0, 1.0, 0.5], [0.5, 0.3, 0.7, 0.9], [0.2, 0.1, 0.9, 1.0]]
+    crops = batch([0, 1, 2, 3], boxes)
+    crops.draws[:, 0] = torch.tensor([0.1, 0.9, 0.9, 0.1])  # the first and the last are mirrored
+    paste = Paste(left=30, top=5, right=48, bottom=40, size=size)
+    mixed = LabelMapTargets(store, torch.arange(4), recipe)(crops, paste)
+
+    def sampled(i: int, row: int, column: int) -> Tensor:
+        x0, y0, x1, y1 = boxes[i]
+        column = size - 1 - column if i in (0, 3) else column
+        x, y = x0 + (column + 0.5) / size * (x1 - x0), y0 + (row + 0.5) / size * (y1 - y0)
+        at = torch.tensor([[[[2 * x - 1, 2 * y - 1]]]])  # as grid_sample counts: the image's edges at -1 and 1
+        dense = store.gather(torch.tensor([i])).dense(classes)
+        return F.grid_sample(dense, at, padding_mode="border", align_corners=False)[0, :, 0, 0]
+
+    for i in range(4):
+        own, pasted = [], []
+        for row in range(size):
+            for column in range(size):
+                if row in range(5, 40) and column in range(30, 48):
+                    pasted.append(sampled((i + 2) % 4, row, column))
+                else:
+                    own.append(sampled(i, row, column))
+        of_own, of_pasted = (torch.stack(part).mean(0).softmax(0) for part in (own, pasted))
+        slow = (1 - paste.share) * of_own + paste.share * of_pasted
+        torch.testing.assert_close(mixed[i], slow, atol=0.01, rtol=0)
+
+
+def test_region_targets_are_finite_where_all_or_nothing_is_pasted(store: LabelStore) -> None:
+    targets = LabelMapTargets(store, ROWS, load("relabel-cutmix", ["cutmix_target=regions"]))
+    crops, exact = batch([0, 2], [LEFT, RIGHT]), torch.tensor([[3.5, 0.25, 0.0], [0.0, 0.5, 1.75]]).softmax(1)
+    torch.testing.assert_close(targets(crops, Paste(0, 0, 4, 4, 4)), exact.flip(0))
+    torch.testing.assert_close(targets(crops, Paste(2, 2, 2, 2, 4)), exact)
+
+
+def test_token_targets_are_mirrored_with_the_image(store: LabelStore) -> None:
+    recipe = load("relabel", ["token_weight=0.5"])
+    crops = batch([0, 0], [[0.0, 0.0, 1.0, 1.0]] * 2)
+    crops.draws[:, 0] = torch.tensor([0.9, 0.1])
+    tokens = LabelMapTargets(store, ROWS, recipe).of_tokens(crops, (1, 2))
+    left, right = torch.tensor([4.0, 0.0, 0.0]).softmax(0), torch.tensor([0.0, 2.0, 0.0]).softmax(0)
+    torch.testing.assert_close(tokens, torch.stack([torch.stack([left, right]), torch.stack([right, left])]))
+
+
+def test_token_targets_under_a_paste_are_the_partners(store: LabelStore) -> None:
+    recipe = load("relabel-cutmix", ["token_weight=0.5", "hflip=0"])
+    crops = batch([0, 1], [[0.0, 0.0, 1.0, 1.0]] * 2)
+    targets = LabelMapTargets(store, ROWS, recipe)
+    plain, mixed = targets.of_tokens(crops, (1, 2)), targets.of_tokens(crops, (1, 2), PASTE)
+    torch.testing.assert_close(mixed[:, 0], plain.flip(0)[:, 0])
+    torch.testing.assert_close(mixed[:, 1], plain[:, 1])
+
+
+def test_loss_with_tokens_is_the_images_and_a_share_of_the_mean_over_tokens() -> None:
+    logits, target = torch.randn(2, 3), torch.tensor([0, 2])
+    token_logits, token_target = torch.randn(2, 4, 3), torch.rand(2, 4, 3).softmax(2)
+    recipe = load("relabel", ["token_weight=0.5"])
+    loss, said = loss_with_tokens((logits, token_logits), target, token_target, recipe)
+    each = [loss_of(token_logits[:, t], token_target[:, t], recipe) for t in range(4)]
+    torch.testing.assert_close(loss, loss_of(logits, target, recipe) + 0.5 * torch.stack(each).mean())
+    assert torch.equal(said, logits)
+
+
+class MeanOfChannels(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
+def test_teacher_is_asked_about_the_images_that_the_student_sees() -> None:
+    teacher = Teacher(MeanOfChannels(), (2, 2), "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), amp=False)
+    images = torch.randint(0, 256, (2, 3, 2, 2), dtype=torch.uint8)
+    said = (images.float() / 255).mean((2, 3))
+    supervision = Supervision(load("distillation", ["cutmix=1", "temperature=2"]), 3, teacher=teacher)
+    target, _ = supervision(batch([0, 1], [LEFT, LEFT]), images, PASTE)
+    torch.testing.assert_close(target, (said / 2).softmax(1))
+
+
+def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(store: LabelStore) -> None:
+    # whole-image logits: a 2, 1, 0; b 0, 0, 3 (the mean of 4 and 2 for class 2); c 0, 2, 1
+    folder = named_images(("cat", "dog", "eel"), KEYS, [0, 0, 1])
+    assert unconfirmed(store, folder) == {"cat/b.JPEG"}
+    assert unconfirmed(store, folder, batch_size=2) == {"cat/b.JPEG"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["cutmix=1", "folder_share=0.1"],
+        ["cutmix=1", "cutmix_target=regions", "token_weight=1"],
+        ["target=global-single"],
+    ],
+)
+def test_a_step_reads_nothing_back_from_the_device(store: LabelStore, settings: list[str]) -> None:
+    # tensors on "meta" have no data, so whatever would wait for a device to learn a value or a shape raises
+    meta, recipe = torch.device("meta"), load("relabel", settings)
+    crops = batch([0, 2], [LEFT, RIGHT])
+    crops = dataclasses.replace(crops, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).to(meta)
+    images = augment(crops.images, crops.draws, recipe)
+    paste = paste_of_step(0, 0, images, recipe)
+    assert (paste is not None) == bool(recipe.cutmix)
+    if paste is not None:
+        paste_in(images, paste)
+    targets = Supervision(recipe, 3, LabelMapTargets(store.to("meta"), ROWS.to(meta), recipe), token_grid=(2, 2))
+    target, tokens = targets(crops, images, paste)
+    logits = torch.randn(2, 3, device=meta, requires_grad=True)
+    loss, _ = loss_with_tokens((logits, torch.randn(2, 4, 3, device=meta)), target, tokens, recipe)
+    loss.backward()
+    assert normalise(images, (0.5,) * 3, (0.2,) * 3).shape == (2, 3, 8, 8)

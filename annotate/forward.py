@@ -1,0 +1,89 @@
+"""A batch of images to sparse label maps, on the device, at a batch size that fits its memory.
+
+Shapes: B images, S and T rows and columns of pixels, k classes kept per cell, H rows and W columns of the label map.
+"""
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from annotate.convert import FullyConvolutional
+from annotate.sparsify import sparsify
+from annotate.squash import Squash
+from pipeline.classifier import first_line
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest, Precision
+from pipeline.shards import LabelMaps
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")  # CUDA, CPU twice, cuDNN and cuBLAS
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Run the forward pass at a manifest's precision."""
+    dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+class Forward:
+    """Calling it annotates (B, 3, S, T) uint8 images; once a batch did not fit the device's memory, in halves of it.
+
+    The maps do not depend on where a batch is cut, up to the rounding of kernels that are chosen by its size (below 1e-5 of
+    a logit in float32, a hundredth of what storing float16 costs).
+    """
+
+    def __init__(self, annotator: FullyConvolutional, squash: Squash, manifest: Manifest, batch_size: int) -> None:
+        self.annotator, self.squash, self.manifest = annotator, squash, manifest
+        self.batch_size = batch_size
+        self.device = next(annotator.parameters()).device
+
+    def __call__(self, images: Tensor) -> list[LabelMaps]:
+        """The maps of these images, in order, in one part or several, still on the device: the host does not wait here.
+
+        Raises:
+            InputError: a single image does not fit.
+        """
+        while True:
+            try:
+                return [self.label_maps(part) for part in torch.split(images, self.batch_size)]
+            except (RuntimeError, MemoryError) as error:
+                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                    raise
+                reason = str(error)
+            tried = min(self.batch_size, len(images))  # outside of `except`, which would keep the batch's memory alive
+            if tried == 1:
+                raise InputError(
+                    f"{self.device} has no memory for a single image of {'x'.join(map(str, images.shape[-2:]))} pixels"
+                    f" ({reason.splitlines()[0]}); finished shards are kept: use a smaller --input-size or another device"
+                )
+            self.batch_size = tried // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            tqdm.write(
+                f"{self.device} has no memory for a batch of {tried} images: going on with {self.batch_size} at a time"
+            )
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Compile the annotator, now and not in mid-run.
+
+        Raises:
+            InputError: torch.compile does not work for this annotator, or on this machine.
+        """
+        self.annotator.compile()
+        try:
+            self(torch.zeros(self.batch_size, 3, *self.squash.input_size, dtype=torch.uint8))
+        except InputError:
+            raise
+        except Exception as error:  # a missing compiler, an operator it does not know: no type in common
+            raise InputError(
+                f"--compile: torch cannot compile {self.annotator.name} here ({first_line(error)}); leave it out"
+            ) from error
+
+    def label_maps(self, images: Tensor) -> LabelMaps:
+        """(B, 3, S, T) uint8 -> label maps in the stored types."""
+        images = images.to(self.device, non_blocking=True)
+        images = self.squash.normalise(images).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.manifest.precision):
+            logits = self.annotator(images)
+        maps = sparsify(logits, self.manifest.topk, self.manifest.tail)
+        return LabelMaps(maps.scores.half(), maps.classes.int(), maps.tail.half())

@@ -1,0 +1,111 @@
+"""The label set's folder while it is being written: who may write, what is still to do, and what is said at the end.
+
+Everything here is decided by the first process, and read by the others from the files.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.distributed import Processes
+from pipeline.errors import InputError
+from pipeline.manifest import (
+    MANIFEST,
+    SHARD_LINES,
+    Manifest,
+    ShardLine,
+    lock,
+    read_shard_lines,
+    write_shard_lines,
+)
+from pipeline.shards import MappedShard, sha256_of, shard_name
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def only_run_on(labels: Path, group: Processes) -> Iterator[None]:
+    """Refuse a second run on the same folder while the first lives; a dead run's lock is gone with it.
+
+    The first process holds the lock for all: what the others of a dying run may still write has the same bytes.
+    """
+    if not group.is_first:
+        yield
+        return
+    with (labels / LOCK).open("w") as file:
+        try:
+            if not lock(file, wait=False):
+                tqdm.write(f"warning: {labels} lies on a file system without locks; see that no other run writes it")
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(
+                f"another `relabel annotate` is writing {labels}; wait for it, or use another --labels"
+            ) from error
+        yield
+
+
+def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable: bool = True) -> list[int]:
+    """Make or check the manifest, drop what a killed run left half done, and list the shards still to make.
+
+    A shard that lacks unreadable images is made again where they are not to be skipped: they may have been replaced.
+    """
+    if group.is_first:
+        if (labels / MANIFEST).exists():
+            differences = Manifest.load(labels).differences(manifest)
+            if differences:
+                raise InputError(
+                    f"{labels} holds another label set ({'; '.join(differences)} of this run); use another --labels,"
+                    " or delete the folder to replace it"
+                )
+        else:
+            strangers = sorted(p.name for p in labels.iterdir() if p.name != LOCK and not p.name.startswith("."))
+            if strangers:
+                raise InputError(f"{labels} is not empty and no label set (it holds {strangers[0]}); use an empty folder")
+            manifest.save(labels)
+        for leftover in labels.glob(".*.tmp"):
+            leftover.unlink()
+        lines = read_shard_lines(labels)
+        kept = {i: line for i, line in lines.items() if skip_unreadable or not line.unreadable}
+        sound = {i: line for i, line in kept.items() if is_sound(labels, line, manifest)}
+        if lines or (labels / SHARD_LINES).exists():
+            write_shard_lines(labels, sound)  # also drops a torn last line
+        for i in sorted(kept.keys() - sound.keys()):
+            tqdm.write(f"{labels / shard_name(i)} is missing or damaged: made again")
+        if sound and len(sound) == manifest.shard_count:
+            tqdm.write(f"{labels}: all {manifest.shard_count} shards are there and sound, nothing to do")
+        elif sound:
+            tqdm.write(f"{labels}: {len(sound)} of {manifest.shard_count} shards are there and sound, making the rest")
+    group.barrier()
+    finished = read_shard_lines(labels)
+    pending = [i for i in range(manifest.shard_count) if i not in finished]
+    group.barrier()  # nobody appends before everybody has read
+    return pending
+
+
+def is_sound(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
+    """Whether line and file are what was written: the line may be damaged as well as the file."""
+    first = line.shard * manifest.shard_size
+    images = min(manifest.shard_size, manifest.image_count - first)
+    if line.file != shard_name(line.shard) or line.rows + len(line.unreadable) != images:
+        return False
+    try:
+        MappedShard.open(labels, line, manifest)
+    except InputError:
+        return False
+    return sha256_of(labels / line.file) == line.sha256
+
+
+def finish(labels: Path, manifest: Manifest) -> None:
+    """Order shards.jsonl and say what there is now."""
+    lines = read_shard_lines(labels)
+    if len(lines) < manifest.shard_count:
+        raise InputError(f"{labels}: {manifest.shard_count - len(lines)} shards are missing; rerun to make them")
+    write_shard_lines(labels, lines)
+    rows = sum(line.rows for line in lines.values())
+    skipped = sum(len(line.unreadable) for line in lines.values())
+    left_out = f", {skipped} unreadable images left out" if skipped else ""
+    grid = "x".join(map(str, manifest.grid))
+    tqdm.write(
+        f"{labels}: {rows} label maps of {grid} cells, top {manifest.topk} of {manifest.num_classes} classes{left_out}"
+    )

@@ -1,0 +1,163 @@
+"""From image files to shards: workers decode, the device annotates, a thread writes, and none waits for another.
+
+A batch never reaches over a shard's end and a shard is written whole or not at all, so that a label set's bytes do not tell
+how often its making was interrupted, nor how many processes took part.
+
+Shapes: B images, S and T rows and columns of pixels.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from annotate.forward import Forward
+from annotate.squash import Squash
+from pipeline.distributed import Processes
+from pipeline.errors import InputError
+from pipeline.images import ImageSet, UnreadableImage, batches_of, leave_signals_to_the_main_process
+from pipeline.manifest import Manifest, append_shard_line
+from pipeline.shards import MAPS, LabelMaps, shard_name, write_shard
+
+
+class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
+    """(index, (3, S, T) uint8, "") of image `index`, or (index, None, why) where it cannot be read."""
+
+    def __init__(self, folder: ImageSet, squash: Squash) -> None:
+        self.folder, self.squash = folder, squash
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        try:
+            return index, self.squash(self.folder.read(index)), ""
+        except UnreadableImage as error:
+            return index, None, str(error)
+
+
+@dataclass
+class Batch:
+    """Readable images of one batch: indices into the folder, (B, 3, S, T) uint8, and what was unreadable, with reasons."""
+
+    indices: list[int]
+    images: Tensor
+    unreadable: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.indices) + len(self.unreadable)
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.indices, self.images.pin_memory(), self.unreadable)
+
+
+def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
+    readable = [(index, image) for index, image, _ in items if image is not None]
+    images = torch.stack([image for _, image in readable]) if readable else torch.empty(0)
+    return Batch([index for index, _ in readable], images, {index: why for index, image, why in items if image is None})
+
+
+def images_of(shard: int, manifest: Manifest) -> range:
+    """A shard's images, as indices into the folder."""
+    first = shard * manifest.shard_size
+    return range(first, min(first + manifest.shard_size, manifest.image_count))
+
+
+def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
+    """Image indices batch by batch; each shard begins with a batch of its own."""
+    return [
+        list(images_of(shard, manifest)[first : first + batch_size])
+        for shard in shards
+        for first in range(0, len(images_of(shard, manifest)), batch_size)
+    ]
+
+
+def annotate_shards(
+    folder: ImageSet,
+    labels: Path,
+    shards: list[int],
+    manifest: Manifest,
+    forward: Forward,
+    group: Processes,
+    workers: int | None = None,
+    skip_unreadable: bool = False,
+) -> None:
+    """Make these shards, one after the other.
+
+    Args:
+        workers: decoding processes; if None as many as this process has cores, or none on a CPU, whose cores the forward
+            pass wants for itself.
+    Raises:
+        InputError: unreadable images (after the pass over their shard, all named), logits that cannot be stored, or a
+            decoding process that died. OSError: a shard cannot be written. Shards before it are finished.
+    """
+    if not shards:
+        return
+    batches = whole_batches(shards, manifest, forward.batch_size)
+    cuda = group.device.type == "cuda"
+    workers = 0 if workers is None and not cuda else group.decoding_workers(workers)
+    loader = DataLoader(
+        SquashedImages(folder, forward.squash),
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        collate_fn=collate,
+        pin_memory=cuda,
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
+    total = sum(map(len, batches))
+    bar = tqdm(total=total, unit="img", desc="annotate", disable=None if group.is_first else True, smoothing=0.05)
+    arriving = iter(batches_of(loader))
+    with bar, torch.inference_mode(), ThreadPoolExecutor(1, "writer") as writer:  # a thread from its first shard on
+        written: Future[None] | None = None
+        for number, shard in enumerate(shards, start=1):
+            made: list[LabelMaps] = []
+            indices: list[int] = []
+            unreadable: dict[int, str] = {}
+            while len(indices) + len(unreadable) < len(images_of(shard, manifest)):
+                batch = next(arriving)
+                unreadable |= batch.unreadable
+                indices += batch.indices
+                if batch.indices:
+                    made += forward(batch.images)  # still at work when this returns
+                bar.update(len(batch))
+                if written is not None and written.done():
+                    written.result()  # raises what stopped the writer
+            if unreadable and not skip_unreadable:
+                reasons = "\n  ".join(unreadable[i] for i in sorted(unreadable))
+                raise InputError(
+                    f"{len(unreadable)} unreadable images in shard {shard} of {manifest.shard_count}:\n  {reasons}\n"
+                    "Replace them and rerun (finished shards are kept), or leave them out with --skip-unreadable"
+                )
+            if written is not None:
+                written.result()  # so that two shards at most are in memory
+            keys, skipped = ([folder.keys[i] for i in some] for some in (indices, sorted(unreadable)))
+            written = writer.submit(write, labels, shard, keys, made, manifest, skipped)
+            if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
+                print(f"{shard_name(shard)} made, {number} of {len(shards)}", flush=True)
+        assert written is not None
+        written.result()
+
+
+@torch.inference_mode()
+def write(labels: Path, shard: int, keys: list[str], made: list[LabelMaps], manifest: Manifest, skipped: list[str]) -> None:
+    """Fetch a shard's maps from the device, write them and list the shard as finished.
+
+    In a thread of its own: only here does anybody wait for the device.
+    """
+    maps = joined(made, manifest)
+    if not bool(torch.isfinite(maps.scores).all() & torch.isfinite(maps.tail).all()):
+        raise InputError(
+            f"{manifest.model} gives logits that are not finite, or beyond float16 (65504), in shard {shard}: its weights"
+            " are damaged, or --amp is too coarse for it"
+        )
+    append_shard_line(labels, write_shard(labels, shard, keys, maps, manifest, skipped))
+
+
+def joined(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:
+    """One LabelMaps on the CPU; of no images if there are no parts."""
+    if not parts:
+        cells = manifest.grid
+        empty = torch.empty(0, manifest.topk, *cells)
+        return LabelMaps(empty, empty.int(), torch.empty(0, *cells))
+    return LabelMaps(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in MAPS))

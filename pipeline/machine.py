@@ -1,0 +1,32 @@
+"""What a figure or a set of weights was made on: the processor, and the versions of what computes."""
+
+import contextlib
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import numpy as np
+import PIL
+import timm
+import torch
+import torchvision
+
+
+def processor(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that has a say in the pixels, the model or the arithmetic."""
+    packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "Pillow": PIL}
+    found = {"python": platform.python_version()} | {name: str(package.__version__) for name, package in packages.items()}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a folder, not installed
+        found["relabel"] = importlib.metadata.version("relabel")
+    return found

@@ -1,0 +1,79 @@
+"""Augmentation in batch: equal to torchvision's, image by image, and a function of an image's own draws."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from train.augment import DRAWS, EIGENVALUES, EIGENVECTORS, FACTORS, LIGHTING, MIRROR, ORDER, augment, augmentation_draws
+from train.recipe import load
+
+PLAIN = ["hflip=0", "lighting=0", "colour_jitter=[0,0,0]"]
+
+
+def pictures(count: int, size: int = 12) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def drawn(count: int) -> Tensor:
+    torch.manual_seed(1)
+    return torch.stack([augmentation_draws() for _ in range(count)])
+
+
+def test_what_is_not_asked_for_leaves_the_images_as_they_are() -> None:
+    images = pictures(4)
+    assert augment(images, drawn(4), load("single", PLAIN)) is images
+    assert augment(images, drawn(4), load("single", [*PLAIN, "hflip=0.5"])).dtype == torch.uint8
+
+
+def test_a_crop_is_mirrored_where_its_draw_is_below_the_probability() -> None:
+    images, draws = pictures(3), torch.zeros(3, DRAWS)
+    draws[:, MIRROR] = torch.tensor([0.29, 0.31, 0.1])
+    mirrored = augment(images, draws, load("single", [*PLAIN, "hflip=0.3"]))
+    assert torch.equal(mirrored, torch.stack([images[0].flip(-1), images[1], images[2].flip(-1)]))
+
+
+@pytest.mark.parametrize("strength", [(0.4, 0.4, 0.4), (0.8, 0.0, 1.5)])
+def test_jitter_equals_torchvision_with_each_images_own_factors_and_order(strength: tuple[float, float, float]) -> None:
+    images, draws = pictures(40), drawn(40)
+    jittered = augment(images, draws, load("single", [*PLAIN, f"colour_jitter={list(strength)}"]))
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+    orders = set()
+    for image, draw, ours in zip(images, draws, jittered, strict=True):
+        theirs = image.float() / 255
+        order = draw[ORDER].argsort().tolist()
+        orders.add(tuple(order))
+        for which in order:
+            low, high = max(0.0, 1 - strength[which]), 1 + strength[which]
+            theirs = adjust[which](theirs, low + float(draw[FACTORS][which]) * (high - low))
+        torch.testing.assert_close(ours / 255, theirs, atol=1e-5, rtol=0)
+    assert len(orders) == 6
+
+
+def test_lighting_adds_the_drawn_sum_of_components_to_every_pixel() -> None:
+    images, draws = pictures(5), drawn(5)
+    lit = augment(images, draws, load("single", [*PLAIN, "lighting=0.1"]))
+    for i in range(5):
+        for channel in range(3):
+            added = sum(EIGENVECTORS[channel][j] * EIGENVALUES[j] * 0.1 * float(draws[i, LIGHTING][j]) for j in range(3))
+            torch.testing.assert_close(lit[i, channel], images[i, channel].float() + 255 * added, atol=1e-3, rtol=0)
+
+
+def test_components_are_orthonormal_as_principal_components_are() -> None:
+    vectors = torch.tensor(EIGENVECTORS)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), atol=1e-3, rtol=0)
+
+
+def test_what_happens_to_an_image_does_not_depend_on_its_batch() -> None:
+    images, draws, recipe = pictures(6), drawn(6), load("relabel")
+    together = augment(images, draws, recipe)
+    alone = torch.cat([augment(images[i : i + 1], draws[i : i + 1], recipe) for i in range(6)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+def test_draws_are_uniform_and_normal_where_they_should_be() -> None:
+    draws = drawn(4000)
+    uniform, normal = draws[:, : LIGHTING.start], draws[:, LIGHTING]
+    assert draws.shape == (4000, DRAWS) and uniform.min() >= 0 and uniform.max() < 1
+    assert (uniform.mean(0) - 0.5).abs().max() < 0.03
+    assert normal.mean(0).abs().max() < 0.06 and (normal.std(0) - 1).abs().max() < 0.05

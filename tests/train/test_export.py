@@ -1,0 +1,156 @@
+"""Backbones for torchvision's detectors, by the very lines of docs/transfer.md, and a training step on a COCO-format set."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from pipeline.errors import InputError
+from tests.conftest import Relabel
+from train import checkpoint
+from train.checkpoint import ModelCard
+from train.evaluate import View
+from train.export import export_backbone
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text()
+AS_FROM_IMAGENET, BY_BUILDERS, STEP = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
+VIEW = View(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's weights.safetensors: a ResNet-50 of 37 classes with random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    classes = tuple(map(str, range(37)))
+    state = timm.create_model("resnet50", num_classes=37).state_dict()
+    checkpoint.save_weights(folder / "weights.safetensors", state, ModelCard("resnet50.a1_in1k", {}, classes, VIEW))
+    return folder
+
+
+def write_coco(root: Path) -> Path:
+    """Two images of unlike sizes with a rectangle and a triangle, and instances.json in COCO's format."""
+    rng = np.random.default_rng(0)
+    coco: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "a"}, {"id": 90, "name": "b"}]}
+    for number, (columns, rows) in enumerate([(96, 64), (64, 80)], start=1):
+        image = Image.fromarray(rng.integers(0, 90, size=(rows, columns, 3)).astype(np.uint8))
+        draw = ImageDraw.Draw(image)
+        for category, polygon in ((7, [8, 10, 40, 10, 40, 50, 8, 50]), (90, [30, 12, 60, 40, 22, 60])):
+            draw.polygon(polygon, fill=(200, category, 30))
+            x0, y0, x1, y1 = min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
+            coco["annotations"].append(
+                {
+                    "id": len(coco["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],  # x, y, width, height
+                    "area": (x1 - x0) * (y1 - y0),
+                    "segmentation": [polygon],
+                    "iscrowd": 0,
+                }
+            )
+        name = f"{number:012d}.jpg"
+        image.save(root / name)
+        coco["images"].append({"id": number, "file_name": name, "width": columns, "height": rows})
+    (root / "instances.json").write_text(json.dumps(coco))
+    return root
+
+
+def read_coco(root: Path) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets as torchvision's detectors take them."""
+    coco = json.loads((root / "instances.json").read_text())
+    images, targets = [], []
+    for entry in coco["images"]:
+        images.append(pil_to_tensor(Image.open(root / entry["file_name"])).float() / 255)
+        objects = [a for a in coco["annotations"] if a["image_id"] == entry["id"]]
+        masks = []
+        for a in objects:
+            mask = Image.new("1", (entry["width"], entry["height"]))
+            ImageDraw.Draw(mask).polygon(a["segmentation"][0], fill=1)
+            masks.append(torch.from_numpy(np.array(mask)).byte())
+        x, y, width, height = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).unbind(1)
+        labels = torch.tensor([a["category_id"] for a in objects])
+        boxes = torch.stack([x, y, x + width, y + height], dim=1)
+        targets.append({"boxes": boxes, "labels": labels, "masks": torch.stack(masks)})
+    return images, targets
+
+
+@pytest.fixture(scope="module")
+def backbone(run: Path, relabel_here: Relabel) -> Path:
+    exported = run / "r50-backbone.safetensors"
+    done = relabel_here("export", run / "weights.safetensors", exported, "--to", "torchvision-detection")
+    assert done.returncode == 0 and "318 tensors of resnet50" in done.stdout, done.stderr
+    return exported
+
+
+def detectors_of(lines: str, backbone: Path) -> dict[str, nn.Module]:
+    """What the document's lines make, once each has the classifier's own tensors in its body."""
+    names: dict[str, Any] = {}
+    exec(lines.replace(backbone.name, str(backbone)), names)
+    classifier = timm.create_model(
+        "resnet50", num_classes=37, checkpoint_path=str(backbone.with_name("weights.safetensors"))
+    )
+    wanted = classifier.state_dict()
+    detectors = {kind: names[kind] for kind in ("faster_rcnn", "mask_rcnn")}
+    for detector in detectors.values():
+        body = detector.backbone.body.state_dict()
+        assert len([name for name in body if "num_batches" not in name]) == 265
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in body.items())
+    return detectors
+
+
+def test_lines_of_the_document_put_the_backbone_into_both_detectors_and_they_train(backbone: Path, tmp_path: Path) -> None:
+    images, targets = read_coco(write_coco(tmp_path))
+    for kind, detector in detectors_of(AS_FROM_IMAGENET, backbone).items():
+        torch.manual_seed(0)
+        detector.transform.min_size, detector.transform.max_size = (64,), 96  # seconds instead of minutes
+        before = {name: tensor.clone() for name, tensor in detector.backbone.body.state_dict().items()}
+        names: dict[str, Any] = {"faster_rcnn": detector}
+        exec(STEP, names)
+        losses = names["training_step"](detector, names["optimizer"], images, targets)
+        assert all(loss.isfinite() for loss in losses.values())
+        assert ("loss_mask" in losses) == (kind == "mask_rcnn")
+        after = detector.backbone.body.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert "layer4.0.downsample.0.weight" in changed  # of the other path the last norm is zero at the start
+        assert not [name for name in changed if "bn" in name or name.startswith(("conv1", "layer1"))], "said to be frozen"
+
+
+def test_lines_for_the_builders_put_the_backbone_into_both_detectors_with_batch_norm_that_learns(backbone: Path) -> None:
+    for detector in detectors_of(BY_BUILDERS, backbone).values():
+        assert isinstance(detector.backbone.body.bn1, nn.BatchNorm2d)
+        assert all(parameter.requires_grad for parameter in detector.backbone.body.parameters())
+
+
+def test_exported_pth_holds_the_same_as_exported_safetensors(run: Path, tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        export_backbone(run / "weights.safetensors", tmp_path / name)
+    ours, theirs = torch.load(tmp_path / "a.pth", weights_only=True), load_file(tmp_path / "a.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_torchvision_cannot_take_is_refused_by_name(run: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    weights, output = run / "weights.safetensors", tmp_path / "out.pth"
+    with pytest.raises(InputError, match=r"does not say which model it is of; name it with --arch"):
+        export_backbone(tiny_checkpoint, output)
+    with pytest.raises(InputError, match=r"is of resnet10t; torchvision builds detectors on resnet18, .* alone"):
+        export_backbone(tiny_checkpoint, output, "resnet10t")
+    with pytest.raises(InputError, match=r"no checkpoint of torchvision's resnet34: 133 tensors .*\(such as layer1"):
+        export_backbone(weights, output, "resnet34")
+    with pytest.raises(InputError, match=r"expected a name that ends in \.safetensors or \.pth"):
+        export_backbone(weights, tmp_path / "out.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_to_somewhere_unknown_is_refused(run: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+    done = relabel_here("export", run / "weights.safetensors", tmp_path / "out.pth", "--to", "detectron2")
+    assert done.returncode == 1 and "--to detectron2: expected torchvision-detection" in done.stderr

@@ -1,0 +1,71 @@
+"""A loss that is not finite is named with its step and its images, though no step waits for the device to see its loss.
+
+The losses since the last look stay on the device; a look fetches them all. Which images a step had needs no memory either:
+it follows from the seed.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.distributed import Processes
+from pipeline.errors import InputError
+from pipeline.images import ImageSet
+from pipeline.manifest import write_whole
+from train.checkpoint import LAST
+from train.crops import TrainingBatches
+from train.recipe import Recipe
+
+DIVERGED = "diverged.json"
+NAMED = 4  # images in the message; all are in the file
+
+
+def refuse_divergence(
+    losses: list[tuple[Tensor, float]], step: int, folder: ImageSet, recipe: Recipe, run: Path, group: Processes
+) -> None:
+    """Look at the losses of the steps up to `step`; every process has to.
+
+    Args:
+        losses: of each step since the last look: this process's loss, on the device, and the learning rate.
+    Raises:
+        InputError: one of them is not finite, in any process. diverged.json holds the step and all keys of that batch.
+    """
+    bad = torch.zeros(group.world, len(losses), device=group.device)
+    bad[group.rank] = (~torch.stack([loss for loss, _ in losses]).isfinite()).float()
+    places = group.sum(bad).nonzero().tolist()  # (process, step since the last look) of each
+    if not places:
+        return
+    first = min(place for _, place in places)
+    at, lr = step - len(losses) + first, losses[first][1]  # steps before this one
+    keys = []
+    for rank in [rank for rank, place in places if place == first]:  # one that is hurt hurts all in the next step
+        batch = next(iter(TrainingBatches(len(folder), recipe, at, rank, group.world)))
+        keys += [folder.keys[index] for _, index in batch]
+    epoch = at // (len(folder) // recipe.batch_size) + 1
+    if group.is_first:
+        found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
+        write_whole(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
+    more = f" and {len(keys) - NAMED} more, all in {run / DIVERGED}" if len(keys) > NAMED else ""
+    raise InputError(
+        f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:NAMED])}{more}."
+        f" {kept(run)}. A smaller lr or amp off may help"
+    )
+
+
+def refuse_infinite_weights(model: nn.Module, step: int, lr: float, run: Path) -> None:
+    """Before weights are saved: a last step may have spoilt them after its loss was seen.
+
+    Raises:
+        InputError: a weight is not finite.
+    """
+    if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
+        raise InputError(
+            f"weights are not finite after step {step} (lr {lr:.3g}), though its loss was. {kept(run)}. A smaller lr or amp"
+            " off may help"
+        )
+
+
+def kept(run: Path) -> str:
+    return f"{run / LAST} holds the last good state" if (run / LAST).exists() else "Nothing was saved yet"

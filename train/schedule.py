@@ -1,0 +1,27 @@
+"""The learning rate of every step, by timm's schedulers."""
+
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from train.recipe import Recipe
+
+
+def create_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    """Linear warm-up from a hundredth of lr, then the recipe's schedule; `step_update(step)` sets the rates."""
+    warmup_prefix = recipe.schedule == "linear"  # the line falls from the end of warm-up, as in the reference, and so begins
+    # at lr; the others are over the whole of training, warm-up included
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        "poly" if recipe.schedule == "linear" else recipe.schedule,
+        decay_rate=1.0 if recipe.schedule == "linear" else 0.1,  # of a polynomial it is the power
+        decay_epochs=recipe.decay_epochs,
+        num_epochs=recipe.epochs - (recipe.warmup_epochs if warmup_prefix else 0),
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_prefix=warmup_prefix,
+        warmup_lr=recipe.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    assert scheduler is not None
+    return scheduler
