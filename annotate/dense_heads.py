@@ -30,8 +30,10 @@ def dense_head_of(classifier: nn.Module) -> DenseHead | None:
 def slide(classifier: VGG, locations: Tensor) -> Tensor:
     """VGG's fully connected layers at every location, on the window centred there.
 
-    A convolution of valid windows alone would be a map of the image's middle: at 224 pixels, one cell. The map is padded
+    A convolution of whole windows alone would be a map of the image's middle: at 224 pixels, one cell. The map is padded
     by half a window, so that cells stay where the image is; at 224 pixels the middle cell is the classifier's own logits.
+    The border is repeated: zeros, which no window held in training but where nothing was seen, would make the logits of
+    border cells small, those of a corner least.
     """
     before, after = (classifier.pre_logits.input_kernel_size - 1) // 2, classifier.pre_logits.input_kernel_size // 2
     padded = pad(locations.permute(0, 3, 1, 2), [before, after, before, after], mode="replicate")

@@ -99,9 +99,11 @@ def create_classifier(
     if checkpoint is not None:
         try:
             load_weights(classifier, checkpoint, model, new_head)
-        except InputError:
-            if not (sized and hasattr(classifier, "set_input_size")):
+        except InputError as error:
+            if not sized:
                 raise
+            if not hasattr(classifier, "set_input_size"):
+                raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
             # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
             own = {"checkpoint": checkpoint, "num_classes": num_classes, "model_kwargs": model_kwargs, "new_head": new_head}
             classifier = create_classifier(model, **own)  # type: ignore[arg-type]

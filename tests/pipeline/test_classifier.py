@@ -225,6 +225,14 @@ def test_own_vision_transformer_trained_at_its_own_size_runs_at_another(
     assert sized(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
 
 
+def test_own_classifier_that_timm_cannot_resize_is_to_run_at_the_size_of_its_training(tmp_path: Path) -> None:
+    torch.save(timm.create_model("convit_tiny", num_classes=3).state_dict(), tmp_path / "x.pth")
+    own = {"checkpoint": tmp_path / "x.pth", "num_classes": 3}
+    message = refusal(lambda: create_classifier("convit_tiny", **own, input_size=(64, 64)))  # type: ignore[arg-type]
+    assert "pos_embed is [1, 196, 192]" in message
+    assert message.endswith("the model it was trained as; if that was at another size, leave --input-size out")
+
+
 def test_own_vision_transformer_trained_at_that_size_keeps_its_positions(
     tmp_path: Path, randomised: Callable[..., nn.Module]
 ) -> None:
