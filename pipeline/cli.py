@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
@@ -56,6 +57,9 @@ ModelKwargs = Annotated[
     list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cuda, cuda:1 or cpu; CUDA where there is one.")]
+ClassNamesFile = Annotated[
+    Path | None, typer.Option("--class-names", help="Lines FOLDER NAME, instead of WordNet's names for WordNet ids.")
+]
 Workers = Annotated[
     int | None, typer.Option(help="Decoding processes per process; 0 decodes in the main one. As many as there are cores.")
 ]
@@ -158,14 +162,16 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(help="For --spot-check: the weights it was made with, if your own.")
     ] = None,
+    class_names: ClassNamesFile = None,
     device: Device = None,
 ) -> None:
     """Check a label set: structure, checksums, values; with --images, coverage and agreement with the folders."""
+    from pipeline.class_names import ClassNames
     from pipeline.verify import verify as run
 
     if spot_check is not None and images is None:
         raise InputError("--spot-check needs the images: name their folder with --images")
-    report = run(labels, images, min_agreement)
+    report = run(labels, images, min_agreement, ClassNames(class_names))
     if spot_check is not None and images is not None and not report.findings:
         from pipeline import spot_check as spot
         from pipeline.manifest import Manifest
@@ -190,19 +196,24 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A label set.")],
     second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
     boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = 4,
+    class_names: ClassNamesFile = None,
 ) -> None:
     """How two label sets differ: in their best classes, in what crops would be told, and where they do so most."""
+    from pipeline.class_names import ClassNames
     from pipeline.compare import compare as run
 
+    names = ClassNames(class_names)
     found = run(first, second, boxes)
     only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
     print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
     print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
     print(f"pooled targets        mean KL({first} || {second}) {found.kl:.4f} nats over {boxes} random boxes an image")
-    for title, worst in (("images", found.worst_images), ("class folders", found.worst_folders)):
-        print(f"{title} that differ most")
-        for name, kl in worst:
-            print(f"  {kl:8.4f}  {name}")
+    print("images that differ most")
+    for key, kl in found.worst_images:
+        print(f"  {kl:8.4f}  {key}  {names(key.rpartition('/')[0])}")
+    print("class folders that differ most")
+    for folder, kl in found.worst_folders:
+        print(f"  {kl:8.4f}  {names(folder)}")
 
 
 @app.command()
@@ -287,35 +298,60 @@ def eval(
         str | None, typer.Option(help="timm model; not needed for a run of ours. Alone: published weights.")
     ] = None,
     model_kwargs: ModelKwargs = [],
-    multilabels: Annotated[Path | None, typer.Option(help="JSON of all the classes that each image shows.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Another model: is the difference more than luck?")
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of further data sets by their published names: imagenet-a, imagenet-c ..."),
+    ] = None,
+    fgsm: Annotated[bool, typer.Option("--fgsm", help="Attack the images too, by FGSM.")] = False,
+    fgsm_epsilon: Annotated[str, typer.Option(help="The attack's step, of pixels in [0, 1].")] = "8/255",
+    multilabels: Annotated[
+        Path | None, typer.Option(help="JSON of all the classes that each image shows, ours or of Shankar et al. 2020.")
+    ] = None,
+    class_names: ClassNamesFile = None,
+    eval_size: Annotated[int | None, typer.Option(help="Pixels, square; the model's own by default.")] = None,
+    eval_crop: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that the centre crop keeps; the model's own by default.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
     workers: Workers = None,
     device: Device = None,
 ) -> None:
-    """Evaluate a checkpoint: top-1, top-5, and multi-label accuracy from a JSON of each image's classes."""
+    """Evaluate a checkpoint on an image folder, and on the other data sets that are found; or compare two checkpoints."""
     from pipeline.classifier import parse_model_kwargs
-    from train.evaluate_checkpoint import evaluate_checkpoint
+    from train.evaluation.report import table
+    from train.evaluation.run import evaluate_checkpoint
 
     result = evaluate_checkpoint(
         images,
         checkpoint=checkpoint,
         arch=arch,
         model_kwargs=parse_model_kwargs(model_kwargs),
+        compare=compare,
+        suite=suite,
+        fgsm_epsilon=parse_fraction(fgsm_epsilon) if fgsm else None,
         multilabels=multilabels,
+        class_names=class_names,
+        eval_size=eval_size,
+        eval_crop=eval_crop,
         output=output,
         batch_size=batch_size,
         workers=workers,
         device=device,
     )
     if result is not None:
-        print_result(result)
+        print(table(result))
 
 
-def print_result(result: dict[str, Any]) -> None:
-    for name, value in result.items():
-        shown = f"{value:.2f}" if isinstance(value, float) else value
-        print(f"{name:<22}{shown}")
+def parse_fraction(text: str) -> float:
+    """ "8/255" or "0.03"."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"--fgsm-epsilon {text}: expected a fraction such as 8/255, or a number such as 0.03") from error
 
 
 @app.command()
@@ -404,6 +440,19 @@ def demo_data(
     from pipeline.demo_data import write_scenes
 
     write_scenes(folder, train_images, val_images, annotator_images, seed)
+
+
+@app.command()
+@plain_errors
+def corrupt(
+    images: Images,
+    output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write images anew under eight corruptions of five severities, for `relabel eval --suite`."""
+    from pipeline.corruptions import write_corrupted
+
+    print(f"{output}: {write_corrupted(images, output, seed)} images")
 
 
 @app.command()

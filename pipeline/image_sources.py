@@ -58,15 +58,15 @@ def of_folder(root: Path) -> ImageSet:
     folders = class_folders(root)
     if not folders:
         raise InputError(f"{root} has no sub-folders; expected one folder of images per class (ROOT/CLASS/*.JPEG)")
-    places: dict[str, Path] = {}
+    keys: list[str] = []
     for name in folders:
-        files = [p for p in (root / name).iterdir() if is_image(p.name)]
+        files = [p.name for p in (root / name).iterdir() if is_image(p.name)]
         if not files:
             inner = sum(p.is_dir() for p in (root / name).iterdir())
             hint = f"; it holds {inner} folders: did you mean {root / name}?" if inner else "; fill it or remove it"
             raise InputError(f"{root / name} holds no image ({', '.join(sorted(extensions()))}){hint}")
-        places |= {f"{name}/{p.name}": p for p in files}
-    return image_set(str(root), folders, list(places), paths(places.values()), itself)
+        keys += [f"{name}/{file}" for file in files]
+    return image_set(str(root), folders, keys, strings(keys), functools.partial(within, root))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
@@ -75,7 +75,8 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 def of_list(path: Path) -> ImageSet:
     """A path per line; empty lines and lines that begin with # do not count."""
-    places: dict[str, Path] = {}
+    folder = path.parent.resolve()
+    places: dict[str, str] = {}
     try:
         lines = path.read_text().splitlines()
     except UnicodeDecodeError as error:
@@ -83,16 +84,18 @@ def of_list(path: Path) -> ImageSet:
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        image = path.parent / line.strip()
-        key = "/".join(image.parts[-2:])
-        if len(image.parts) < 2 or not is_image(image.name):
+        image = PurePosixPath(line.strip())
+        parts = (folder / image).parts
+        key = "/".join(parts[-2:])
+        if len(parts) < 3 or not is_image(image.name):
             raise InputError(f"{path} line {number}: {line!r} is no path of an image in its class's folder")
         if key in places:
             raise InputError(f"{path} line {number}: {image} and {places[key]} have the same key {key}")
-        places[key] = image
+        places[key] = str(image)
     if not places:
         raise InputError(f"{path} lists no image; expected a path per line")
-    return image_set(str(path), in_order(key.split("/")[0] for key in places), list(places), paths(places.values()), itself)
+    classes, opener = in_order(key.split("/")[0] for key in places), functools.partial(within, path.parent)
+    return image_set(str(path), classes, list(places), strings(list(places.values())), opener)
 
 
 def of_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
@@ -159,9 +162,8 @@ def image_set(
     )
 
 
-def itself(path: Any) -> Path:
-    assert isinstance(path, Path)
-    return path
+def within(root: Path, place: Any) -> Path:
+    return root / str(place)
 
 
 def read_from(tars: tuple[Path, ...], place: Any) -> bytes:
@@ -190,12 +192,9 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=lambda name: (natural_key(name), name)))  # the name itself: Cat and cat are two
 
 
-def paths(places: Iterable[Path]) -> np.ndarray:
-    """(N,) of Path objects."""
-    listed = list(places)
-    array = np.empty(len(listed), dtype=object)
-    array[:] = listed
-    return array
+def strings(places: list[str]) -> np.ndarray:
+    """(N,) of the strings themselves: where they are the keys, they are in memory once."""
+    return np.array(places, dtype=object)
 
 
 def rows(places: list[tuple[int, int, int]]) -> np.ndarray:

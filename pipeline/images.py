@@ -65,7 +65,7 @@ class ImageSet:
     def name(self, index: int) -> str:
         """What to call an image in a message: its path, or its key within its source."""
         place = self.places[index]
-        return str(place) if isinstance(place, Path) else f"{self.source}:{self.keys[index]}"
+        return str(self.open(place)) if isinstance(place, str) else f"{self.source}:{self.keys[index]}"
 
     def read(self, index: int) -> Image.Image:
         """Decode image `index` as RGB.

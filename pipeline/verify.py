@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.boxes import whole_image
+from pipeline.class_names import ClassNames
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
@@ -29,12 +30,15 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(labels: Path, images: Path | str | None = None, min_agreement: float = 0.2) -> Report:
+def verify(
+    labels: Path, images: Path | str | None = None, min_agreement: float = 0.2, names: ClassNames | None = None
+) -> Report:
     """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
 
     Args:
         min_agreement: share of images whose map, pooled over the whole image, must have the folder's class on top. A wrong
             class order or a wrong normalisation brings it down to chance.
+        names: what to call the classes; WordNet's lemmas if None.
     Raises:
         InputError: no label set there at all, or no image folder.
     """
@@ -79,7 +83,8 @@ def verify(labels: Path, images: Path | str | None = None, min_agreement: float 
     if folder is not None:
         check_coverage(report, labels, folder, keys, encoded(unreadable), complete)
         if len(keys):
-            check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement)
+            named = names or ClassNames()
+            check_agreement(report, labels, manifest, folder, keys, np.concatenate(top1), min_agreement, named)
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(
@@ -155,6 +160,7 @@ def check_agreement(
     keys: np.ndarray,
     top1: np.ndarray,
     min_agreement: float,
+    names: ClassNames,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
     misfit = manifest.misfit(folder.classes)
@@ -175,7 +181,7 @@ def check_agreement(
     per_class = np.bincount(targets, weights=agrees, minlength=len(folder.classes)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
     worst = present[np.argsort(per_class[present], kind="stable")][:WORST]
-    named = ", ".join(f"{folder.classes[c]} {100 * per_class[c]:.0f}%" for c in worst)
+    named = ", ".join(f"{names(folder.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
     report.notes.append(
         f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
     )

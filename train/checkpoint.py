@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pipeline.classifier import first_line
 from pipeline.errors import InputError
 from pipeline.manifest import write_whole
-from train.evaluate import View
+from train.evaluation.predictions import Loss
+from train.evaluation.view import View
 from train.tokens import WithTokens
 
 LAST = "last.pt"
@@ -36,6 +37,7 @@ class ModelCard:
     model_kwargs: dict[str, Any]
     classes: tuple[str, ...]
     view: View
+    loss: Loss = "ce"  # that its outputs were trained with: logits of a softmax, or of a sigmoid per class
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -37,7 +37,10 @@ from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, seed_of
 from train.cutmix import paste_in, paste_of_step
 from train.divergence import refuse_divergence, refuse_infinite_weights
-from train.evaluate import View, evaluate, read_multilabels, refuse_other_classes
+from train.evaluation.classes import refuse_other_classes
+from train.evaluation.evaluate import evaluate
+from train.evaluation.multilabels import read_multilabels
+from train.evaluation.view import View
 from train.metrics import append_metrics, draw_curves, keep_metrics
 from train.provenance import begin, describe
 from train.recipe import Recipe
@@ -131,7 +134,7 @@ def train(
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
-        card = ModelCard(arch, kwargs, folder.classes, view)
+        card = ModelCard(arch, kwargs, folder.classes, view, recipe.loss)
         cuda = group.device.type == "cuda"
         amp = cuda if amp is None else amp
         asked = load_teacher(teacher, recipe, folder, group.device, amp)
@@ -273,7 +276,7 @@ def train(
                     try:
                         metrics["val"] = evaluate(
                             judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=amp
-                        )
+                        ).summary()
                     except UnreadableImage as error:
                         if group.world > 1:  # the others are still evaluating
                             raise
@@ -331,7 +334,7 @@ def summary(metrics: dict[str, Any], recipe: Recipe) -> str:
         f"  top-1 {metrics['top1']:.1f}  {metrics['images_per_s']:.0f} img/s"
     )
     for name, value in metrics.get("val", {}).items():
-        if name != "images":
+        if not name.endswith("images"):
             line += f"  val {name} {value:.2f}"
     return line
 

@@ -16,7 +16,7 @@ from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, normalise
 from train.checkpoint import read_card
-from train.evaluate import refuse_other_classes
+from train.evaluation.classes import refuse_other_classes
 from train.recipe import Recipe
 
 

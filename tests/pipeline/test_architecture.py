@@ -9,20 +9,14 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
-CONTRACT = ("errors", "images", "keys", "manifest", "shards", "classifier", "distributed", "boxes")
+CONTRACT = (
+    *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "distributed"),
+    *("boxes", "class_names", "corruptions", "machine"),
+)
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (
-    "annotate",
-    "verify",
-    "train",
-    "eval",
-    "demo-data",
-    "recipes",
-    "compare",
-    "import-maps",
-    "export-maps",
-    "export",
-    "annotators",
+    *("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps", "export"),
+    *("corrupt", "annotators"),
 )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import ModelCard
-from train.evaluate import View
+from train.evaluation.view import View
 from train.export import RESNETS
 
 REPOSITORY = Path(__file__).parents[2]

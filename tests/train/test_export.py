@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from tests.conftest import Relabel
 from train import checkpoint
 from train.checkpoint import ModelCard
-from train.evaluate import View
+from train.evaluation.view import View
 from train.export import export_backbone
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text()

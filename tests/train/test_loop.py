@@ -22,7 +22,7 @@ from pipeline.manifest import read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps
 from tests.label_sets import write_label_set
 from train import checkpoint
-from train.evaluate_checkpoint import evaluate_checkpoint
+from train.evaluation.run import evaluate_checkpoint
 from train.loop import Interrupted, train
 from train.metrics import read_metrics
 from train.recipe import Recipe, load

@@ -17,7 +17,7 @@ import torch
 from pipeline.errors import InputError
 from tests.conftest import REPOSITORY, THIN, Relabel, write_images
 from train import checkpoint
-from train.evaluate_checkpoint import evaluate_checkpoint
+from train.evaluation.run import evaluate_checkpoint
 from train.loop import Interrupted, train
 from train.metrics import read_metrics
 from train.recipe import load, names

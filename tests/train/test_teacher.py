@@ -12,7 +12,7 @@ from pipeline.images import ImageSet
 from tests.label_sets import named_images
 from train import checkpoint
 from train.checkpoint import ModelCard
-from train.evaluate import View
+from train.evaluation.view import View
 from train.recipe import load
 from train.teacher import TeacherChoice, load_teacher
 

@@ -1,0 +1,154 @@
+"""ImageNet and its relatives in miniature, real images in the published layouts, against a slow loop."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from pipeline.image_sources import find_images
+from tests.slow_loop import THIN, images_of, logits_of, save_run
+from tests.train.evaluation.test_measures import shankar_file
+from train import checkpoint
+from train.evaluation.classes import imagenet_classes
+from train.evaluation.run import evaluate_checkpoint
+from train.evaluation.view import view_of
+
+TIMM_DATA = Path(timm.__file__).parent / "data" / "_info"
+
+Randomised = Callable[..., nn.Module]
+
+
+class Known(NamedTuple):
+    """ImageNet in miniature.
+
+    Attributes:
+        weights: a run whose model knows 300 classes by their validation image, takes 500 for others, and prefers to another
+            200 their shadow, a class that stands for the same image.
+        logits: (1000, 1000) of the validation images, class by class, from a slow loop.
+        numbers: of the validation images, class by class, in ImageNet's validation set.
+    """
+
+    val: Path
+    suite: Path
+    weights: Path
+    logits: Tensor
+    numbers: list[int]
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory, randomised: Randomised) -> Known:
+    root = tmp_path_factory.mktemp("imagenet")
+    classes = imagenet_classes()
+    real = json.loads((TIMM_DATA / "imagenet_real_labels.json").read_text())
+    numbers = [next(i + 1 for i, labels in enumerate(real) if labels == [c]) for c in range(1000)]
+    rng = np.random.default_rng(0)
+    paths = []
+    for wordnet_id, number in zip(classes, numbers, strict=True):
+        path = root / "val" / wordnet_id / f"ILSVRC2012_val_{number:08d}.JPEG"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (3, 4, 3)).astype(np.uint8)).resize((16, 16)).save(path)
+        paths.append(path)
+
+    def link(place: str, of_class: int, folder: str) -> None:
+        (root / "suite" / place / folder).mkdir(parents=True)
+        os.link(paths[of_class], root / "suite" / place / folder / "image.jpg")
+
+    place_of = {wordnet_id: c for c, wordnet_id in enumerate(classes)}
+    for c, wordnet_id in enumerate(classes):
+        link("imagenetv2-threshold0.7-format-val", c, str(c))
+        link("sketch", c, wordnet_id)
+    for name in ("imagenet-a", "imagenet-r"):
+        for wordnet_id in (TIMM_DATA / f"{name.replace('-', '_')}_synsets.txt").read_text().split():
+            link(name, place_of[wordnet_id], wordnet_id)
+
+    classifier = randomised(timm.create_model("resnet10t", num_classes=1000, **THIN), 0, (16, 16))
+    head: Any = classifier.get_classifier()
+    with torch.no_grad():  # the nearest image's class
+        body: Any = classifier
+        features = body.forward_head(body.forward_features(images_of(paths)), pre_logits=True)
+        order = torch.cat([torch.arange(300).roll(100), torch.arange(300, 800), torch.arange(300, 500)])
+        head.weight.copy_(features[order])
+        head.bias.copy_(-features[order].square().sum(1) / 2)
+        head.bias[800:] += 1e-3 * head.bias.abs().mean()
+    weights = save_run(root / "weights.pth", classifier, classes)
+    return Known(root / "val", root / "suite", weights, logits_of(classifier, paths), numbers)
+
+
+def test_every_data_set_found_is_measured_as_a_slow_loop_does(imagenet: Known, tmp_path: Path) -> None:
+    folder = find_images(imagenet.val)
+    labels = shankar_file(tmp_path / "human_accuracy.json", folder.keys)
+    result = evaluate_checkpoint(
+        imagenet.val, checkpoint=imagenet.weights, suite=imagenet.suite, multilabels=labels, workers=0, device="cpu"
+    )
+    assert result is not None
+    ranked = imagenet.logits.topk(5).indices
+    targets = torch.arange(1000)
+    top1 = 100 * (ranked[:, 0] == targets).double().mean().item()
+    top5 = 100 * (ranked == targets.unsqueeze(1)).any(1).double().mean().item()
+    assert 25 < top1 < 35
+    assert (result["images"], result["top1"], result["top5"]) == (1000, pytest.approx(top1), pytest.approx(top5))
+    assert result["real"] == pytest.approx(top1), "each image's only ReaL label is its class"
+    # of the first four images the first two are of a class of their own; the model takes none of the first 300 for its own
+    assert result["multilabel_accuracy_by_class_images"] == 4
+    assert result["multilabel_accuracy_by_class"] == 0
+    found = result["suite"]
+    assert set(found) == {"imagenetv2-threshold0.7", "imagenet-a", "imagenet-r", "imagenet-sketch"}
+    for name in ("imagenetv2-threshold0.7", "imagenet-sketch"):
+        assert (found[name]["images"], found[name]["top1"], found[name]["top5"]) == (1000, result["top1"], result["top5"])
+    for name in ("imagenet-a", "imagenet-r"):
+        indices = torch.tensor(list(map(int, (TIMM_DATA / f"{name.replace('-', '_')}_indices.txt").read_text().split())))
+        among = imagenet.logits[indices][:, indices].argmax(1)  # the benchmark's own protocol
+        expected = 100 * (among == torch.arange(200)).double().mean().item()
+        over_all = 100 * (ranked[indices, 0] == indices).double().mean().item()
+        assert found[name]["top1"] == pytest.approx(expected)
+        assert expected > over_all + 5, "else the restriction would not be seen"
+    assert result["absent"] == ["imagenetv2-matched-frequency", "imagenetv2-top-images", "imagenet-c", "corrupted"]
+    assert [entry["name"] for entry in result["lowest_top1"]][:2] == ["tench (n01440764)", "goldfish (n01443537)"]
+    assert result["highest_top1"][0]["top1"] == 100
+
+
+def test_folders_of_numbers_are_imagenets_classes_by_number(imagenet: Known) -> None:
+    v2 = imagenet.suite / "imagenetv2-threshold0.7-format-val"
+    result = evaluate_checkpoint(v2, checkpoint=imagenet.weights, workers=0, device="cpu")
+    assert result is not None and 25 < result["top1"] < 35
+    assert "tench (n01440764)" in str(result["lowest_top1"]), "a class is called by its name, not its number"
+
+
+def test_model_that_does_not_say_its_classes_has_imagenets(imagenet: Known, tmp_path: Path) -> None:
+    state = checkpoint.load(imagenet.weights)
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "published.pth")
+    given: dict[str, Any] = {"arch": "resnet10t", "model_kwargs": THIN, "checkpoint": tmp_path / "published.pth"}
+    renamed = tmp_path / "val"
+    shutil.copytree(imagenet.val, renamed, copy_function=os.link)
+    (renamed / "n01440764").rename(renamed / "n01440763")
+    (renamed / "n15075141").rename(renamed / "n15075142")
+    with pytest.raises(InputError, match=r"n01440763 is not n01440764; n15075142 is not n15075141$"):
+        evaluate_checkpoint(renamed, **given, workers=0, device="cpu")
+    result = evaluate_checkpoint(imagenet.val, **given, eval_size=16, eval_crop=1.0, workers=0, device="cpu")
+    classifier = timm.create_model("resnet10t", num_classes=1000, **THIN).eval()
+    classifier.load_state_dict(state)
+    view = dataclasses.replace(view_of(classifier), size=16, crop=1.0)
+    paths = [next((imagenet.val / wordnet_id).iterdir()) for wordnet_id in imagenet_classes()]
+    expected = logits_of(classifier, paths, view).argmax(1) == torch.arange(1000)
+    assert result is not None and result["top1"] == pytest.approx(100 * expected.double().mean().item()) != 0
+
+
+def test_data_set_of_other_classes_is_refused_before_anything_is_measured(imagenet: Known, tmp_path: Path) -> None:
+    shutil.copytree(imagenet.suite / "imagenet-a", tmp_path / "imagenet-a", copy_function=os.link)
+    (tmp_path / "imagenet-a" / "n01498041").rename(tmp_path / "imagenet-a" / "stingray")
+    with pytest.raises(InputError, match=r"1 of 200 class folders are no classes of .*weights.pth \(stingray\)"):
+        evaluate_checkpoint(imagenet.val, checkpoint=imagenet.weights, suite=tmp_path, workers=0, device="cpu")
+    shutil.rmtree(tmp_path / "imagenet-a")
+    with pytest.raises(InputError, match=r"holds none of imagenetv2-matched-frequency-format-val, .*imagenet-c, corrupted"):
+        evaluate_checkpoint(imagenet.val, checkpoint=imagenet.weights, suite=tmp_path, workers=0, device="cpu")

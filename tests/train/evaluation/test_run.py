@@ -1,0 +1,173 @@
+"""`relabel eval` from end to end: ImageNet-C's layout, two models, several processes; against a slow loop."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.corruptions import write_corrupted
+from pipeline.errors import InputError
+from pipeline.image_sources import find_images
+from tests.slow_loop import THIN, VIEW, logits_of, save_run
+from train import checkpoint
+from train.evaluation.corruption_error import ALEXNET_ERROR
+from train.evaluation.run import evaluate_checkpoint
+from train.evaluation.view import View
+
+REPOSITORY = Path(__file__).parents[3]
+
+Randomised = Callable[..., nn.Module]
+Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def three_classes(image_folder: Path, tmp_path: Path, randomised: Randomised) -> Callable[[int], Path]:
+    """`three_classes(seed)`: a run on the image folder's classes."""
+
+    def save(seed: int) -> Path:
+        torch.manual_seed(seed)
+        classifier = randomised(timm.create_model("resnet10t", num_classes=3, **THIN), seed, (16, 16))
+        return save_run(tmp_path / f"weights-{seed}.pth", classifier, ("cat", "dog", "eel"))
+
+    return save
+
+
+def errors_in(root: Path, classifier: nn.Module, view: View) -> dict[str, float]:
+    """By corruption, mean over severities, from a slow loop."""
+    errors = {}
+    for corruption in sorted(p.name for p in root.iterdir()):
+        wrong = []
+        for severity in "12345":
+            folder = find_images(root / corruption / severity)
+            best = logits_of(classifier, [Path(folder.source, key) for key in folder.keys], view).argmax(1)
+            wrong.append((best.numpy() != folder.targets).mean())
+        errors[corruption] = 100 * float(np.mean(wrong))
+    return errors
+
+
+def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callable[[int], Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for corruption in ALEXNET_ERROR:
+        for severity in "12345":
+            for name in ("cat", "dog", "eel"):
+                folder = tmp_path / "suite" / "imagenet-c" / corruption / severity / name
+                folder.mkdir(parents=True)
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(folder / "a.JPEG")
+    images = tmp_path / "suite" / "imagenet-c" / "snow" / "1"
+    weights = three_classes(0)
+    given: dict[str, Any] = {"checkpoint": weights, "suite": tmp_path / "suite", "workers": 0, "device": "cpu"}
+    whole = evaluate_checkpoint(images, **given, eval_crop=0.5)
+    assert whole is not None
+    classifier = timm.create_model("resnet10t", num_classes=3, **THIN).eval()
+    classifier.load_state_dict(checkpoint.load(weights))
+    errors = errors_in(
+        tmp_path / "suite" / "imagenet-c", classifier, VIEW
+    )  # cropped already: crop 1, whatever was asked for
+    assert len(set(errors.values())) > 3
+    found = whole["suite"]["imagenet-c"]
+    assert {name: found[f"error_{name}"] for name in ALEXNET_ERROR} == pytest.approx(errors, abs=1e-3)
+    assert found["corruption_error"] == pytest.approx(np.mean(list(errors.values())), abs=1e-3)
+    by_hand = np.mean([errors[name] / share for name, share in ALEXNET_ERROR.items()])
+    assert found["mce"] == pytest.approx(by_hand, abs=1e-3) and found["missing"] == []
+
+    shutil.rmtree(tmp_path / "suite" / "imagenet-c" / "fog" / "4")
+    shutil.rmtree(tmp_path / "suite" / "imagenet-c" / "frost")
+    part = evaluate_checkpoint(images, **given)
+    assert part is not None
+    found = part["suite"]["imagenet-c"]
+    assert found["missing"] == ["frost", "fog (severity 4)"]
+    assert not {"mce", "error_fog", "error_frost"} & set(found)
+    del errors["fog"], errors["frost"]
+    assert found["corruption_error"] == pytest.approx(np.mean(list(errors.values())), abs=1e-3)
+
+    (tmp_path / "suite" / "imagenet-c" / "snow" / "3" / "cat" / "a.JPEG").rename(images.parent / "3" / "cat" / "b.JPEG")
+    with pytest.raises(InputError, match=r"snow/3 has not the images of .*gaussian_noise/1 \(first: cat/a.JPEG\)"):
+        evaluate_checkpoint(images, **given)
+
+
+@pytest.fixture
+def everything(image_folder: Path, three_classes: Callable[[int], Path], tmp_path: Path) -> list[object]:
+    """Options that make `relabel eval` compare two models by every measure that applies."""
+    write_corrupted(image_folder, tmp_path / "suite" / "corrupted")
+    folder = find_images(image_folder)
+    shown = {key: {"classes": [key.split("/")[0], *(["eel"] if i % 2 else [])]} for i, key in enumerate(folder.keys)}
+    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
+    models = [f"--checkpoint={three_classes(0)}", f"--compare={three_classes(1)}"]
+    return [
+        *("eval", image_folder, *models, f"--suite={tmp_path / 'suite'}", "--fgsm", "--fgsm-epsilon=2/255"),
+        *(f"--multilabels={tmp_path / 'shown.json'}", "--workers=0", "--device=cpu", "--batch-size=4"),
+    ]
+
+
+def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
+    done = relabel_here(*everything, f"--output={tmp_path / 'both.json'}")
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "both.json").read_text())
+    second = evaluate_checkpoint(
+        tmp_path / "images",
+        checkpoint=tmp_path / "weights-1.pth",
+        suite=tmp_path / "suite",
+        fgsm_epsilon=2 / 255,
+        multilabels=tmp_path / "shown.json",
+        workers=0,
+        device="cpu",
+    )
+    assert second is not None
+    assert {**both["compared_with"], "absent": second["absent"]} == {
+        name: value for name, value in second.items() if not name.endswith("est_top1")
+    }
+    for place, other in (
+        (both, second),
+        (both["fgsm"], second["fgsm"]),
+        (both["suite"]["corrupted"], second["suite"]["corrupted"]),
+    ):
+        assert len(place["differences"]) >= 2 and "multilabel_map" not in place["differences"]
+        for measure, found in place["differences"].items():
+            assert found["difference"] == pytest.approx(place[measure] - other[measure], abs=2e-4)
+            assert found["low"] <= found["difference"] <= found["high"]
+            assert found["excludes_zero"] == (found["low"] > 0 or found["high"] < 0)
+    for words in (
+        ["images", "top-1", "9", f"{both['top1']:.2f}", f"{second['top1']:.2f}"],
+        ["images,", "FGSM", "2/255", "multi-label", "accuracy", "9", f"{both['fgsm']['multilabel_accuracy']:.2f}"],
+        ["corrupted", "under", "pixelate", "9", f"{both['suite']['corrupted']['error_pixelate']:.2f}"],
+    ):
+        assert any(line.split()[: len(words)] == words for line in done.stdout.splitlines()), words
+    assert "absent: imagenetv2-matched-frequency, " in done.stdout and "corrupted" not in done.stdout.split("absent: ")[1]
+
+
+def test_two_processes_find_what_one_finds(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
+    assert relabel_here(*everything, f"--output={tmp_path / 'one.json'}").returncode == 0
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    command = [*launched, *map(str, everything), f"--output={tmp_path / 'two.json'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
+    assert done.stdout.count("data set") == 1
+
+
+def test_models_of_other_classes_and_impossible_options_are_refused(
+    image_folder: Path, three_classes: Callable[[int], Path], relabel_here: Relabel, tmp_path: Path
+) -> None:
+    mine = f"--checkpoint={three_classes(0)}"
+    other = timm.create_model("resnet10t", num_classes=3, **THIN)
+    save_run(tmp_path / "other.pth", other, ("cat", "cow", "eel"))
+    for options, message in (
+        ([mine, f"--compare={tmp_path / 'other.pth'}"], "other.pth: dog is not cow"),
+        ([mine, "--fgsm", "--fgsm-epsilon=8/0"], "--fgsm-epsilon 8/0: expected a fraction"),
+        ([mine, "--fgsm", "--fgsm-epsilon=8"], "--fgsm-epsilon 8: expected a share"),
+        ([mine, "--eval-crop=2"], "--eval-crop 2.0: expected a share"),
+        ([mine, f"--suite={image_folder / 'none'}"], "is no folder; expected one that holds"),
+        ([], "nothing to evaluate"),
+    ):
+        done = relabel_here("eval", image_folder, *options, "--workers=0", "--device=cpu")
+        assert done.returncode == 1 and message in done.stderr, (options, done.stderr)

@@ -1,0 +1,47 @@
+"""What the classifier is shown is what timm's own transform would show it."""
+
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet, read_rgb
+from train.evaluation.view import CentreCrops, View, view_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ImageSet:
+    """Three noisy images of three shapes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "a").mkdir()
+    for i, size in enumerate([(20, 33, 3), (47, 21, 3), (30, 30, 3)]):
+        Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)).save(tmp_path / "a" / f"{i}.png")
+    return find_images(tmp_path)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_uint8_normalised_on_the_device_is_timms_transform(folder: ImageSet, crop_mode: str, interpolation: str) -> None:
+    view = View(16, 0.875, interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_mode)
+    theirs = create_transform(
+        (3, 16, 16), interpolation=interpolation, mean=view.mean, std=view.std, crop_pct=0.875, crop_mode=crop_mode
+    )
+    crops = CentreCrops(folder, view, range(3))
+    for i, key in enumerate(folder.keys):
+        pixels, index = crops[i]
+        assert index == i and pixels.dtype == torch.uint8 and pixels.shape == (3, 16, 16)
+        expected = theirs(read_rgb(Path(folder.source, key)))
+        torch.testing.assert_close(view.normalise(pixels.unsqueeze(0))[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_view_of_a_published_model_is_its_own_at_test_size() -> None:
+    view = view_of(timm.create_model("resnet10t.c3_in1k"))
+    assert (view.size, view.crop, view.interpolation) == (224, 0.95, "bicubic")
+    settings = resolve_model_data_config(timm.create_model("resnet10t.c3_in1k"), use_test_size=True)
+    assert astuple(view)[3:5] == (settings["mean"], settings["std"])

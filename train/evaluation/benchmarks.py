@@ -1,0 +1,146 @@
+"""The data sets that ImageNet models are tested on, found in a folder by the names under which they are published.
+
+imagenetv2-matched-frequency-format-val    Recht et al. 2019; folders 0 ... 999 are class numbers
+imagenetv2-threshold0.7-format-val
+imagenetv2-top-images-format-val
+imagenet-a, imagenet-r                     Hendrycks et al. 2021; 200 classes, and the model chooses among these 200
+imagenet-sketch, or sketch                 Wang et al. 2019; all classes
+imagenet-c/CORRUPTION/SEVERITY             Hendrycks & Dietterich 2019; 15 corruptions, severities 1 ... 5
+corrupted/CORRUPTION/SEVERITY              by `relabel corrupt`, of any images
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.corruptions import SEVERITIES
+from pipeline.errors import InputError
+from pipeline.image_sources import find_images, of_folder
+from pipeline.images import ImageSet
+from train.evaluation.classes import class_numbers
+from train.evaluation.corruption_error import CORRUPTIONS
+
+PLAIN = {  # name: the folders it may be in
+    "imagenetv2-matched-frequency": ("imagenetv2-matched-frequency-format-val",),
+    "imagenetv2-threshold0.7": ("imagenetv2-threshold0.7-format-val",),
+    "imagenetv2-top-images": ("imagenetv2-top-images-format-val",),
+    "imagenet-a": ("imagenet-a",),
+    "imagenet-r": ("imagenet-r",),
+    "imagenet-sketch": ("imagenet-sketch", "sketch"),
+}
+SUBSETS = ("imagenet-a", "imagenet-r")  # whose classes are some of the model's
+CORRUPTED = ("imagenet-c", "corrupted")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set of one folder.
+
+    Attributes:
+        numbers: (classes of the folder,) their places among the model's classes.
+        subset: the model chooses among these only.
+    """
+
+    name: str
+    folder: ImageSet
+    numbers: np.ndarray
+    subset: bool
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) class of each image, among the model's."""
+        targets: np.ndarray = self.numbers[self.folder.targets]
+        return targets
+
+
+@dataclass(frozen=True)
+class CorruptedImages:
+    """The same images under several corruptions.
+
+    Attributes:
+        folders: by corruption, the folders of severity 1 to 5, all of them with the same images.
+        missing: corruptions of the benchmark that are not there, or not with all severities.
+        published: ImageNet-C itself, whose images are cropped already.
+    """
+
+    root: Path
+    folders: dict[str, list[ImageSet]]
+    numbers: np.ndarray
+    missing: list[str]
+    published: bool
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def images(self) -> ImageSet:
+        """Of one corruption, for what all have in common."""
+        return next(iter(self.folders.values()))[0]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) class of each image, among the model's."""
+        targets: np.ndarray = self.numbers[self.images.targets]
+        return targets
+
+
+def find_benchmarks(
+    suite: Path, classes: tuple[str, ...], whose: str
+) -> tuple[list[Benchmark | CorruptedImages], list[str]]:
+    """The data sets in a folder, and the names of those that are not there.
+
+    Args:
+        classes: the model's, in order; whose: the model, for messages.
+    Raises:
+        InputError: no such folder, none of the data sets in it, or one whose classes are not the model's.
+    """
+    if not suite.is_dir():
+        raise InputError(f"--suite {suite} is no folder; expected one that holds {', '.join([*PLAIN, *CORRUPTED])}")
+    found: list[Benchmark | CorruptedImages] = []
+    for name, places in PLAIN.items():
+        at = next((suite / place for place in places if (suite / place).is_dir()), None)
+        if at is not None:
+            folder = find_images(at)
+            subset = name in SUBSETS
+            found.append(Benchmark(name, folder, class_numbers(folder, classes, whose, subset=subset), subset))
+    found += [find_corrupted(suite / name, classes, whose) for name in CORRUPTED if (suite / name).is_dir()]
+    absent = [name for name in (*PLAIN, *CORRUPTED) if name not in {benchmark.name for benchmark in found}]
+    if not found:
+        names = [place for places in PLAIN.values() for place in places]
+        raise InputError(f"--suite {suite} holds none of {', '.join([*names, *CORRUPTED])}")
+    return found, absent
+
+
+def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> CorruptedImages:
+    """ROOT/CORRUPTION/SEVERITY/CLASS/*: what has all severities. Of ImageNet-C, the 15 corruptions that count towards mCE.
+
+    Raises:
+        InputError: no whole corruption, other classes than the model's, or one folder with other images than another.
+    """
+    published = root.name == "imagenet-c"
+    there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    missing = []
+    folders: dict[str, list[ImageSet]] = {}
+    first: ImageSet | None = None
+    for corruption in CORRUPTIONS if published else there:
+        absent = [severity for severity in SEVERITIES if not (root / corruption / str(severity)).is_dir()]
+        if absent:
+            severities = f" (severity {', '.join(map(str, absent))})" if len(absent) < len(SEVERITIES) else ""
+            missing.append(f"{corruption}{severities}")
+            continue
+        folders[corruption] = []
+        for severity in SEVERITIES:
+            folder = of_folder(root / corruption / str(severity))
+            first = folder if first is None else first
+            if folder.keys != first.keys:
+                differing = sorted(set(folder.keys) ^ set(first.keys))[0]
+                raise InputError(f"{folder.source} has not the images of {first.source} (first: {differing}); complete them")
+            folders[corruption].append(
+                dataclasses.replace(first, source=folder.source, open=folder.open)
+            )  # one list of keys for all
+    if first is None:
+        raise InputError(f"{root} has no corruption with severities 1 to 5; expected {root}/CORRUPTION/SEVERITY/CLASS/*")
+    return CorruptedImages(root, folders, class_numbers(first, classes, whose), missing, published)

@@ -1,0 +1,56 @@
+"""Whether a folder's classes are those that a model knows."""
+
+import functools
+
+import numpy as np
+from timm.data import ImageNetInfo
+
+from pipeline.errors import InputError
+from pipeline.images import ImageSet
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1,000 WordNet ids of ImageNet-1k, in the order of every model trained on it."""
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def class_numbers(folder: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
+    """(classes of the folder,) int64 place of each class folder among the model's classes.
+
+    Folders named 0 ... 999, as in ImageNetV2, are ImageNet's classes by number.
+
+    Args:
+        classes: the model's, in its order.
+        whose: the model, for the message.
+        subset: the folder may have some of the classes only.
+    Raises:
+        InputError: the folder has other classes; the first three that differ are named.
+    """
+    if classes == imagenet_classes() and folder.classes == tuple(map(str, range(len(classes)))):
+        return np.arange(len(classes))
+    numbers = {name: i for i, name in enumerate(classes)}
+    if not subset:
+        refuse_other_classes(folder, classes, whose)
+    unknown = [name for name in folder.classes if name not in numbers]
+    if unknown:
+        raise InputError(
+            f"{folder.source}: {len(unknown)} of {len(folder.classes)} class folders are no classes of {whose}"
+            f" ({', '.join(unknown[:3])})"
+        )
+    return np.array([numbers[name] for name in folder.classes])
+
+
+def refuse_other_classes(folder: ImageSet, classes: tuple[str, ...], whose: str) -> None:
+    """Raises InputError where the folder's class names are not those that a model was trained with, in order."""
+    if folder.classes == classes:
+        return
+    if len(folder.classes) != len(classes):
+        surplus = [f"{name} is no class of it" for name in folder.classes if name not in set(classes)]
+        missing = [f"{name} has no folder" for name in classes if name not in set(folder.classes)]
+        raise InputError(
+            f"{folder.source} has {len(folder.classes)} class folders, {whose} was trained with {len(classes)} classes:"
+            f" {'; '.join((surplus + missing)[:3])}"
+        )
+    differing = [f"{a} is not {b}" for a, b in zip(folder.classes, classes, strict=True) if a != b]
+    raise InputError(f"{folder.source} has other classes than {whose}: {'; '.join(differing[:3])}")

@@ -1,0 +1,108 @@
+"""Evaluate a classifier on an image folder: top-1, top-5, and accuracy against all the classes that an image shows."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.distributed import Processes
+from pipeline.images import ImageSet
+from train.evaluation.measures import Measure, mean_average_precision, multilabel_accuracy, top_k
+from train.evaluation.multilabels import Shown
+from train.evaluation.predictions import BEST, Loss, Predictions, predict
+from train.evaluation.view import View
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one data set.
+
+    Attributes:
+        images: how many there are.
+        measures: by name, each with what every image adds to it.
+        figures: percentages that are no means over images.
+        notes: what else belongs into the JSON.
+    """
+
+    images: int
+    measures: dict[str, Measure]
+    figures: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON: images, then percentages by name; NAME_images where a measure judges fewer images than there are."""
+        summary: dict[str, Any] = {"images": self.images}
+        for name, measure in self.measures.items():
+            summary[name] = round(measure.mean(), 4)
+            judged = int(measure.judged.sum())
+            if judged != self.images:
+                summary[f"{name}_images"] = judged
+        return summary | {name: round(value, 4) for name, value in self.figures.items()} | self.notes
+
+
+def evaluate(
+    classifier: nn.Module,
+    folder: ImageSet,
+    view: View,
+    group: Processes,
+    *,
+    multilabels: Shown | None = None,
+    real: Shown | None = None,
+    attack_epsilon: float | None = None,
+    average_precision_of: Loss | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    amp: bool = False,
+    title: str = "eval",
+) -> Evaluation:
+    """Measure over all images of a folder whose classes are the classifier's, in order.
+
+    Args:
+        multilabels: from `read_multilabels`; real: from `real_labels`.
+        attack_epsilon: attack every image by FGSM, of this strength, first.
+        average_precision_of: with multilabels, measure mean average precision too, of a classifier trained with this loss.
+    Returns:
+        top1; top5 for more than 5 classes; and with labels of all that images show: multilabel_accuracy, or
+        multilabel_accuracy_by_class where it is a mean over classes; real; the figure multilabel_map.
+    """
+    targets = torch.from_numpy(folder.targets)
+    predictions = predict(
+        classifier,
+        folder,
+        view,
+        group,
+        len(folder.classes),
+        attack=(attack_epsilon, targets) if attack_epsilon is not None else None,
+        scores_of=average_precision_of if multilabels is not None else None,
+        batch_size=batch_size,
+        workers=workers,
+        amp=amp,
+        title=title,
+    )
+    measures = accuracies(predictions, folder.targets, len(folder.classes), multilabels, real)
+    figures = {}
+    if predictions.scores is not None and multilabels is not None:
+        figures["multilabel_map"] = mean_average_precision(predictions.scores, multilabels)
+    return Evaluation(len(folder), measures, figures)
+
+
+def accuracies(
+    predictions: Predictions,
+    targets: np.ndarray,
+    classes: int,
+    multilabels: Shown | None = None,
+    real: Shown | None = None,
+) -> dict[str, Measure]:
+    """Those that apply, by name."""
+    best, classes_of = predictions.best, torch.from_numpy(targets)
+    measures = {"top1": top_k(best, classes_of, 1)}
+    if classes > BEST:
+        measures["top5"] = top_k(best, classes_of, BEST)
+    if real is not None:
+        measures["real"] = multilabel_accuracy(best, real, classes_of)
+    if multilabels is not None:
+        name = "multilabel_accuracy_by_class" if multilabels.mean_over_classes else "multilabel_accuracy"
+        measures[name] = multilabel_accuracy(best, multilabels, classes_of)
+    return measures

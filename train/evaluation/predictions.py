@@ -1,0 +1,102 @@
+"""What a classifier says of every image of a folder, each image asked once however many processes share the work.
+
+Shapes: N images of the folder, B of a batch, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pipeline.distributed import Processes
+from pipeline.images import ImageSet, batches_of, leave_signals_to_the_main_process
+from train.evaluation.fgsm import fgsm
+from train.evaluation.view import CentreCrops, View
+
+BEST = 5
+
+Loss = Literal["ce", "bce"]  # that a classifier was trained with, as in a recipe
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """On the CPU, in the order of the folder's keys; every process has all of them.
+
+    Attributes:
+        best: (N, min(5, C)) int64 classes, the best first.
+        scores: (N, C) float32 probabilities, if they were asked for.
+    """
+
+    best: Tensor
+    scores: Tensor | None = None
+
+
+@torch.no_grad()  # not inference_mode: the attack needs gradients within
+def predict(
+    classifier: nn.Module,
+    folder: ImageSet,
+    view: View,
+    group: Processes,
+    classes: int,
+    *,
+    among: Tensor | None = None,
+    attack: tuple[float, Tensor] | None = None,
+    scores_of: Loss | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    amp: bool = False,
+    title: str = "eval",
+) -> Predictions:
+    """Ask the classifier about all images.
+
+    Args:
+        classifier: (B, 3, size, size) -> (B, C); put in eval mode and left in the mode it came in.
+        classes: C.
+        among: (S,) the classes to choose from; all if None.
+        attack: FGSM's strength, of pixels in [0, 1], and (N,) the classes that it drives the images away from.
+        scores_of: keep each class's probability, by softmax ("ce") or by a sigmoid per class ("bce").
+    """
+    was_training = classifier.training
+    classifier.eval()
+    indices = range(group.rank, len(folder), group.world)
+    loader = DataLoader(
+        CentreCrops(folder, view, indices),
+        batch_size,
+        num_workers=workers,
+        pin_memory=group.device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
+    seen = torch.zeros(len(folder), dtype=torch.int64)
+    best = torch.zeros(len(folder), min(BEST, classes if among is None else len(among)), dtype=torch.int64)
+    scores = torch.zeros(len(folder), classes) if scores_of is not None else None
+    bar = tqdm(total=len(indices), unit="img", desc=title, leave=False, disable=None if group.is_first else True)
+    with bar:
+        for pixels, index in batches_of(loader):
+            pixels = pixels.to(group.device, non_blocking=True)
+            if attack is not None:
+                epsilon, targets = attack
+                pixels = fgsm(classifier, pixels, targets[index].to(group.device), epsilon, view)
+            with torch.autocast(group.device.type, torch.bfloat16, enabled=amp):
+                logits = classifier(view.normalise(pixels))
+            logits = logits.float().cpu()
+            best[index] = best_of(logits, among, best.shape[1])
+            if scores is not None:
+                scores[index] = logits.softmax(1) if scores_of == "ce" else logits.sigmoid()
+            seen[index] += 1
+            bar.update(len(index))
+    classifier.train(was_training)
+
+    # What another process looked at is zero here, so that sums put the pieces together
+    seen, best = (group.sum(values.to(group.device)).cpu() for values in (seen, best))
+    assert bool((seen == 1).all()), "an image was left out, or asked about twice"
+    return Predictions(best, None if scores is None else group.sum(scores.to(group.device)).cpu())
+
+
+def best_of(logits: Tensor, among: Tensor | None, k: int) -> Tensor:
+    """(B, C) -> (B, k) the best classes, the best first, all or of those `among`."""
+    if among is None:
+        return logits.topk(k, dim=1).indices
+    return among[logits[:, among].topk(k, dim=1).indices]

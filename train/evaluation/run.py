@@ -1,0 +1,228 @@
+"""`relabel eval`: one model, or two to be compared, on an image folder and on every other data set that is found."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.class_names import ClassNames
+from pipeline.distributed import Processes, processes
+from pipeline.errors import InputError
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
+from pipeline.manifest import write_whole
+from train.evaluation.benchmarks import Benchmark, CorruptedImages, find_benchmarks
+from train.evaluation.bootstrap import paired_bootstrap
+from train.evaluation.corruption_error import error_of, mean_corruption_error, mean_error
+from train.evaluation.evaluate import Evaluation, accuracies, evaluate
+from train.evaluation.measures import Measure, class_accuracies, multilabel_accuracy, top_k
+from train.evaluation.multilabels import Shown, read_multilabels, real_labels
+from train.evaluation.predictions import predict
+from train.evaluation.subject import Subject, load_subject
+
+IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are no benchmark's
+NAMED = 5  # classes named at each end
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every model is asked.
+
+    Attributes:
+        folder: the images, whose classes are the models'.
+        shown: all that each of them shows, if known; real: by ReaL.
+        fgsm_epsilon: the attack's step, if there is to be one.
+        benchmarks: further data sets.
+    """
+
+    folder: ImageSet
+    shown: Shown | None
+    real: Shown | None
+    fgsm_epsilon: float | None
+    benchmarks: list[Benchmark | CorruptedImages]
+    batch_size: int
+    workers: int
+
+
+def evaluate_checkpoint(
+    images: Path | str,
+    *,
+    checkpoint: Path | None = None,
+    arch: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    compare: Path | None = None,
+    suite: Path | None = None,
+    fgsm_epsilon: float | None = None,
+    multilabels: Path | None = None,
+    class_names: Path | None = None,
+    eval_size: int | None = None,
+    eval_crop: float | None = None,
+    output: Path | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any] | None:
+    """Evaluate, write the JSON if asked for, and return the result on the first process.
+
+    Args:
+        compare: another checkpoint, to be told apart from the first by a paired bootstrap.
+        suite: folder of further data sets, see train/evaluation/benchmarks.py.
+        fgsm_epsilon: attack the images too, by this step of pixels in [0, 1].
+        eval_size, eval_crop: show images otherwise than the model's own settings say.
+    Returns:
+        arch, checkpoint, data, images, top1 and the other measures of the images; where they apply fgsm, suite: {name: ...}
+        and absent; lowest_top1 and highest_top1, the classes. With another model, compared_with holds the same of it, and
+        differences stands beside the measures of each data set.
+    Raises:
+        InputError: no model, other classes than the folder's, labels of other images, a suite without data sets.
+    """
+    check_options(batch_size, eval_size, eval_crop, fgsm_epsilon)
+    names = ClassNames(class_names)
+    folder = find_images(images)
+    shown = read_multilabels(multilabels, folder) if multilabels is not None else None
+    with processes(device) as group:
+        checkpoints = [checkpoint] if compare is None else [checkpoint, compare]
+        subjects = [
+            load_subject(weights, arch, model_kwargs, folder, size=eval_size, crop=eval_crop) for weights in checkpoints
+        ]
+        first = subjects[0]
+        benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
+        workers = group.decoding_workers(workers)
+        questions = Questions(folder, shown, real_labels(folder), fgsm_epsilon, benchmarks, batch_size, workers)
+        evaluations = [ask(subject, questions, group) for subject in subjects]
+        if not group.is_first:
+            return None
+    results = [result_of(*pair, questions) for pair in zip(subjects, evaluations, strict=True)]
+    result = results[0]
+    if suite is not None:
+        result["absent"] = absent
+    result |= extremes(evaluations[0][IMAGES].measures["top1"], folder.targets, [names(name) for name in first.classes])
+    if compare is not None:
+        result["compared_with"] = results[1]
+        for name, evaluation in evaluations[0].items():
+            summary_in(result, name)["differences"] = differences(evaluation, evaluations[1][name])
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+def check_options(batch_size: int, size: int | None, crop: float | None, epsilon: float | None) -> None:
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: expected at least 1")
+    if size is not None and size < 1:
+        raise InputError(f"--eval-size {size}: expected at least 1")
+    if crop is not None and not 0 < crop <= 1:
+        raise InputError(f"--eval-crop {crop}: expected a share within (0, 1]")
+    if epsilon is not None and not 0 < epsilon <= 1:
+        raise InputError(f"--fgsm-epsilon {epsilon:.4g}: expected a share of a pixel's range, within (0, 1], such as 8/255")
+
+
+def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, Evaluation]:
+    """All evaluations of one model, by name."""
+    subject.classifier.to(group.device)
+    options: dict[str, Any] = {
+        "batch_size": questions.batch_size,
+        "workers": questions.workers,
+        "amp": group.device.type == "cuda",
+    }
+    of_images = {"multilabels": questions.shown, "average_precision_of": subject.loss, **options}
+    images = subject.classifier, questions.folder, subject.view, group
+    evaluations = {IMAGES: evaluate(*images, real=questions.real, **of_images)}
+    if questions.fgsm_epsilon is not None:
+        evaluations[FGSM] = evaluate(*images, attack_epsilon=questions.fgsm_epsilon, title=FGSM, **of_images)
+    for benchmark in questions.benchmarks:
+        if isinstance(benchmark, Benchmark):
+            evaluations[benchmark.name] = on_benchmark(subject, benchmark, group, options)
+        else:
+            evaluations[benchmark.name] = under_corruption(subject, benchmark, questions, group, options)
+    subject.classifier.cpu()  # room for the other model
+    return evaluations
+
+
+def on_benchmark(subject: Subject, benchmark: Benchmark, group: Processes, options: dict[str, Any]) -> Evaluation:
+    predictions = predict(
+        subject.classifier,
+        benchmark.folder,
+        subject.view,
+        group,
+        len(subject.classes),
+        among=torch.from_numpy(benchmark.numbers) if benchmark.subset else None,
+        title=benchmark.name,
+        **options,
+    )
+    measures = accuracies(predictions, benchmark.targets, len(benchmark.folder.classes))
+    return Evaluation(len(benchmark.folder), measures, notes={"data": benchmark.folder.source})
+
+
+def under_corruption(
+    subject: Subject, corrupted: CorruptedImages, questions: Questions, group: Processes, options: dict[str, Any]
+) -> Evaluation:
+    """corruption_error, the plain mean, and its parts error_NAME; multilabel_corruption_error where the images have labels;
+    mce where all of ImageNet-C is there."""
+    view = dataclasses.replace(subject.view, crop=1.0) if corrupted.published else subject.view
+    shown = questions.shown if corrupted.images.keys == questions.folder.keys else None
+    targets = torch.from_numpy(corrupted.targets)
+    top1: dict[str, list[Measure]] = {}
+    multilabel: dict[str, list[Measure]] = {}
+    for corruption, folders in corrupted.folders.items():
+        top1[corruption], multilabel[corruption] = [], []
+        for folder in folders:
+            title = f"{corruption} {Path(folder.source).name}"
+            best = predict(subject.classifier, folder, view, group, len(subject.classes), title=title, **options).best
+            top1[corruption].append(top_k(best, targets, 1))
+            if shown is not None:
+                multilabel[corruption].append(multilabel_accuracy(best, shown, targets))
+    measures = {"corruption_error": mean_error(top1)}
+    if shown is not None:
+        measures["multilabel_corruption_error"] = mean_error(multilabel)
+    if corrupted.published and not corrupted.missing:
+        measures["mce"] = mean_corruption_error(top1)
+    measures |= {f"error_{corruption}": error_of(accuracies) for corruption, accuracies in top1.items()}
+    return Evaluation(len(corrupted.images), measures, notes={"data": str(corrupted.root), "missing": corrupted.missing})
+
+
+def result_of(subject: Subject, evaluations: dict[str, Evaluation], questions: Questions) -> dict[str, Any]:
+    """The evaluations of one model as they stand in the JSON."""
+    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
+    result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights, "data": questions.folder.source}
+    result |= summaries.pop(IMAGES)
+    if FGSM in summaries:
+        result[FGSM] = {"epsilon": questions.fgsm_epsilon, **summaries.pop(FGSM)}
+    if summaries:
+        result["suite"] = summaries
+    return result
+
+
+def summary_in(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """The place of an evaluation's figures in a model's result."""
+    if name == IMAGES:
+        return result
+    place: dict[str, Any] = result[FGSM] if name == FGSM else result["suite"][name]
+    return place
+
+
+def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, Any]]:
+    """First minus second, for every measure that is a mean over images."""
+    found = {}
+    for name, measure in first.measures.items():
+        difference = paired_bootstrap(measure, second.measures[name])
+        rounded = {key: round(value, 4) for key, value in dataclasses.asdict(difference).items()}
+        found[name] = {**rounded, "excludes_zero": difference.excludes_zero}
+    return found
+
+
+def extremes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The classes with the lowest and the highest top-1; none are named where there is but one class."""
+    accuracy = class_accuracies(top1, targets, len(names))
+    order = np.argsort(accuracy, kind="stable")
+    named = min(NAMED, len(names) // 2)
+
+    def entries(classes: np.ndarray) -> list[dict[str, Any]]:
+        return [{"name": names[c], "top1": round(float(accuracy[c]), 4)} for c in classes]
+
+    return {"lowest_top1": entries(order[:named]), "highest_top1": entries(order[::-1][:named])}

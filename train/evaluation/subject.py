@@ -1,0 +1,87 @@
+"""The model that is evaluated: a run of ours, other weights of a timm model, or published ones; and the classes it knows."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.classifier import create_classifier
+from pipeline.errors import InputError
+from pipeline.images import ImageSet
+from train.checkpoint import card_of
+from train.evaluation.classes import class_numbers, imagenet_classes
+from train.evaluation.predictions import Loss
+from train.evaluation.view import View, view_of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, ready to be asked.
+
+    Attributes:
+        weights: the checkpoint's path, or "published".
+        classes: what each output stands for, as class folders are named.
+        loss: that it was trained with.
+    """
+
+    arch: str
+    weights: str
+    classifier: nn.Module
+    classes: tuple[str, ...]
+    view: View
+    loss: Loss
+
+
+def load_subject(
+    checkpoint: Path | None,
+    arch: str | None,
+    model_kwargs: dict[str, Any] | None,
+    folder: ImageSet,
+    *,
+    size: int | None = None,
+    crop: float | None = None,
+) -> Subject:
+    """Make the model and make sure that its classes are the folder's.
+
+    A run of ours says what its classes are. Another model of 1,000 classes has ImageNet's; one of another number of classes
+    has the folder's, in order.
+
+    Args:
+        checkpoint: weights of a run, or of `arch`; published weights of `arch` if None.
+        size, crop: show images otherwise than the model's own settings say.
+    Raises:
+        InputError: neither checkpoint nor arch, a checkpoint that does not say its arch, other classes than the folder's.
+    """
+    card = card_of(checkpoint) if checkpoint is not None else None
+    if card is not None:
+        class_numbers(folder, card.classes, str(checkpoint))  # before anything is loaded
+        arch, model_kwargs = card.arch, card.model_kwargs
+    if arch is None:
+        if checkpoint is None:
+            raise InputError("nothing to evaluate: give --checkpoint, or --arch for published weights")
+        raise InputError(f"{checkpoint} does not say which model it is of; name it with --arch")
+    classifier = create_classifier(
+        arch,
+        pretrained=checkpoint is None,
+        checkpoint=checkpoint,
+        num_classes=len(folder.classes) if checkpoint is not None else None,
+        model_kwargs=model_kwargs,
+    )
+    whose = str(checkpoint) if checkpoint is not None else f"the published {arch}"
+    classes = card.classes if card is not None else classes_of(classifier, folder, whose)
+    class_numbers(folder, classes, whose)
+    view = card.view if card is not None else view_of(classifier)
+    view = dataclasses.replace(view, size=size or view.size, crop=crop or view.crop)
+    return Subject(arch, str(checkpoint or "published"), classifier, classes, view, card.loss if card is not None else "ce")
+
+
+def classes_of(classifier: nn.Module, folder: ImageSet, whose: str) -> tuple[str, ...]:
+    """The classes of a model that does not say: ImageNet's for 1,000, else those of the folder, if they are as many."""
+    count = int(classifier.num_classes)  # type: ignore[arg-type]
+    if count == len(imagenet_classes()):
+        return imagenet_classes()
+    if count != len(folder.classes):
+        raise InputError(f"{whose} has {count} classes, {folder.source} has {len(folder.classes)} class folders")
+    return folder.classes
