@@ -8,6 +8,7 @@ How the map relates to the classifier's own logits is measured on a batch of noi
 
     exact      the mean of the map is the logits: resnet, efficientnet, regnet, swin ...
     nonlinear  head(mean of locations) is, but the head is not linear: convnext, mobilenetv3 ...; the map's mean is near
+    dense      a head of the model's own names every location (annotate/dense_heads.py); the logits come from elsewhere
     token      the head reads a class token; the map is a projection that nobody trained: refused unless asked for
     other      the head pools in a way of its own: refused
 
@@ -21,6 +22,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from annotate.dense_heads import dense_head_of
+from pipeline.classifier import first_line
 from pipeline.errors import InputError
 
 REFUSED = {
@@ -34,7 +37,7 @@ class FullyConvolutional(nn.Module):
     """(B, 3, S, T) normalised images -> (B, C, H, W) logits; always in eval mode. Made by `fully_convolutional`.
 
     Attributes:
-        kind: exact, nonlinear, token or other, as measured.
+        kind: exact, nonlinear, dense, token or other, as measured.
         recentre: add to every class what its map's mean lacks of the classifier's logit, so that the mean is exact.
         flip: average with the map of the mirrored image, mirrored back.
         outputs: (C,) int64 which of the classifier's outputs to give, in this order; all of them if None. Set by `select`.
@@ -48,7 +51,9 @@ class FullyConvolutional(nn.Module):
         self.recentre = self.flip = False
         self.outputs: Tensor | None = None
         self.channels_last = str(getattr(classifier, "output_fmt", "NCHW")).endswith("NHWC")
-        self.prefix_tokens = int(getattr(classifier, "num_prefix_tokens", 0))
+        has_class_token = any("cls_token" in name for name, _ in classifier.named_parameters())
+        self.prefix_tokens = int(getattr(classifier, "num_prefix_tokens", has_class_token))  # coat and volo do not say
+        self.dense_head = dense_head_of(classifier)
 
     def train(self, mode: bool = True) -> "FullyConvolutional":
         """Stay in eval mode: in train mode batch norm would take locations for a batch, and change its statistics."""
@@ -64,11 +69,16 @@ class FullyConvolutional(nn.Module):
         return (self.logit_map(images) + self.logit_map(images.flip(-1)).flip(-1)) / 2
 
     def logit_map(self, images: Tensor) -> Tensor:
-        features = self.classifier.forward_features(images)  # type: ignore[operator]
-        locations = self.as_locations(features, images.shape)
-        batch, height, width, _ = locations.shape
-        logits = self.apply_head(locations.flatten(0, 2), features.ndim)
-        logits = logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return self.map_of(self.classifier.forward_features(images), images.shape)  # type: ignore[operator]
+
+    def map_of(self, features: Tensor, image_shape: torch.Size) -> Tensor:
+        """The classifier's own features of images of that shape -> (B, C, H, W) logits."""
+        locations = self.as_locations(features, image_shape)
+        if self.dense_head is not None:
+            logits = self.dense_head(locations)
+        else:
+            logits = self.apply_head(locations.flatten(0, 2), features.ndim).view(*locations.shape[:3], -1)
+        logits = logits.permute(0, 3, 1, 2)
         if self.recentre:
             of_image = self.classifier.forward_head(features)  # type: ignore[operator]
             logits = logits + (of_image - logits.mean((2, 3)))[:, :, None, None]
@@ -129,7 +139,7 @@ def fully_convolutional(
         raise InputError(
             f"{annotator.name} cannot annotate: it has no forward_features and forward_head, as timm's models do"
         )
-    size = input_size or resolve_model_data_config(classifier)["input_size"][-2:]
+    size = input_size or own_size(classifier)
     device = next(classifier.parameters()).device
     noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     annotator.kind = kind_of(annotator, noise)
@@ -143,6 +153,12 @@ def fully_convolutional(
     return annotator
 
 
+def own_size(classifier: nn.Module) -> tuple[int, int]:
+    """Rows and columns of pixels that the model was made for."""
+    rows, columns = resolve_model_data_config(classifier)["input_size"][-2:]
+    return rows, columns
+
+
 @torch.inference_mode()
 def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
     """Measure the kind on (B, 3, S, T) normalised images. Weights must be trained or random: a zero head hides all.
@@ -150,21 +166,26 @@ def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
     Raises:
         InputError: the model cannot run on these images, its features form no grid, or its logits are constant.
     """
-    classifier = annotator.classifier
     try:
-        features = classifier.forward_features(images)  # type: ignore[operator]
-        logits = classifier.forward_head(features)  # type: ignore[operator]
-        locations = annotator.as_locations(features, images.shape)
-        of_mean = annotator.apply_head(locations.mean((1, 2)), features.ndim)
-        mean_of_map = annotator(images).mean((2, 3))
+        features = annotator.classifier.forward_features(images)  # type: ignore[operator]
+        return kind_on(annotator, features, images.shape)
     except (RuntimeError, AssertionError, AttributeError, TypeError, IndexError) as error:
-        size = "x".join(map(str, images.shape[-2:]))
-        raise InputError(f"{annotator.name} cannot annotate at {size} pixels: {error}") from error
+        asked, own = ("x".join(map(str, size)) for size in (images.shape[-2:], own_size(annotator.classifier)))
+        hint = (
+            f"; its own size is {own}, and some models take multiples of it or of their stride only" if asked != own else ""
+        )
+        raise InputError(f"{annotator.name} cannot annotate at {asked} pixels: {first_line(error)}{hint}") from error
+
+
+def kind_on(annotator: FullyConvolutional, features: Tensor, image_shape: torch.Size) -> str:
+    """The kind, measured on features of images of that shape."""
+    locations = annotator.as_locations(features, image_shape)
     if locations.shape[1:3] == (1, 1):
-        size = "x".join(map(str, images.shape[-2:]))
+        size = "x".join(map(str, image_shape[-2:]))
         raise InputError(
             f"{annotator.name} cannot annotate at {size} pixels: its map is a single cell; use a larger --input-size"
         )
+    logits = annotator.classifier.forward_head(features)  # type: ignore[operator]
     if not bool(logits.isfinite().all()):
         raise InputError(f"{annotator.name} cannot annotate: its logits are not finite, so its weights are damaged")
     spread = float(logits.std())
@@ -174,8 +195,12 @@ def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
     def near(a: Tensor, b: Tensor) -> bool:
         return float((a - b).abs().max()) <= TOLERANCE * spread
 
+    mean_of_map = annotator.map_of(features, image_shape).mean((2, 3))
     if near(mean_of_map, logits):
         return "exact"
+    if annotator.dense_head is not None:
+        return "dense"
+    of_mean = annotator.apply_head(locations.mean((1, 2)), features.ndim)
     if near(of_mean, logits):
         return "nonlinear"
     return "token" if near(mean_of_map, of_mean) else "other"

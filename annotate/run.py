@@ -95,6 +95,7 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
         checkpoint=config.checkpoint,
         num_classes=config.num_classes,
         model_kwargs=config.model_kwargs,
+        input_size=config.input_size,
     )
     published: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
     if config.checkpoint is None and config.num_classes not in (None, published.get("num_classes")):
@@ -126,11 +127,12 @@ def describe(
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
     if config.topk > num_classes:
         raise InputError(f"--topk {config.topk}: {config.model} has {num_classes} classes")
+    own_weights = config.checkpoint or weights_in(config.model)
     return Manifest(
         model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),
         model_kwargs=config.model_kwargs,
-        weights=config.checkpoint.name if config.checkpoint else "pretrained",
-        weights_sha256=sha256_of(config.checkpoint) if config.checkpoint else None,
+        weights=own_weights.name if own_weights else "pretrained",
+        weights_sha256=sha256_of(own_weights) if own_weights else None,
         num_classes=num_classes,
         kind=annotator.kind,
         input_size=squash.input_size,
@@ -151,6 +153,14 @@ def describe(
         timm_version=timm.__version__,
         torch_version=torch.__version__,
     )
+
+
+def weights_in(model: str) -> Path | None:
+    """The file of weights of "local-dir:FOLDER", as timm's save_for_hf names it: these may change under the same name."""
+    scheme, _, folder = model.partition(":")
+    names = ("model.safetensors", "pytorch_model.bin")  # timm's order
+    files = [Path(folder, name) for name in names] if scheme == "local-dir" else []
+    return next((file for file in files if file.is_file()), None)
 
 
 def tagged_name(classifier: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -39,6 +40,7 @@ def create_classifier(
     checkpoint: Path | None = None,
     num_classes: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    input_size: tuple[int, int] | None = None,
     new_head: bool = False,
 ) -> nn.Module:
     """timm.create_model, with its errors and its silent replacements turned into messages.
@@ -48,11 +50,13 @@ def create_classifier(
         pretrained: load the published weights.
         checkpoint: load these weights instead: .safetensors, or .pth with weights alone (nothing is unpickled).
         num_classes: C; the model's own number if None.
+        input_size: rows and columns of pixels it will run at; a model of a fixed input size is built for them.
         new_head: the checkpoint may be of another class count, or of none; the head is then random, as timm makes it.
     Returns:
         the classifier in eval mode, on the CPU.
     Raises:
-        InputError: no such model, weights not to be had, or a checkpoint of another architecture or class count.
+        InputError: no such model, weights not to be had, a checkpoint of another architecture or class count, or an input
+            size that the model cannot be built for.
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
@@ -60,14 +64,19 @@ def create_classifier(
     if ":" not in model and not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
         hint = f" did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"timm has no model named {model!r};{hint} `timm.list_models()` lists them all")
+        remedy = resnext_of_width(name) or f"{hint} `timm.list_models()` lists them all".lstrip()
+        raise InputError(f"timm has no model named {model!r}; {remedy}")
     published = pretrained and checkpoint is None
     kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # silent replacements are refused below
+            sized = image_size_kwargs(model, input_size, kwargs)
+            kwargs |= sized
             classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs)
     except TypeError as error:
+        if "img_size" in kwargs and "img_size" not in (model_kwargs or {}):
+            raise InputError(f"{model} has a fixed input size: leave --input-size out, or choose another model") from error
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
         if published and can_be_made(model, kwargs):
@@ -76,18 +85,51 @@ def create_classifier(
                 f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
                 " once loaded), or pass your own with --checkpoint"
             ) from error
-        raise InputError(f"timm cannot make {model} with {model_kwargs or 'its defaults'}: {first_line(error)}") from error
+        given = {name: value for name, value in kwargs.items() if value is not None and name != "num_classes"}
+        raise InputError(f"timm cannot make {model} with {given or 'its defaults'}: {first_line(error)}") from error
     settings: Any = classifier.pretrained_cfg
     made = settings.get("architecture")
     if name is not None and made is not None and made != name:
-        raise InputError(f"timm makes {made} when asked for {name}, which is another model; name {made} if you want it")
+        replacement = ".".join(filter(None, (made, settings.get("tag"))))
+        hint = resnext_of_width(name) or f"name {replacement} if that is what you want"
+        raise InputError(f"timm makes {replacement} when asked for {name}, which is another; {hint}")
     if not classifier.num_classes:
         raise InputError(
             f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and --checkpoint"
         )
     if checkpoint is not None:
-        load_weights(classifier, checkpoint, model, new_head)
+        try:
+            load_weights(classifier, checkpoint, model, new_head)
+        except InputError as error:
+            if not sized:
+                raise
+            if not hasattr(classifier, "set_input_size"):
+                raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
+            # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
+            own = {"checkpoint": checkpoint, "num_classes": num_classes, "model_kwargs": model_kwargs, "new_head": new_head}
+            classifier = create_classifier(model, **own)  # type: ignore[arg-type]
+            classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
     return classifier.eval()
+
+
+def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """img_size, where a model must know the size of its images when it is built and that is not its own size."""
+    if input_size is None or "img_size" in kwargs:
+        return {}
+    resolved = timm.models.resolve_model_input_args(model, {"img_size": input_size}, **kwargs)
+    if "img_size" not in resolved or tuple(resolved["pretrained_cfg"]["input_size"][-2:]) == input_size:
+        return {}
+    return {"img_size": input_size}
+
+
+def resnext_of_width(name: str | None) -> str:
+    """How to have a ResNeXt-101 that timm takes for a narrower one, or has no entry for; "" if `name` is none."""
+    match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name or "")
+    if match is None:
+        return ""
+    if timm.is_model(match[1]):
+        return f"name {match[1]}.fb_wsl_ig1b_ft_in1k if that is what you want"
+    return f"build it as resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as --checkpoint"
 
 
 def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
@@ -119,6 +161,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{checkpoint} holds no state_dict of tensors")
+    loaded.pop("n_averaged", None)  # torch.optim.swa_utils counts in it, beside the averaged weights
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -488,6 +489,36 @@ def recipes(
         if said.published:
             print("    published top-1: " + ", ".join(f"{arch} {top1}" for arch, top1 in said.published.items()))
     print("\nPublished: Yun et al. 2021, arXiv 2101.05022, on ImageNet. `relabel recipes NAME` shows all its settings.")
+
+
+@app.command()
+@plain_errors
+def annotators(
+    pattern: Annotated[str, typer.Argument(help="Such as resnet50, 'tf_efficientnet*' or '*.ns_jft_in1k'.")] = "*",
+    refused: Annotated[bool, typer.Option("--refused", help="List what cannot annotate too, with the reasons.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure the one model named here and now, instead of looking it up.")
+    ] = False,
+    model_kwargs: ModelKwargs = [],
+    input_size: Annotated[str | None, typer.Option(help="For --probe: pixels, N or ROWSxCOLUMNS.")] = None,
+) -> None:
+    """List timm's published classifiers as annotators: kind of map, input size, cells, parameters, top-1 of the paper's."""
+    from annotate import annotators as table
+
+    if probe:
+        from annotate.survey import probe as measure
+        from pipeline.classifier import parse_model_kwargs
+
+        found = [measure(pattern, parse_model_kwargs(model_kwargs), parse_size(input_size))]
+    elif model_kwargs or input_size is not None:
+        raise InputError("--model-kwargs and --input-size go with --probe")
+    else:
+        found = table.matching(pattern)
+    shown = [row for row in found if row.taken or refused] or found
+    try:
+        print("\n".join([*table.as_text(shown), *table.legend(shown, len(found) - len(shown))]), flush=True)
+    except BrokenPipeError:  # its reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

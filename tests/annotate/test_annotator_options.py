@@ -58,6 +58,12 @@ def test_class_token_model_is_taken_only_if_asked_for(randomised: Randomised) ->
         assert annotator(torch.randn(1, 3, 64, 96)).shape == (1, 7, 4, 6)
 
 
-def test_asking_for_class_tokens_does_not_let_other_heads_in(randomised: Randomised) -> None:
-    with pytest.raises(InputError, match="vgg11 cannot annotate"):
-        fully_convolutional(make(randomised, "vgg11"), (224, 224), class_token=True)
+@pytest.mark.parametrize("class_token", [False, True])
+def test_head_that_pools_by_attention_is_refused_even_if_class_tokens_are_asked_for(
+    randomised: Randomised, class_token: bool
+) -> None:
+    classifier = make(randomised, "test_vit", global_pool="map", img_size=(64, 96))
+    for layer in (classifier.attn_pool.q, classifier.attn_pool.kv):  # type: ignore[union-attr]
+        nn.init.normal_(layer.weight)  # type: ignore[union-attr, arg-type]  # at its first small values it is a plain mean
+    with pytest.raises(InputError, match="test_vit cannot annotate: its head pools locations in a way of its own"):
+        fully_convolutional(classifier, (64, 96), class_token=class_token)

@@ -16,7 +16,7 @@ CONTRACT = (
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (
     *("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps", "export"),
-    "corrupt",
+    *("corrupt", "annotators"),
 )
 
 

@@ -1,5 +1,6 @@
 """Any timm classifier with the weights asked for, or a message that says what is wrong with the name or the weights."""
 
+import argparse
 import io
 import json
 import os
@@ -48,9 +49,49 @@ def test_unknown_weights_tag_is_named() -> None:
     assert "Invalid pretrained tag (nope)" in refusal(lambda: create_classifier("resnet50.nope"))
 
 
-def test_model_that_timm_silently_replaces_by_another_is_refused_with_both_names() -> None:
-    message = refusal(lambda: create_classifier("ig_resnext101_32x48d"))
-    assert "makes resnext101_32x8d when asked for ig_resnext101_32x48d" in message
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ig_resnext101_32x16d", "name resnext101_32x16d.fb_wsl_ig1b_ft_in1k if that is what you want"),
+        ("ig_resnext101_32x32d", "name resnext101_32x32d.fb_wsl_ig1b_ft_in1k if that is what you want"),
+        ("ig_resnext101_32x48d", "build it as resnext101_32x8d with --model-kwargs base_width=48, and its weights as"),
+    ],
+)
+def test_model_that_timm_silently_replaces_by_a_narrower_one_is_refused_with_both_names(name: str, remedy: str) -> None:
+    message = refusal(lambda: create_classifier(name))
+    assert f"timm makes resnext101_32x8d.fb_wsl_ig1b_ft_in1k when asked for {name}, which is another; {remedy}" in message
+
+
+def test_name_that_timm_gave_up_is_answered_with_its_name_today() -> None:
+    message = refusal(lambda: create_classifier("tf_efficientnet_b1_ns"))
+    assert message.endswith("name tf_efficientnet_b1.ns_jft_in1k if that is what you want")
+
+
+def test_resnext_that_timm_has_no_entry_for_is_built_by_its_width() -> None:
+    message = refusal(lambda: create_classifier("resnext101_32x48d"))
+    assert message.endswith(
+        "build it as resnext101_32x8d with --model-kwargs base_width=48, and its weights as --checkpoint"
+    )
+    with torch.device("meta"):
+        classifier = create_classifier("resnext101_32x8d", model_kwargs={"base_width": 48})
+    assert round(sum(p.numel() for p in classifier.parameters()) / 1e6) == 828  # Mahajan et al. 2018 (arXiv 1805.00932): 829
+    assert classifier.layer1[0].conv2.weight.shape == (32 * 48, 48, 3, 3)  # type: ignore[index, union-attr]
+
+
+def test_model_of_a_fixed_input_size_is_built_for_the_size_asked_for() -> None:
+    assert create_classifier("test_vit", input_size=(64, 96))(torch.zeros(1, 3, 64, 96)).shape == (1, 1000)
+    own, asked = (create_classifier("test_vit", input_size=size) for size in (None, (160, 160)))
+    assert own.pos_embed.shape == asked.pos_embed.shape  # type: ignore[union-attr]
+
+
+def test_size_of_a_model_without_a_fixed_one_changes_nothing_about_it() -> None:
+    plain, sized = (create_classifier("test_resnet", input_size=size) for size in (None, (64, 96)))
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in sized.state_dict().items()}
+
+
+def test_img_size_among_the_model_kwargs_comes_before_the_input_size() -> None:
+    classifier = create_classifier("test_vit", input_size=(160, 160), model_kwargs={"img_size": (64, 96)})
+    assert classifier.patch_embed.img_size == (64, 96)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kwargs", [{"nonsense": 3}, {"channels": 3}])
@@ -132,6 +173,73 @@ def test_averaged_weights_are_taken_before_the_raw_ones(tmp_path: Path, weights:
     raw = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     torch.save({"state_dict": raw, "state_dict_ema": weights}, tmp_path / "x.pth")
     assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_prefixes_of_torch_compile_and_data_parallel_come_off_together(
+    tmp_path: Path, weights: dict[str, torch.Tensor], suffix: str
+) -> None:
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}
+    path = tmp_path / f"x.{suffix}"
+    save_file(wrapped, path) if suffix == "safetensors" else torch.save(wrapped, path)
+    assert_loaded(thin(path), weights)
+
+
+def test_average_of_torchs_own_averaged_model_loads(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(thin(tiny_checkpoint))
+    with torch.no_grad():
+        averaged.module.fc.bias += 1
+    raw = {name: torch.zeros_like(tensor) for name, tensor in averaged.module.state_dict().items()}
+    torch.save({"model": raw, "model_ema": averaged.state_dict()}, tmp_path / "x.pth")  # as torchvision's references do
+    assert_loaded(thin(tmp_path / "x.pth"), averaged.module.state_dict())
+
+
+def test_checkpoint_of_timms_train_script_loads_its_average(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = thin(tiny_checkpoint)
+    average = timm.utils.ModelEmaV3(model)
+    with torch.no_grad():
+        model.fc.bias += 1  # type: ignore[union-attr, operator]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    saver = timm.utils.CheckpointSaver(
+        model,
+        optimizer,
+        args=argparse.Namespace(model="resnet10t"),
+        model_ema=average,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(epoch=0, metric=1.0)
+    assert_loaded(thin(tmp_path / "model_best.pth.tar"), average.module.state_dict())
+
+
+def test_own_vision_transformer_trained_at_its_own_size_runs_at_another(
+    tmp_path: Path, randomised: Callable[..., nn.Module]
+) -> None:
+    trained = randomised(timm.create_model("test_vit2", num_classes=3))
+    nn.init.normal_(trained.pos_embed)  # type: ignore[arg-type]
+    torch.save(trained.state_dict(), tmp_path / "x.pth")
+    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
+    grid = trained.patch_embed.grid_size  # type: ignore[union-attr]
+    expected = timm.layers.resample_abs_pos_embed(trained.pos_embed, (4, 6), grid, num_prefix_tokens=1)
+    torch.testing.assert_close(sized.pos_embed, expected)
+    assert sized(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
+
+
+def test_own_classifier_that_timm_cannot_resize_is_to_run_at_the_size_of_its_training(tmp_path: Path) -> None:
+    torch.save(timm.create_model("convit_tiny", num_classes=3).state_dict(), tmp_path / "x.pth")
+    own = {"checkpoint": tmp_path / "x.pth", "num_classes": 3}
+    message = refusal(lambda: create_classifier("convit_tiny", **own, input_size=(64, 64)))  # type: ignore[arg-type]
+    assert "pos_embed is [1, 196, 192]" in message
+    assert message.endswith("the model it was trained as; if that was at another size, leave --input-size out")
+
+
+def test_own_vision_transformer_trained_at_that_size_keeps_its_positions(
+    tmp_path: Path, randomised: Callable[..., nn.Module]
+) -> None:
+    trained = randomised(timm.create_model("test_vit2", num_classes=3, img_size=(64, 96)))
+    torch.save(trained.state_dict(), tmp_path / "x.pth")
+    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
+    assert_loaded(sized, trained.state_dict())
 
 
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:

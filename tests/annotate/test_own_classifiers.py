@@ -1,0 +1,106 @@
+"""Classifiers of one's own from end to end: timm model folders, odd sizes and many classes, up to crops' targets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import h5py
+import pytest
+import timm
+import torch
+from torch import nn
+
+from annotate.convert import fully_convolutional
+from annotate.squash import Squash
+from pipeline.images import read_rgb
+from pipeline.manifest import Manifest
+from pipeline.shards import LabelStore, sha256_of, shard_name
+from train.label_pooling import label_pool
+
+Relabel = Callable[..., "CompletedProcess[str]"]
+Randomised = Callable[..., nn.Module]
+THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
+KEY = "eel/eel_1.JPEG"
+BOX = torch.tensor([[0.1, 0.3, 0.7, 0.8]])
+
+
+def dense_map(classifier: nn.Module, images: Path, size: tuple[int, int], **options: Any) -> torch.Tensor:
+    """(1, C, H, W) logits of one image, by the annotator alone."""
+    squash = Squash.of_model(classifier, size)
+    with torch.inference_mode():
+        pixels = squash.normalise(squash(read_rgb(images / KEY))[None])
+        return fully_convolutional(classifier, size, **options)(pixels)
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(21_843, "uint16"), (70_000, "uint32")])
+def test_many_classes_come_through_from_annotate_to_a_crops_logits(
+    relabel_here: Relabel,
+    randomised: Randomised,
+    image_folder: Path,
+    tmp_path: Path,
+    tiny_options: list[str],
+    classes: int,
+    dtype: str,
+) -> None:
+    torch.manual_seed(0)
+    classifier = randomised(timm.create_model("resnet10t", num_classes=classes, **THIN), size=(32, 56))
+    with torch.no_grad():  # classes that 16 bits do not hold are the ones seen, where there are any
+        classifier.fc.bias[classes - 100 :] += 50  # type: ignore[union-attr, index, operator]
+    torch.save(classifier.state_dict(), tmp_path / "x.pth")
+    labels = tmp_path / "labels"
+    own = ["--checkpoint", tmp_path / "x.pth", "--num-classes", classes, "--topk=3"]
+    finished = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, *own)
+    assert finished.returncode == 0, finished.stderr
+    with h5py.File(labels / shard_name(0)) as shard:
+        assert shard["classes"].dtype == dtype
+    verified = relabel_here("verify", labels)  # without the images, whose classes are three
+    assert verified.returncode == 0 and f"top 3 of {classes} classes" in verified.stdout
+    store = LabelStore.open(labels)
+    maps = store.gather(store.rows([KEY]))
+    logits = dense_map(classifier, image_folder, (32, 56))
+    best = logits.topk(3, dim=1).indices
+    assert torch.equal(maps.classes.long(), best) and int(best.min()) >= classes - 100
+    pooled = label_pool(maps, BOX, num_classes=classes)
+    assert pooled.shape == (1, classes)
+    assert int(pooled.argmax()) in best.flatten().tolist()
+
+
+def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
+    relabel_here: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    trained = randomised(timm.create_model("test_vit2", num_classes=3))
+    nn.init.normal_(trained.pos_embed, std=0.1)  # type: ignore[arg-type]
+    timm.models.save_for_hf(trained, tmp_path / "mine", safe_serialization=True)
+    labels = tmp_path / "labels"
+    run = ["annotate", image_folder, "--labels", labels, f"--model=local-dir:{tmp_path / 'mine'}"]
+    run += ["--input-size=64x96", "--topk=3", "--device=cpu", "--workers=0"]
+    finished = relabel_here(*run)
+    assert finished.returncode == 0, finished.stderr
+    manifest = Manifest.load(labels)
+    assert (manifest.input_size, manifest.grid, manifest.kind) == ((64, 96), (4, 6), "nonlinear")
+    weights = tmp_path / "mine" / "model.safetensors"
+    assert (manifest.weights, manifest.weights_sha256) == (weights.name, sha256_of(weights))
+    trained.set_input_size(img_size=(64, 96))  # type: ignore[operator]
+    store = LabelStore.open(labels)
+    stored = store.gather(store.rows([KEY])).dense(3)
+    torch.testing.assert_close(stored, dense_map(trained, image_folder, (64, 96)), atol=5e-3, rtol=5e-3)
+
+    check = ["verify", labels, "--images", image_folder, "--min-agreement", 0, "--spot-check", 2, "--device=cpu"]
+    checked = relabel_here(*check, "--checkpoint", weights)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    timm.models.save_for_hf(randomised(trained, seed=1), tmp_path / "mine", safe_serialization=True)  # trained further
+    again = relabel_here(*run)
+    assert again.returncode == 1 and "weights_sha256: " in again.stderr
+
+
+def test_size_that_a_model_cannot_be_built_for_is_refused_in_one_line(
+    relabel_here: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path
+) -> None:
+    torch.save(randomised(timm.create_model("nest_tiny_jx", num_classes=3)).state_dict(), tmp_path / "x.pth")
+    own = ["--model=nest_tiny_jx", "--checkpoint", tmp_path / "x.pth", "--num-classes=3", "--topk=1", "--device=cpu"]
+    finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *own, "--input-size=64x96")
+    assert finished.returncode == 1 and finished.stderr.count("\n") == 1
+    assert "cannot make nest_tiny_jx with {'img_size': (64, 96)}: Model only handles square inputs" in finished.stderr
