@@ -393,7 +393,7 @@ def test_images_that_annotate_could_not_read_are_left_out_and_said(
         (recipe("scenes-single", "batch_size=64"), {}, "has 33 images, fewer than one batch of 64"),
         (recipe(), {"labels": Path("/nonexistent/labels")}, "is no label set"),
         (recipe(), {"sync_bn": True}, "--sync-bn needs CUDA"),
-        (recipe("scenes-relabel", "optimizer=sdg"), {}, "optimizer = 'sdg': .* list_optimizers"),
+        (recipe("scenes-relabel", "optimizer=sdg"), {}, "optimizer = 'sdg': .*list_optimizers"),
     ],
 )
 def test_run_that_cannot_start_says_why(
