@@ -1,13 +1,19 @@
-"""`make results`: the arms of the README's table on the embedded scenes, over seeds and two schedules; writes that table.
+"""`make results`: the tables of the README, on the embedded scenes, over seeds; writes them there.
 
-Every arm shares every setting but the target. A finished run is kept: stop it and start it again as you like.
+    targets      what students are trained towards, every setting but the target shared
+    robustness   two of those students under corruptions and attack
+    recipes      every row of the paper's table, by its own recipe file with nothing but sizes overridden
+
+A finished run is kept: stop it and start it again as you like. `make results TABLES=robustness` makes that one.
 """
 
+import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +26,16 @@ from pipeline.machine import cpu_model
 from pipeline.manifest import SHARD_LINES, Manifest, append_shard_line, write_whole
 from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
 from pipeline.shards import LabelMaps, LabelStore, write_shard
+from train import recipe as recipes
 from train.metrics import read_metrics
 
-SCHEDULES = (12, 30)  # epochs
-SEEDS = (0, 1, 2, 3, 4)
 JOBS = 2  # students at a time, one thread each
 RESULTS = REPOSITORY / "results"
 README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- make results: begin -->", "<!-- make results: end -->"
+
+# SIZES is what ImageNet's recipes are told about scenes of 64 pixels: sizes, and nothing else
+SCENES = "validation scenes"
+SIZES = ("batch_size=32", "image_size=40", "eval_size=64", "eval_crop=1.0", "eval_epochs=1000", "warmup_epochs=3")
 
 
 @dataclass(frozen=True)
@@ -45,31 +53,117 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Arm:
+    """A row of a table: a recipe and what it is told."""
+
     name: str
-    target: str
+    recipe: str
+    settings: tuple[str, ...] = ()
     labels: LabelSet | None = None
+    options: tuple[str, ...] = ()
+
+    def run(self, epochs: int, seed: int) -> Path:
+        return RESULTS / "runs" / f"{self.name.replace(' ', '-').replace(',', '')}-{epochs}epochs-seed{seed}"
 
 
-ARMS = (
-    Arm("single label", "folder"),
-    Arm("ReLabel", "localized-multi", LabelSet("ce")),
-    Arm("ReLabel, annotator trained with BCE", "localized-multi", LabelSet("bce")),
-    Arm("the same, log-mean-exp as tail", "localized-multi", LabelSet("bce", "logmeanexp")),
-    Arm("the same, zero as tail", "localized-multi", LabelSet("bce", "zero")),
-    Arm("ReLabel with x and y swapped", "localized-multi", LabelSet("ce", transposed=True)),
-    Arm("whole-image multi-label", "global-multi", LabelSet("ce")),
+CE = LabelSet("ce")
+SINGLE, RELABEL = Arm("single label", "scenes-single"), Arm("ReLabel", "scenes-relabel", labels=CE)
+TARGETS = (
+    SINGLE,
+    RELABEL,
+    Arm("ReLabel, annotator trained with BCE", "scenes-relabel", labels=LabelSet("bce")),
+    Arm("the same, log-mean-exp as tail", "scenes-relabel", labels=LabelSet("bce", "logmeanexp")),
+    Arm("the same, zero as tail", "scenes-relabel", labels=LabelSet("bce", "zero")),
+    Arm("ReLabel with x and y swapped", "scenes-relabel", labels=LabelSet("ce", transposed=True)),
+    Arm("whole-image multi-label", "scenes-relabel", ("target=global-multi",), CE),
 )
+TARGET_SCHEDULES, TARGET_SEEDS = (12, 30), (0, 1, 2, 3, 4)
+RECIPE_EPOCHS, RECIPE_SEEDS = 30, (0, 1, 2)
+
+
+def recipe_rows() -> list[Arm]:
+    """Every recipe that is not of the scenes themselves."""
+    rows = []
+    for name in recipes.names():
+        if name.startswith("scenes-"):
+            continue
+        recipe = recipes.load(name)
+        settings = (*SIZES, "cutmix_off_epochs=1") if recipe.cutmix else SIZES
+        options: tuple[str, ...] = ()
+        if recipe.target == "teacher":
+            options = ("--teacher-checkpoint", str(annotator_of("ce") / "weights.pth"))
+        if recipe.start == "pretrained":  # there are no other pretrained weights of this network
+            options = ("--initial-weights", str(annotator_of("ce") / "weights.pth"))
+        rows.append(Arm(name, name, settings, CE if recipe.needs_labels else None, options))
+    return rows
 
 
 def main() -> None:
+    tables: dict[str, Callable[[], str]] = {"targets": targets, "robustness": robustness, "recipes": recipe_table}
+    asked = sys.argv[1:] or list(tables)
+    if set(asked) - set(tables):
+        sys.exit(f"no table {', '.join(sorted(set(asked) - set(tables)))}; there are {', '.join(tables)}")
     prepare()
-    jobs = [(arm, epochs, seed) for seed in SEEDS for epochs in SCHEDULES for arm in ARMS]
+    for name in asked:
+        table = tables[name]()
+        write_readme(name, table)
+        print(table)
+
+
+def targets() -> str:
+    accuracies = train_all([(arm, n, seed) for seed in TARGET_SEEDS for n in TARGET_SCHEDULES for arm in TARGETS])
+    columns = {f"{n} epochs": n for n in TARGET_SCHEDULES}
+    rows = {arm.name: [[accuracies[arm, n, seed] for seed in TARGET_SEEDS] for n in columns.values()] for arm in TARGETS}
+    return as_table(
+        "trained towards", list(columns), rows, f"Multi-label accuracy in percent on 1,000 {SCENES}", TARGET_SEEDS
+    )
+
+
+def recipe_table() -> str:
+    rows = recipe_rows()
+    accuracies = train_all([(arm, RECIPE_EPOCHS, seed) for seed in RECIPE_SEEDS for arm in rows])
+    cells = {f"`{arm.name}`": [[accuracies[arm, RECIPE_EPOCHS, seed] for seed in RECIPE_SEEDS]] for arm in rows}
+    caption = f"Multi-label accuracy in percent on 1,000 {SCENES}"
+    return as_table("recipe", [f"{RECIPE_EPOCHS} epochs"], cells, caption, RECIPE_SEEDS)
+
+
+def robustness() -> str:
+    epochs = TARGET_SCHEDULES[-1]
+    arms = (SINGLE, RELABEL)
+    jobs = [(arm, epochs, seed) for seed in TARGET_SEEDS for arm in arms]
+    train_all(jobs)
+    suite = RESULTS / "suite"
+    if not (suite / "corrupted").exists():
+        suite.mkdir(parents=True, exist_ok=True)
+        relabel("corrupt", str(RESULTS / "data" / "val"), str(suite / "corrupted"))
+    with ThreadPoolExecutor(JOBS) as pool:
+        measured = dict(
+            zip(jobs, tqdm(pool.map(lambda j: under_stress(*j), jobs), total=len(jobs), unit="run"), strict=True)
+        )
+    rows = {arm.name: list(zip(*(measured[arm, epochs, s] for s in TARGET_SEEDS), strict=True)) for arm in arms}
+    columns = ["as they are", "FGSM, 8/255", "corrupted"]
+    caption = f"Multi-label accuracy in percent after {epochs} epochs, on 1,000 {SCENES}, and under eight corruptions of five strengths"
+    return as_table("trained towards", columns, rows, caption, TARGET_SEEDS)
+
+
+def under_stress(arm: Arm, epochs: int, seed: int) -> tuple[float, float, float]:
+    """Multi-label accuracy as the scenes are, attacked, and corrupted."""
+    run = arm.run(epochs, seed)
+    if not (run / "robustness.json").exists():
+        data = RESULTS / "data"
+        relabel(
+            *("eval", str(data / "val"), "--checkpoint", str(run / "weights.pth"), "--multilabels", str(data / "val.json")),
+            *("--fgsm", "--suite", str(RESULTS / "suite"), "--output", str(run / "robustness.json")),
+            *("--workers", "0", "--device", "cpu"),
+        )
+    found = json.loads((run / "robustness.json").read_text())
+    key = "multilabel_accuracy"
+    return found[key], found["fgsm"][key], 100 - found["suite"]["corrupted"]["multilabel_corruption_error"]
+
+
+def train_all(jobs: list[tuple[Arm, int, int]]) -> dict[tuple[Arm, int, int], float]:
     with ThreadPoolExecutor(JOBS) as pool:
         done = pool.map(lambda job: train_student(*job), jobs)
-        accuracies = dict(zip(jobs, tqdm(done, total=len(jobs), unit="run"), strict=True))
-    table = as_table(accuracies)
-    write_readme(table)
-    print(table)
+        return dict(zip(jobs, tqdm(done, total=len(jobs), unit="run"), strict=True))
 
 
 def prepare() -> None:
@@ -79,7 +173,7 @@ def prepare() -> None:
         relabel("demo-data", str(data))
     with ThreadPoolExecutor(JOBS) as pool:
         list(pool.map(train_annotator, ("ce", "bce")))
-    for labels in {arm.labels for arm in ARMS if arm.labels}:
+    for labels in {arm.labels for arm in TARGETS if arm.labels}:
         source = replace(labels, transposed=False)
         options = ["--tail", labels.tail, "--checkpoint", str(annotator_of(labels.annotator_loss) / "weights.pth")]
         relabel("annotate", str(data / "train"), "--labels", str(source.path), "--model", ARCH, *ANNOTATE_ARGS, *options)
@@ -112,16 +206,16 @@ def write_transposed(source: Path, labels: Path) -> None:
 
 def train_student(arm: Arm, epochs: int, seed: int) -> float:
     """Train one student if that is not done; its multi-label accuracy on the validation scenes, in percent."""
-    run = RESULTS / "runs" / f"{ARMS.index(arm)}-{epochs}epochs-seed{seed}"
+    run = arm.run(epochs, seed)
     if not (run / "weights.pth").exists():
         data = RESULTS / "data"
-        recipe = "scenes-relabel" if arm.labels else "scenes-single"
-        settings = [f"target={arm.target}", f"epochs={epochs}", f"seed={seed}"]
+        settings = [*arm.settings, f"epochs={epochs}", f"seed={seed}"]
         relabel(
-            *("train", str(data / "train"), "--run-dir", str(run), "--arch", ARCH, "--recipe", recipe),
+            *("train", str(data / "train"), "--run-dir", str(run), "--arch", ARCH, "--recipe", arm.recipe),
             *STUDENT_ARGS,
             *(f"--set={setting}" for setting in settings),
             *(["--labels", str(arm.labels.path)] if arm.labels else []),
+            *arm.options,
             *("--val", str(data / "val"), "--multilabels", str(data / "val.json")),
             *("--workers", "0", "--device", "cpu", "--resume"),
         )
@@ -136,33 +230,27 @@ def relabel(*arguments: str) -> None:
         sys.exit(f"{' '.join(command)} failed:\n{finished.stdout}\n{finished.stderr}")
 
 
-def as_table(accuracies: dict[tuple[Arm, int, int], float]) -> str:
-    """Mean ± sample standard deviation over the seeds, for every arm and schedule."""
-    lines = [
-        f"| trained towards | {' | '.join(f'{epochs} epochs' for epochs in SCHEDULES)} |",
-        f"|---|{'---|' * len(SCHEDULES)}",
-    ]
-    for arm in ARMS:
-        cells = []
-        for epochs in SCHEDULES:
-            values = [accuracies[arm, epochs, seed] for seed in SEEDS]
-            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}")
-        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Multi-label accuracy in percent on 1,000 validation scenes, mean ± standard deviation over {len(SEEDS)} seeds of"
-        f" the student. `make results`, {cpu_model()}, one thread a student, Python {platform.python_version()},"
-        f" torch {torch.__version__}, timm {timm.__version__}.",
-    ]
+def as_table(
+    first: str, columns: list[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str, seeds: Sequence[int]
+) -> str:
+    """Mean ± sample standard deviation over the seeds, in every cell."""
+    lines = [f"| {first} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name, cells in rows.items():
+        shown = [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    machine = f"{cpu_model()}, one thread a student, Python {platform.python_version()}, torch {torch.__version__}"
+    spread = f"mean ± standard deviation over {len(seeds)} seeds of the student"
+    lines += ["", f"{caption}; {spread}. `make results`, {machine}, timm {timm.__version__}."]
     return "\n".join(lines)
 
 
-def write_readme(table: str) -> None:
-    """Put the table between the two markers of the README."""
+def write_readme(name: str, table: str) -> None:
+    """Put the table between its two markers of the README."""
+    begin, end = f"<!-- make results, {name}: begin -->", f"<!-- make results, {name}: end -->"
     text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    write_whole(README, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    write_whole(README, f"{before}{begin}\n{table}\n{end}{after}".encode())
 
 
 if __name__ == "__main__":
