@@ -21,6 +21,8 @@ SET ?=
 GPUS ?= 1
 WORKERS ?=
 MULTILABELS ?=
+EVAL_ARGS ?=
+TABLES ?=
 DEMO ?= demo
 SCRATCH ?=
 
@@ -49,9 +51,9 @@ help:
 	@echo 'make eval     IMAGENET=DIR    evaluate it on DIR/val'
 	@echo 'make all      IMAGENET=DIR    all of these, in order; each of them makes what it needs first'
 	@echo 'make test | check | format    the tests | format, lint and types | put the code in form'
-	@echo 'make bench                    speed of label pooling, of the label store and of annotate, as ratios'
+	@echo 'make bench                    speed of each part against what could replace it, as ratios'
 	@echo 'make bench-full               a label set as large as ImageNet: seconds and memory; needs 7 GB of disk, in SCRATCH'
-	@echo 'make results                  the arms of the table in README.md, over seeds; writes that table (an hour and a half)'
+	@echo 'make results                  the tables of README.md, over seeds; writes them there (hours); TABLES= one of them'
 	@echo
 	@echo 'Variables, and what they are now:'
 	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
@@ -71,6 +73,8 @@ help:
 	@echo '  WORKERS=$(WORKERS)              decoding processes for each of them; as many as there are cores'
 	@echo '  SCRATCH=$(SCRATCH)              folder for bench-full; the system'"'"'s temporary one'
 	@echo '  MULTILABELS=$(MULTILABELS)          JSON of all the classes that each validation image shows'
+	@echo '  EVAL_ARGS=$(EVAL_ARGS)            more options of `relabel eval`, such as --suite DIR --fgsm'
+	@echo '  TABLES=$(TABLES)               of make results: targets, robustness, recipes'
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -103,7 +107,7 @@ TRAIN_OPTIONS = $(strip $(TRAIN_IMAGES) --run-dir $(RUN) --arch $(ARCH) --recipe
 	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
 	$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
 EVAL_OPTIONS = $(strip $(VAL_IMAGES) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
-	$(if $(MULTILABELS),--multilabels $(MULTILABELS)))
+	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(EVAL_ARGS))
 export ANNOTATE_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
 DECODERS = $(if $(WORKERS), --workers $(WORKERS))
 
@@ -145,7 +149,7 @@ demo: | $(VENV)
 	@.venv/bin/python -m pipeline.demo $(DEMO)
 
 results: | $(VENV)
-	.venv/bin/python -m benchmarks.results
+	.venv/bin/python -m benchmarks.results $(TABLES)
 
 # --- the code ---------------------------------------------------------------------------------------------------------
 
@@ -165,6 +169,9 @@ bench: | $(VENV)
 	.venv/bin/python -m benchmarks.label_pooling
 	.venv/bin/python -m benchmarks.label_store
 	.venv/bin/python -m benchmarks.annotate
+	.venv/bin/python -m benchmarks.crops
+	.venv/bin/python -m benchmarks.training_step
+	.venv/bin/python -m benchmarks.training_loop
 
 bench-full: | $(VENV)
 	.venv/bin/python -m benchmarks.full_label_set $(SCRATCH)

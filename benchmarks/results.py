@@ -33,8 +33,9 @@ JOBS = 2  # students at a time, one thread each
 RESULTS = REPOSITORY / "results"
 README = REPOSITORY / "README.md"
 
-# SIZES is what ImageNet's recipes are told about scenes of 64 pixels: sizes, and nothing else
 SCENES = "validation scenes"
+
+# What ImageNet's recipes are told about scenes of 64 pixels: sizes, and nothing else
 SIZES = ("batch_size=32", "image_size=40", "eval_size=64", "eval_crop=1.0", "eval_epochs=1000", "warmup_epochs=3")
 
 
@@ -141,7 +142,7 @@ def robustness() -> str:
         )
     rows = {arm.name: list(zip(*(measured[arm, epochs, s] for s in TARGET_SEEDS), strict=True)) for arm in arms}
     columns = ["as they are", "FGSM, 8/255", "corrupted"]
-    caption = f"Multi-label accuracy in percent after {epochs} epochs, on 1,000 {SCENES}, and under eight corruptions of five strengths"
+    caption = f"Multi-label accuracy in percent after {epochs} epochs, on 1,000 {SCENES} and on corrupted copies of them"
     return as_table("trained towards", columns, rows, caption, TARGET_SEEDS)
 
 

@@ -1,6 +1,7 @@
 """`make demo`: the whole chain on the embedded digit scenes, through make's own targets.
 
-data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval, then a table and a picture.
+data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval, also corrupted and attacked, then a
+table and a picture.
 """
 
 import json
@@ -9,10 +10,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
@@ -73,8 +75,20 @@ def run_demo(folder: Path) -> None:
     ]
     with stage("train", times, "both arms side by side, one thread each"):
         run([make("train", **variables) for variables in students], prefixes=list(ARMS))
-    with stage("eval", times):
-        run([make("eval", **variables) for variables in students], prefixes=list(ARMS))
+    suite = folder / "suite"
+    with stage("corrupt", times):
+        if (suite / "corrupted").exists():
+            print(f"{suite / 'corrupted'} is there already")
+        else:
+            suite.mkdir(exist_ok=True)
+            run([[sys.executable, "-m", "pipeline", "corrupt", str(data / "val"), str(suite / "corrupted")]])
+    with stage("eval", times, "as the scenes are, attacked, and corrupted"):
+        stress = {"EVAL_ARGS": f"--suite {absolute(suite)} --fgsm"}
+        run([make("eval", **variables, **stress) for variables in students], prefixes=list(ARMS))
+    with stage("compare", times, "is the difference more than luck?"):
+        weights = [str(folder / arm / "weights.pth") for arm in ("relabel", "single")]
+        options = ["--checkpoint", weights[0], "--compare", weights[1], "--multilabels", str(data / "val.json")]
+        run([[sys.executable, "-m", "pipeline", "eval", str(data / "val"), *options, "--workers", "0"]])
     results = {arm: json.loads((folder / arm / "eval.json").read_text()) for arm in ARMS}
     with stage("picture", times):
         from pipeline.picture import draw_scenes
@@ -147,16 +161,23 @@ def show(processes: list["subprocess.Popen[str]"], prefixes: list[str]) -> None:
         list(pool.map(relay, processes, prefixes))
 
 
-def table(results: dict[str, dict[str, float]], times: dict[str, float]) -> str:
-    single, relabel = results["single"], results["relabel"]
-    rows = [("top-1 (folder's class)", "top1"), ("top-5", "top5"), ("multi-label accuracy", "multilabel_accuracy")]
-    lines = [
+def table(results: dict[str, dict[str, Any]], times: dict[str, float]) -> str:
+    multi = "multilabel_accuracy"
+    rows: dict[str, Callable[[dict[str, Any]], float]] = {
+        "top-1 (folder's class)": lambda r: r["top1"],
+        "top-5": lambda r: r["top5"],
+        "multi-label accuracy": lambda r: r[multi],
+        "the same, FGSM of 8/255": lambda r: r["fgsm"][multi],
+        "the same, corrupted": lambda r: 100 - r["suite"]["corrupted"]["multilabel_corruption_error"],
+    }
+    lines = ["", f"{'validation, percent':<26}{'single':>9}{'relabel':>9}{'gap':>9}"]
+    for title, measure in rows.items():
+        single, relabel = (measure(results[arm]) for arm in ("single", "relabel"))
+        lines.append(f"{title:<26}{single:>9.1f}{relabel:>9.1f}{relabel - single:>+9.1f}")
+    lines += [
         "",
-        f"{'validation, percent':<24}{'single':>9}{'relabel':>9}{'gap':>9}",
-        *(f"{title:<24}{single[k]:>9.1f}{relabel[k]:>9.1f}{relabel[k] - single[k]:>+9.1f}" for title, k in rows),
-        "",
-        f"{'arm':<24}trained towards",
-        *(f"{arm:<24}{target}" for arm, target in ARMS.items()),
+        f"{'arm':<26}trained towards",
+        *(f"{arm:<26}{target}" for arm, target in ARMS.items()),
         "",
         "seconds   " + "   ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()),
         f"together  {sum(times.values()):.0f}",
