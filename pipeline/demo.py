@@ -1,7 +1,7 @@
 """`make demo`: the whole chain on the embedded digit scenes, through make's own targets.
 
-data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval, also corrupted and attacked, then a
-table and a picture.
+data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval, also corrupted and attacked,
+then a table and a picture.
 """
 
 import json
