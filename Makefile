@@ -154,7 +154,7 @@ results: | $(VENV)
 # --- the code ---------------------------------------------------------------------------------------------------------
 
 test: | $(VENV)
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses 2 --dist loadfile
 
 check: | $(VENV)
 	.venv/bin/ruff format --check .

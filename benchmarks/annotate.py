@@ -10,6 +10,7 @@ No weights are downloaded: they are random, which takes as long. The images are 
 Shapes: B images, S and T rows and columns of pixels.
 """
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
     def whole() -> None:
         labels = Path(tempfile.mkdtemp(dir=scratch))
         forward = Forward(annotator, squash, manifest, config.batch_size)
-        annotate_shards(folder, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)
+        with contextlib.redirect_stdout(None):  # what it says of its shards
+            annotate_shards(folder, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)
 
     @torch.inference_mode()
     def bare() -> None:

@@ -78,7 +78,7 @@ TARGETS = (
     Arm("whole-image multi-label", "scenes-relabel", ("target=global-multi",), CE),
 )
 TARGET_SCHEDULES, TARGET_SEEDS = (12, 30), (0, 1, 2, 3, 4)
-RECIPE_EPOCHS, RECIPE_SEEDS = 30, (0, 1, 2)
+RECIPE_EPOCHS, RECIPE_SEEDS = 20, (0, 1, 2)
 
 
 def recipe_rows() -> list[Arm]:

@@ -52,4 +52,4 @@ def test_reference_checkpoint_gives_the_classes_that_torchvision_gives(
     options = ["--arch", "resnet18.tv_in1k", "--checkpoint", tmp_path / "rn18.pth", "--device", "cpu", "--workers", "0"]
     done = relabel_here("eval", tmp_path / "val", *options)
     assert done.returncode == 0, done.stderr
-    assert ["top1", "100.00"] in [line.split() for line in done.stdout.splitlines()], done.stdout
+    assert ["val", "top-1", "9", "100.00"] in [line.split() for line in done.stdout.splitlines()], done.stdout
