@@ -2,9 +2,10 @@
 
     targets      what students are trained towards, every setting but the target shared
     robustness   two of those students under corruptions and attack
-    recipes      every row of the paper's table, by its own recipe file with nothing but sizes overridden
+    recipes      every row of the paper's table, by its own recipe file with nothing but sizes and lengths overridden
 
-A finished run is kept: stop it and start it again as you like. `make results TABLES=robustness` makes that one.
+A finished run is kept, unless its settings have changed: that is refused. Stop it and start it again as you like.
+`make results TABLES=robustness` makes that one.
 """
 
 import json
@@ -35,7 +36,7 @@ README = REPOSITORY / "README.md"
 
 SCENES = "validation scenes"
 
-# What ImageNet's recipes are told about scenes of 64 pixels: sizes, and nothing else
+# What ImageNet's recipes are told about scenes of 64 pixels and a short training: sizes and lengths, and nothing else
 SIZES = ("batch_size=32", "image_size=40", "eval_size=64", "eval_crop=1.0", "eval_epochs=1000", "warmup_epochs=3")
 
 
@@ -63,7 +64,8 @@ class Arm:
     options: tuple[str, ...] = ()
 
     def run(self, epochs: int, seed: int) -> Path:
-        return RESULTS / "runs" / f"{self.name.replace(' ', '-').replace(',', '')}-{epochs}epochs-seed{seed}"
+        told = "recipe" if self.name == self.recipe else "target"
+        return RESULTS / "runs" / f"{told}-{self.name.replace(' ', '-').replace(',', '')}-{epochs}epochs-seed{seed}"
 
 
 CE = LabelSet("ce")
@@ -206,20 +208,17 @@ def write_transposed(source: Path, labels: Path) -> None:
 
 
 def train_student(arm: Arm, epochs: int, seed: int) -> float:
-    """Train one student if that is not done; its multi-label accuracy on the validation scenes, in percent."""
-    run = arm.run(epochs, seed)
-    if not (run / "weights.pth").exists():
-        data = RESULTS / "data"
-        settings = [*arm.settings, f"epochs={epochs}", f"seed={seed}"]
-        relabel(
-            *("train", str(data / "train"), "--run-dir", str(run), "--arch", ARCH, "--recipe", arm.recipe),
-            *STUDENT_ARGS,
-            *(f"--set={setting}" for setting in settings),
-            *(["--labels", str(arm.labels.path)] if arm.labels else []),
-            *arm.options,
-            *("--val", str(data / "val"), "--multilabels", str(data / "val.json")),
-            *("--workers", "0", "--device", "cpu", "--resume"),
-        )
+    """Train one student, or go on where it stopped; its multi-label accuracy on the validation scenes, in percent."""
+    run, data = arm.run(epochs, seed), RESULTS / "data"
+    relabel(
+        *("train", str(data / "train"), "--run-dir", str(run), "--arch", ARCH, "--recipe", arm.recipe),
+        *STUDENT_ARGS,
+        *(f"--set={setting}" for setting in (*arm.settings, f"epochs={epochs}", f"seed={seed}")),
+        *(["--labels", str(arm.labels.path)] if arm.labels else []),
+        *arm.options,
+        *("--val", str(data / "val"), "--multilabels", str(data / "val.json")),
+        *("--workers", "0", "--device", "cpu", "--resume"),
+    )
     return float(read_metrics(run)[-1]["val"]["multilabel_accuracy"])
 
 
