@@ -66,7 +66,7 @@ class FullyConvolutional(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not self.flip:
             return self.logit_map(images)
-        return (self.logit_map(images) + self.logit_map(images.flip(-1)).flip(-1)) / 2
+        return (self.logit_map(images).float() + self.logit_map(images.flip(-1)).flip(-1).float()) / 2
 
     def logit_map(self, images: Tensor) -> Tensor:
         return self.map_of(self.classifier.forward_features(images), images.shape)  # type: ignore[operator]
@@ -80,7 +80,8 @@ class FullyConvolutional(nn.Module):
             logits = self.apply_head(locations.flatten(0, 2), features.ndim).view(*locations.shape[:3], -1)
         logits = logits.permute(0, 3, 1, 2)
         if self.recentre:
-            of_image = self.classifier.forward_head(features)  # type: ignore[operator]
+            of_image = self.classifier.forward_head(features).float()  # type: ignore[operator]
+            logits = logits.float()  # under autocast a mean would be rounded, and sums too
             logits = logits + (of_image - logits.mean((2, 3)))[:, :, None, None]
         return logits if self.outputs is None else logits.index_select(1, self.outputs)
 
@@ -169,7 +170,9 @@ def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
     try:
         features = annotator.classifier.forward_features(images)  # type: ignore[operator]
         return kind_on(annotator, features, images.shape)
-    except (RuntimeError, AssertionError, AttributeError, TypeError, IndexError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what a model makes of a size that it was not made for is not listed anywhere
         asked, own = ("x".join(map(str, size)) for size in (images.shape[-2:], own_size(annotator.classifier)))
         hint = (
             f"; its own size is {own}, and some models take multiples of it or of their stride only" if asked != own else ""

@@ -11,8 +11,6 @@ Shapes: k classes kept per cell, H rows and W columns of the label map.
 
 import io
 import os
-import pickle
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import LabelMaps, write_shard
+from pipeline.tar_members import TarMember, read_member, tar_members
 
 Axes = Literal["yx", "xy", "auto"]
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -55,9 +54,7 @@ class Place:
     def read(self) -> bytes:
         if self.offset < 0:
             return (self.source / self.member).read_bytes()
-        with self.source.open("rb") as tar:
-            tar.seek(self.offset)
-            return tar.read(self.size)
+        return read_member(TarMember(self.member, self.source, self.offset, self.size))
 
 
 def import_maps(
@@ -162,18 +159,11 @@ def index_folder(source: Path) -> dict[str, Place]:
 
 
 def index_tar(source: Path) -> dict[str, Place]:
-    """Key -> stretch of the tar; one pass over its headers, nothing unpacked."""
+    """Key -> stretch of the tar; nothing is unpacked."""
     places: dict[str, Place] = {}
-    try:
-        with tarfile.open(source, "r:") as tar:
-            for member in tar:
-                if member.isreg() and member.name.endswith(".pt"):
-                    add(places, Place(source, member.name, member.offset_data, member.size))
-                tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
-    except tarfile.TarError as error:
-        raise InputError(
-            f"{source} is no uncompressed tar ({error}); decompress it, or unpack it and name the folder"
-        ) from error
+    for member in tar_members(source):
+        if member.name.endswith(".pt"):
+            add(places, Place(source, member.name, member.offset, member.size))
     return whole(places, source)
 
 
@@ -182,6 +172,8 @@ def add(places: dict[str, Place], place: Place) -> None:
     if len(path.parts) < 2 or path.parts[-2] in ("..", "/"):
         raise InputError(f"{place.name} lies in no class folder; expected CLASS/NAME.pt")
     key = f"{path.parts[-2]}/{path.stem}.JPEG"
+    if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+        raise InputError(f"{place.source}: the name {place.member!r} is not UTF-8; rename the file")
     if key in places:
         raise InputError(f"{place.name} and {places[key].name} are both maps of {key}; name the folder of one label set")
     places[key] = place
@@ -195,7 +187,11 @@ def whole(places: dict[str, Place], source: Path) -> dict[str, Place]:
 
 def with_extensions(places: dict[str, Place], folder: ImageSet) -> dict[str, Place]:
     """The same places under the images' own keys."""
-    stems = {key.rpartition(".")[0]: key for key in folder.keys}
+    stems: dict[str, str] = {}
+    for key in folder.keys:
+        other = stems.setdefault(key.rpartition(".")[0], key)
+        if other != key:
+            raise InputError(f"{folder.source}: {other} and {key} differ in their endings alone; a map could be of either")
     found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
     strange = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
     if strange:
@@ -213,7 +209,7 @@ def read_map(place: Place, axes: Axes, num_classes: int) -> Tensor:
     """
     try:
         stored = torch.load(io.BytesIO(place.read()), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file comes out of torch as one of many types
         raise InputError(f"{place.name}: no tensor ({first_line(error)})") from error
     if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:
         found = list(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__

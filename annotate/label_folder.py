@@ -77,10 +77,11 @@ def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable:
         elif sound:
             tqdm.write(f"{labels}: {len(sound)} of {manifest.shard_count} shards are there and sound, making the rest")
     group.barrier()
-    finished = read_shard_lines(labels)
-    pending = [i for i in range(manifest.shard_count) if i not in finished]
-    group.barrier()  # nobody appends before everybody has read
-    return pending
+    differences = Manifest.load(labels).differences(manifest)
+    if differences:  # another node may have other images, or other weights under the same name
+        raise InputError(f"process {group.rank} would write another label set than the first: {'; '.join(differences)}")
+    finished = read_shard_lines(labels) if group.is_first else {}
+    return group.from_first([i for i in range(manifest.shard_count) if i not in finished])
 
 
 def is_sound(labels: Path, line: ShardLine, manifest: Manifest) -> bool:

@@ -160,4 +160,4 @@ def joined(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:
         cells = manifest.grid
         empty = torch.empty(0, manifest.topk, *cells)
         return LabelMaps(empty, empty.int(), torch.empty(0, *cells))
-    return LabelMaps(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in MAPS))
+    return LabelMaps(*(torch.cat([getattr(p, name).cpu() for p in parts]) for name in MAPS))

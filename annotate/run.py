@@ -146,7 +146,8 @@ def describe(
         image_count=len(folder),
         image_digest=digest_of(folder.keys),
         shard_size=config.shard_size,
-        outputs=outputs,
+        classes=tuple(folder.classes) if len(folder.classes) == num_classes else None,
+        outputs=tuple(outputs.values()) if outputs is not None else None,
         num_outputs=annotator.classifier.num_classes if outputs is not None else None,  # type: ignore[arg-type]
         recentre=config.recentre,
         flip=config.flip,

@@ -58,6 +58,9 @@ def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) 
         raise InputError(
             f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}: nothing to compare"
         )
+    other = a.manifest.other_names(b.manifest.classes)
+    if other is not None:
+        raise InputError(f"{first} cannot be compared with {second}: {other}")
     if boxes_per_image < 1:
         raise InputError(f"--boxes {boxes_per_image}: expected at least 1")
     keys = [key for key, row in zip(a.keys, b.find(a.keys).tolist(), strict=True) if row >= 0]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.classifier import choose_device, first_line
 from pipeline.errors import InputError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)  # of one process for another: shards are shared out beforehand, and one GPU may be slower
 
@@ -50,6 +53,13 @@ class Processes:
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+
+    def from_first(self, value: T) -> T:
+        """The first process's value, in every process."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, 0)
+        return box[0]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process; all of them have to ask."""
@@ -95,11 +105,11 @@ def processes(device: str | None) -> Iterator[Processes]:
         with deaths_told():
             yield Processes(0, 1, choose_device(device))
         return
+    if device is not None and ":" in device:
+        raise InputError(f"--device {device} would put all {world} processes on it; leave the number out, torchrun gives it")
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     chosen = choose_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=PATIENCE,

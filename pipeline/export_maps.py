@@ -21,14 +21,19 @@ def export_maps(labels: Path, output: Path) -> int:
     keys = store.keys  # none of which leads out of the output folder
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not empty; name another folder")
+    paths = [Path(key).with_suffix(".pt") for key in keys]
+    if len(set(paths)) < len(paths):
+        of_path: dict[Path, str] = {}
+        for path, key in zip(paths, keys, strict=True):
+            if of_path.setdefault(path, key) != key:
+                raise InputError(f"{of_path[path]} and {key} would both be {path}; this form has no place for both")
     try:
-        for row, key in enumerate(tqdm(keys, desc="export", unit="map", disable=None)):
+        for row, path in enumerate(tqdm(paths, desc="export", unit="map", disable=None)):
             maps = store.gather(torch.tensor([row]))
             buffer = io.BytesIO()
             torch.save(torch.stack([maps.scores[0].float(), maps.classes[0].float()]), buffer)
-            path = (output / key).with_suffix(".pt")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(buffer.getvalue())
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            (output / path).write_bytes(buffer.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {output}: {error}") from error
     return len(store)

@@ -11,6 +11,7 @@ An image has the same key wherever it lies, so that one label set serves them al
 
 import functools
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -85,7 +86,7 @@ def of_list(path: Path) -> ImageSet:
         if not line.strip() or line.startswith("#"):
             continue
         image = PurePosixPath(line.strip())
-        parts = (folder / image).parts
+        parts = PurePosixPath(os.path.normpath(folder / image)).parts
         key = "/".join(parts[-2:])
         if len(parts) < 3 or not is_image(image.name):
             raise InputError(f"{path} line {number}: {line!r} is no path of an image in its class's folder")
@@ -105,7 +106,7 @@ def of_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
     for number, path in enumerate(tars):
         for member in tar_members(path):
             if is_image(PurePosixPath(member.name).name):
-                key = "/".join((path.stem, *PurePosixPath(member.name).parts)[-2:])
+                key = "/".join((path.stem, *PurePosixPath(posixpath.normpath(member.name)).parts)[-2:])
                 if key in names:
                     raise InputError(f"{path}: {member.name} and {names[key]} have the same key {key}")
                 names[key] = member.name
@@ -134,6 +135,9 @@ def of_data_set(source: str) -> ImageSet:
     classes = tuple(reader.class_to_idx)
     if not classes:
         raise InputError(f"{source}: its column {reader.label_key} does not name classes")
+    unlabelled = sum(target is None or not 0 <= target < len(classes) for target in targets)
+    if unlabelled:
+        raise InputError(f"{source}: {unlabelled} of its {len(targets)} images have no label; name another split")
     names = [Path(file).name if file else f"{row}" for row, file in enumerate(files)]
     of_imagenet = [HFDS_NAME.fullmatch(name) for name in names]
     if all(of_imagenet):  # its classes are numbered as ImageNet's sorted folders are
@@ -157,6 +161,8 @@ def image_set(
     for key in keys:
         if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
             raise InputError(f"{source}: the name {key!r} is not UTF-8; rename the file")
+        if ".." in key and ".." in key.split("/"):
+            raise InputError(f"{source}: {key!r} leads out of its class's folder")
     return ImageSet(
         source, classes, tuple(keys[i] for i in order), np.array(of_key, dtype=np.int64)[order], places[order], opener
     )

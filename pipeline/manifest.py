@@ -54,7 +54,8 @@ class Manifest:
     shard_size: int  # shard i holds the images [i * shard_size, (i + 1) * shard_size) of the ordered keys
     timm_version: str
     torch_version: str
-    outputs: dict[str, int] | None = None  # name of every stored class -> the classifier's output; all of them if None
+    classes: tuple[str, ...] | None = None  # names of the stored classes, in order, where they are known
+    outputs: tuple[int, ...] | None = None  # the classifier's output for each of them; all of them, in order, if None
     num_outputs: int | None = None  # of the classifier, where only some are stored
     recentre: bool = False  # every map's mean was shifted to the classifier's logits
     flip: bool = False  # averaged with the map of the mirrored image
@@ -72,10 +73,14 @@ class Manifest:
         """Why images of these classes, in this order, cannot go with the set; None if they can."""
         if len(classes) != self.num_classes:
             return f"it holds maps of {self.num_classes} classes, the images have {len(classes)}"
-        if self.outputs is not None and tuple(self.outputs) != tuple(classes):
-            differing = [f"{a}, not {b}" for a, b in zip(self.outputs, classes, strict=True) if a != b]
-            return f"its classes are named otherwise than those of the images: {'; '.join(differing[:3])}"
-        return None
+        return self.other_names(classes)
+
+    def other_names(self, classes: Sequence[str] | None) -> str | None:
+        """How the set's classes are named or ordered otherwise than these; None where they are not, or not known."""
+        if self.classes is None or classes is None or self.classes == tuple(classes):
+            return None
+        differing = [f"{a}, not {b}" for a, b in zip(self.classes, classes, strict=True) if a != b]
+        return f"its classes are named or ordered otherwise: {'; '.join(differing[:3])}"
 
     def as_json(self) -> dict[str, Any]:
         """The fields as they read back from a file: lists for tuples."""
@@ -84,8 +89,9 @@ class Manifest:
 
     def save(self, labels: Path) -> None:
         fields = self.as_json()
-        text = json.dumps(fields | {"sha256": digest_of(fields)}, indent=2) + "\n"
-        write_whole(labels / MANIFEST, text.encode())
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
+        lines.append(f'  "sha256": "{digest_of(fields)}"')
+        write_whole(labels / MANIFEST, ("{\n" + ",\n".join(lines) + "\n}\n").encode())  # a thousand classes to a line
 
     @classmethod
     def load(cls, labels: Path) -> "Manifest":
@@ -115,8 +121,8 @@ class Manifest:
         if not needed <= fields.keys() <= known.keys():
             odd = ", ".join(sorted((needed - fields.keys()) | (fields.keys() - known.keys())))
             raise InputError(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
-        for name in ("input_size", "mean", "std", "grid"):
-            unknown = fields[name] is None and name != "grid"  # of imported maps
+        for name in ("input_size", "mean", "std", "grid", "classes", "outputs"):
+            unknown = fields.setdefault(name, None) is None and name != "grid"  # of imported maps
             if not unknown and not isinstance(fields[name], list):
                 raise InputError(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
             fields[name] = None if unknown else tuple(fields[name])

@@ -67,11 +67,10 @@ def write_shard(
     Raises:
         OSError: the disk is full or read-only; nothing is left behind.
     """
-    encoded = [key.encode() for key in keys]
     with h5py.File(shard_name(shard), "w", driver="core", backing_store=False) as file:  # in memory: SHARDS are small
         file.attrs["format"] = manifest.format
         file.attrs["num_classes"] = manifest.num_classes
-        file["keys"] = np.array(encoded, dtype=f"S{max(map(len, encoded), default=1)}")
+        file["keys"] = encoded(keys)
         file["scores"] = maps.scores.half().numpy()
         file["classes"] = maps.classes.numpy().astype(manifest.class_dtype)
         file["tail"] = maps.tail.half().numpy()

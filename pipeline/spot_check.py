@@ -126,7 +126,7 @@ def recorded_annotator(
     )
     annotator, squash = load_annotator(config, device)
     if manifest.outputs is not None:
-        annotator.select(list(manifest.outputs.values()))
+        annotator.select(manifest.outputs)
     return annotator, squash
 
 

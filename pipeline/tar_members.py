@@ -7,7 +7,7 @@ fork. Here only headers are read (a seek from one to the next) and nothing stays
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
 
@@ -29,7 +29,7 @@ def tar_members(path: Path) -> Iterator[TarMember]:
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in headers(tar):
+            for member in headers(tar, ended=True):
                 if PurePosixPath(member.name).suffix != ".tar":
                     yield TarMember(member.name, path, member.offset_data, member.size)
                     continue
@@ -46,11 +46,17 @@ def tar_members(path: Path) -> Iterator[TarMember]:
         ) from error
 
 
-def headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def headers(tar: tarfile.TarFile, ended: bool = False) -> Iterator[tarfile.TarInfo]:
+    """The regular files' headers; `ended`: there must be an empty block behind the last one."""
     for member in tar:
         if member.isreg():
             yield member
         tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0") or (ended and not block):  # tarfile takes a damaged header for the end
+        raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 
 def read_member(member: TarMember) -> bytes:
