@@ -1,7 +1,8 @@
 """What a run leaves behind: last.pt to go on from, and the result as weights.safetensors and as weights.pth.
 
 Both results are bare tensors by name, which timm takes as they are (`checkpoint_path=...`), and for ResNets torchvision too
-(`load_state_dict`). What has to be known of them, the model card, is in their metadata. Nothing is ever unpickled.
+(`load_state_dict`). What has to be known of them, the model card, is in their metadata. Of
+pickles nothing but tensors is read.
 """
 
 import dataclasses
