@@ -135,7 +135,12 @@ def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]
 
 
 def seed_of(*numbers: int) -> int:
-    """A well-mixed 32-bit seed, which is all that torch's CPU generator uses."""
+    """A well-mixed 32-bit seed, which is all that torch's CPU generator uses.
+
+    numpy fills up with zeros, so that seed_of(s, e) is seed_of(s, e, 0): the order of turn t and the crop of image 0 in
+    epoch t share a seed, and with t = 0 the initial weights too. They are drawn by other calls; nothing depends on
+    their being independent of one another. CutMix's and dropout's numbers end in one that is not 0.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
