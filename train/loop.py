@@ -176,7 +176,7 @@ def train(
         if group.world > 1:
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
-        # Label maps move to the device once, and targets are made there
+        # Label maps move to the device once, or are read by the loader's workers; targets are made on the device
         maps = None
         if store is not None and row_of_image is not None:
             if store.to(group.device).resident:
@@ -189,7 +189,7 @@ def train(
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
-            RandomCrops(folder, recipe),
+            RandomCrops(folder, recipe, maps.read if maps is not None and not maps.store.resident else None),
             batch_sampler=TrainingBatches(len(folder), recipe, step, group.rank, group.world),
             num_workers=decoders,
             collate_fn=collate,
