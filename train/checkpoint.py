@@ -121,9 +121,8 @@ def write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         kept = f"{path} still holds the one before it" if path.exists() else "there is none yet"
-        raise InputError(
-            f"cannot save a checkpoint: {error}; {kept}. Free the disk and run again (train: --resume)"
-        ) from error
+        again = " with --resume" if (path.parent / LAST).exists() else ""
+        raise InputError(f"cannot save a checkpoint: {error}; {kept}. Free the disk and run again{again}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
