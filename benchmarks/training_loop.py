@@ -60,7 +60,7 @@ def load_for(device: torch.device) -> Load:
     workers = min(16, os.cpu_count() or 1)
     if device.type == "cuda":
         return Load("resnet50", 256, 100, workers, torch.bfloat16)
-    return Load("resnet18", 16, 8, workers, None)
+    return Load("resnet18", 16, 6, workers, None)
 
 
 def main() -> None:
