@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-SETTLE_S = (
-    0.1  # before a call: threads of the arm before still spin for a while, waiting for work, on cores that this one wants
-)
+SETTLE_S = 0.1  # before a call: threads of the arm before still spin for a while, on cores that this one wants
 
 
 def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object]) -> list[float]:

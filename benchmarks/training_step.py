@@ -28,7 +28,8 @@ from train.augment import DRAWS
 from train.crops import Crops
 from train.evaluation.view import View
 from train.label_pooling import label_pool
-from train.recipe import load
+from train.precision import name_of
+from train.recipe import Recipe, load
 from train.step import TrainingStep, create_optimizer
 from train.supervision import LabelMapTargets, Supervision
 
@@ -65,15 +66,16 @@ def main() -> None:
     pool(load_for(device), device)
 
 
-def training_step(model: str, store: LabelStore | None, autocast: torch.dtype | None, device: torch.device) -> TrainingStep:
-    """The loop's step for a new model: towards the store's maps by the recipe `relabel`, without one by `single`."""
+def training_step(
+    model: str, recipe: Recipe, store: LabelStore, autocast: torch.dtype | None, device: torch.device
+) -> TrainingStep:
+    """The loop's step for a new model, towards the store's maps."""
     torch.manual_seed(0)
-    classes = NUM_CLASSES if store is None else store.manifest.num_classes
+    classes = store.manifest.num_classes
     student = timm.create_model(model, num_classes=classes).to(device).to(memory_format=torch.channels_last).train()
-    recipe = load("single" if store is None else "relabel", ["lr=1e-3"])  # random targets: at the recipe's the loss may grow
     view = View(recipe.eval_size, recipe.eval_crop, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     scaler = torch.amp.GradScaler(device.type, enabled=False)
-    maps = LabelMapTargets(store, torch.arange(len(store), device=device), recipe) if store is not None else None
+    maps = LabelMapTargets(store, torch.arange(len(store), device=device), recipe)
     targets = Supervision(recipe, classes, maps)
     return TrainingStep(student, create_optimizer(student, recipe, device), scaler, targets, view, recipe, autocast)
 
@@ -87,17 +89,18 @@ def resident_crops(batch: int, side: int, images: int, classes: int, device: tor
     return (crops.pin_memory() if device.type == "cuda" else crops).to(device)
 
 
-def compare_steps(load: Load, store: LabelStore, device: torch.device) -> None:
-    relabel = training_step(MODEL, store, load.autocast, device)
+def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
+    recipe = load("relabel", ["lr=1e-3"])  # random targets: at the recipe's rate the loss may grow
+    relabel = training_step(MODEL, recipe, store, given.autocast, device)
     single = replace(relabel, targets=Supervision(relabel.recipe, NUM_CLASSES))  # the same but for the target
     assert relabel.targets.maps is not None
     targets = relabel.targets.maps
     side = relabel.recipe.image_size
-    crops = resident_crops(load.batch, side, len(store), NUM_CLASSES, device)
+    crops = resident_crops(given.batch, side, len(store), NUM_CLASSES, device)
 
     def repeat(work: Callable[[], object]) -> Callable[[], None]:
         def repeated() -> None:
-            for _ in range(load.steps):
+            for _ in range(given.steps):
                 work()
 
         return repeated
@@ -105,18 +108,17 @@ def compare_steps(load: Load, store: LabelStore, device: torch.device) -> None:
     arms = [repeat(lambda: relabel(crops, 0, 0)), repeat(lambda: single(crops, 0, 0)), repeat(lambda: targets(crops))]
     for arm in arms:  # the first at a batch size pays for choosing kernels
         arm()
-    relabel_s, single_s, labels_s = median_seconds(device, load.rounds, *arms)
-    precision = "float32" if load.autocast is None else str(load.autocast).removeprefix("torch.")
+    relabel_s, single_s, labels_s = median_seconds(device, given.rounds, *arms)
     print(
-        f"training step: {MODEL}, {side}x{side}, {precision}, batch {load.batch}; label maps of k {TOPK}, C {NUM_CLASSES},"
-        f" {GRID[0]}x{GRID[1]}; median of {load.rounds}, interleaved"
+        f"training step: {MODEL}, {side}x{side}, {name_of(given.autocast)}, batch {given.batch}; label maps of k {TOPK},"
+        f" C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of {given.rounds}, interleaved"
     )
     for name, seconds, share in (
         ("towards the folder's class", single_s, ""),
         ("towards label maps", relabel_s, f"{100 * (relabel_s / single_s - 1):+.2f} %"),
         ("gather, pool and softmax alone", labels_s, f"{100 * labels_s / single_s:+.2f} %"),
     ):
-        print(f"  {name:<32}{1000 * seconds / load.steps:9.2f} ms   {share}".rstrip())
+        print(f"  {name:<32}{1000 * seconds / given.steps:9.2f} ms   {share}".rstrip())
 
 
 def pool(load: Load, device: torch.device) -> None:

@@ -235,7 +235,8 @@ def train(
         str | None, typer.Option(help="For distillation: any timm classifier, asked about every crop.")
     ] = None,
     teacher_checkpoint: Annotated[
-        Path | None, typer.Option(help="Its weights instead of the published ones; alone, weights.pth of a run.")
+        Path | None,
+        typer.Option(help="Its weights instead of the published ones; alone, weights.safetensors or weights.pth of a run."),
     ] = None,
     teacher_kwargs: Annotated[
         list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model for the teacher.")
@@ -251,7 +252,9 @@ def train(
     workers: Workers = None,
     device: Device = None,
     amp: Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")] = None,
-    amp_dtype: Annotated[str, typer.Option(help="bfloat16, or float16 with the loss scaled.")] = "bfloat16",
+    amp_dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, which it is by default, or float16 with the loss scaled.")
+    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Train by torch.compile: minutes at the start, faster then.")
     ] = False,
@@ -289,7 +292,7 @@ def train(
             pretrained=pretrained,
             workers=workers,
             amp=amp,
-            amp_dtype=known_amp_dtype(amp_dtype),
+            amp_dtype=known_amp_dtype(amp_dtype) if amp_dtype is not None else None,
             compile=compile,
             sync_bn=sync_bn,
             device=device,
@@ -315,12 +318,15 @@ def eval(
     compare: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="Another model: is the difference more than luck?")
     ] = None,
+    compare_arch: Annotated[str | None, typer.Option(help="Its timm model, if not that of --arch.")] = None,
     suite: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of further data sets by their published names: imagenet-a, imagenet-c ..."),
     ] = None,
     fgsm: Annotated[bool, typer.Option("--fgsm", help="Attack the images too, by FGSM.")] = False,
-    fgsm_epsilon: Annotated[str, typer.Option(help="The attack's step, of pixels in [0, 1].")] = "8/255",
+    fgsm_epsilon: Annotated[
+        str | None, typer.Option(help="The attack's step, of pixels in [0, 1]; 8/255 by default.")
+    ] = None,
     multilabels: Annotated[
         Path | None, typer.Option(help="JSON of all the classes that each image shows, ours or of Shankar et al. 2020.")
     ] = None,
@@ -333,20 +339,27 @@ def eval(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
     workers: Workers = None,
     device: Device = None,
+    amp: Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")] = None,
+    amp_dtype: Annotated[str | None, typer.Option(help="bfloat16, which it is by default, or float16.")] = None,
 ) -> None:
     """Evaluate a checkpoint on an image folder, and on the other data sets that are found; or compare two checkpoints."""
     from pipeline.classifier import parse_model_kwargs
+    from train.evaluation.fgsm import EPSILON
     from train.evaluation.report import table
     from train.evaluation.run import evaluate_checkpoint
 
+    if fgsm_epsilon is not None and not fgsm:
+        raise InputError("--fgsm-epsilon is the step of an attack that nobody asked for; give --fgsm too, or leave it out")
+    epsilon = parse_fraction(fgsm_epsilon) if fgsm_epsilon is not None else EPSILON
     result = evaluate_checkpoint(
         images,
         checkpoint=checkpoint,
         arch=arch,
         model_kwargs=parse_model_kwargs(model_kwargs),
         compare=compare,
+        compare_arch=compare_arch,
         suite=suite,
-        fgsm_epsilon=parse_fraction(fgsm_epsilon) if fgsm else None,
+        fgsm_epsilon=epsilon if fgsm else None,
         multilabels=multilabels,
         class_names=class_names,
         eval_size=eval_size,
@@ -355,6 +368,8 @@ def eval(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        amp=amp,
+        amp_dtype=known_amp_dtype(amp_dtype) if amp_dtype is not None else None,
     )
     if result is not None:
         print(table(result))

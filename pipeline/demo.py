@@ -83,11 +83,12 @@ def run_demo(folder: Path) -> None:
             suite.mkdir(exist_ok=True)
             run([[sys.executable, "-m", "pipeline", "corrupt", str(data / "val"), str(suite / "corrupted")]])
     with stage("eval", times, "as the scenes are, attacked, and corrupted"):
-        stress = {"EVAL_ARGS": f"--suite {absolute(suite)} --fgsm"}
+        stress = {"EVAL_ARGS": f"--suite {shlex.quote(str(absolute(suite)))} --fgsm"}
         run([make("eval", **variables, **stress) for variables in students], prefixes=list(ARMS))
     with stage("compare", times, "is the difference more than luck?"):
         weights = [str(folder / arm / "weights.pth") for arm in ("relabel", "single")]
         options = ["--checkpoint", weights[0], "--compare", weights[1], "--multilabels", str(data / "val.json")]
+        options += ["--output", str(folder / "compare.json")]
         run([[sys.executable, "-m", "pipeline", "eval", str(data / "val"), *options, "--workers", "0"]])
     results = {arm: json.loads((folder / arm / "eval.json").read_text()) for arm in ARMS}
     with stage("picture", times):

@@ -45,6 +45,9 @@ class LabelMaps:
     def to(self, device: torch.device | str) -> "LabelMaps":
         return LabelMaps(*(t.to(device, non_blocking=True) for t in (self.scores, self.classes, self.tail)))
 
+    def pin_memory(self) -> "LabelMaps":
+        return LabelMaps(*(t.pin_memory() for t in (self.scores, self.classes, self.tail)))
+
     def dense(self, num_classes: int) -> Tensor:
         """(B, C, H, W) float32 logits: the definition that label pooling is tested against. 230 MB at 256x1000x15x15."""
         batch, _, rows, columns = self.scores.shape
@@ -275,10 +278,15 @@ class LabelStore:
         if self._whole is not None:
             rows = rows.to(self._device, non_blocking=True)
             return LabelMaps(*(t.index_select(0, rows) for t in (self._whole.scores, self._whole.classes, self._whole.tail)))
+        maps = self.read(rows)
+        return (maps.pin_memory() if self._device.type == "cuda" else maps).to(self._device)  # pinned: not waited for
+
+    def read(self, rows: Tensor) -> LabelMaps:
+        """The label maps of (B,) rows, on the CPU, from the mapped files: what a process without the device may call."""
         numbers = rows.cpu().numpy()
         shard_of = np.searchsorted(self._starts, numbers, side="right") - 1
         places = list(zip(shard_of.tolist(), (numbers - self._starts[shard_of]).tolist(), strict=True))
-        return LabelMaps(*(self._read(name, places) for name in MAPS)).to(self._device)
+        return LabelMaps(*(self._read(name, places) for name in MAPS))
 
     def _read(self, name: str, places: list[tuple[int, int]]) -> Tensor:
         """One array's rows at (shard, row in it), from the mapped files."""
@@ -286,8 +294,7 @@ class LabelStore:
         read = np.empty((len(places), *arrays[0].shape[1:]), arrays[0].dtype)
         for i, (shard, row) in enumerate(places):
             read[i] = arrays[shard][row]
-        rows = torch_of(read)
-        return rows.pin_memory() if self._device.type == "cuda" else rows  # pinned: the copy need not be waited for
+        return torch_of(read)
 
 
 def torch_of(array: np.ndarray) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 
+from benchmarks.training_step import resident_crops, training_step
 from pipeline.shards import LabelMaps, LabelStore
 from tests.label_sets import write_label_set
 from train.loop import train
@@ -65,3 +67,26 @@ def test_label_set_beyond_half_of_the_free_memory_is_read_from_its_files_and_giv
     for name in ("scores", "classes", "tail"):
         mine, theirs = (getattr(store.gather(rows), name) for store in (other, resident))
         assert mine.device.type == "cuda" and mine.dtype == theirs.dtype and torch.equal(mine.cpu(), theirs.cpu())
+
+
+def test_step_towards_label_maps_never_waits_for_the_gpu(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    logits = torch.randn(8, 5, 7, 7, generator=torch.Generator().manual_seed(0))
+    maps = LabelMaps(*logits.topk(3, dim=1), logits.mean(1))
+    write_label_set(tmp_path / "set", [f"cat/{i}.JPEG" for i in range(8)], maps, 5)
+    settings = ["optimizer=sgd", "cutmix_target=regions", "folder_share=0.2", "lr=1e-3", "ema=0.9"]
+    recipe = load("relabel-cutmix", settings)  # jitters and lights colours, too
+    step = training_step("resnet10t", recipe, LabelStore.open(tmp_path / "set").to(device), torch.bfloat16, device)
+    assert isinstance(step.forward, torch.nn.Module)
+    ema = ModelEmaV3(step.forward, decay=recipe.ema, use_warmup=True)
+    crops = resident_crops(8, 64, 8, 5, device)
+    try:
+        for number in range(6):
+            if number == 3:  # kernels are chosen and constants on the device by then
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+            counted = step(crops, number, 0)
+            ema.update(step.forward, number + 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert counted[0] == 8 and bool(counted.isfinite().all())

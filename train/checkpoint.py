@@ -1,7 +1,8 @@
 """What a run leaves behind: last.pt to go on from, and the result as weights.safetensors and as weights.pth.
 
 Both results are bare tensors by name, which timm takes as they are (`checkpoint_path=...`), and for ResNets torchvision too
-(`load_state_dict`). What has to be known of them, the model card, is in their metadata. Nothing is ever unpickled.
+(`load_state_dict`). What has to be known of them, the model card, is in their metadata. Of
+pickles nothing but tensors is read.
 """
 
 import dataclasses
@@ -120,9 +121,8 @@ def write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         kept = f"{path} still holds the one before it" if path.exists() else "there is none yet"
-        raise InputError(
-            f"cannot save a checkpoint: {error}; {kept}. Free the disk and run again (train: --resume)"
-        ) from error
+        again = " with --resume" if (path.parent / LAST).exists() else ""
+        raise InputError(f"cannot save a checkpoint: {error}; {kept}. Free the disk and run again{again}") from error
 
 
 def load(path: Path) -> dict[str, Any]:

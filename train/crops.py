@@ -6,7 +6,7 @@ Shapes: B crops of a batch, n crops of an image, S pixels of a crop's side.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 
 from pipeline.images import ImageSet
+from pipeline.shards import LabelMaps
 from train.augment import augmentation_draws
 from train.recipe import Recipe
 
@@ -28,10 +29,11 @@ class Crops:
     Attributes:
         images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes and convolutions like it.
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
-        indices: (B,) int64 place of each image in the folder. They stay on the host, from where label maps are fetched
-            that are not in a GPU's memory.
+        indices: (B,) int64 place of each image in the folder. They stay on the host, as row numbers of label maps that are
+            not in a GPU's memory do.
         targets: (B,) int64 class by folder.
         draws: (B, DRAWS) float32 random numbers, for what is done to the crops in batch, on the device: train/augment.py.
+        maps: the images' label maps, where decoding workers read them because they are not in the device's memory.
     """
 
     images: Tensor
@@ -39,26 +41,37 @@ class Crops:
     indices: Tensor
     targets: Tensor
     draws: Tensor
+    maps: LabelMaps | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.images, self.boxes, self.indices, self.targets, self.draws
+        of_maps = () if self.maps is None else (self.maps.scores, self.maps.classes, self.maps.tail)
+        return self.images, self.boxes, self.indices, self.targets, self.draws, *of_maps
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> "Crops":
+        """From what `tensors` gives."""
+        images, boxes, indices, targets, draws, *of_maps = tensors
+        return cls(images, boxes, indices, targets, draws, LabelMaps(*of_maps) if of_maps else None)
 
     def pin_memory(self) -> "Crops":
-        return Crops(*(t.pin_memory() for t in self.tensors()))
+        return Crops.of(t.pin_memory() for t in self.tensors())
 
     def to(self, device: torch.device) -> "Crops":
-        there = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if name != "indices"}
-        return Crops(indices=self.indices, **there)
+        return Crops.of(t if t is self.indices else t.to(device, non_blocking=True) for t in self.tensors())
 
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class RandomCrops(Dataset[Crops]):
-    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; those of an image by (epoch, image)."""
+    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; those of an image by (epoch, image).
 
-    def __init__(self, folder: ImageSet, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    Args:
+        maps_of: (n,) places of images -> their label maps on the host, where crops are to bring them along.
+    """
+
+    def __init__(self, folder: ImageSet, recipe: Recipe, maps_of: Callable[[Tensor], LabelMaps] | None = None) -> None:
+        self.folder, self.recipe, self.maps_of = folder, recipe, maps_of
         self.scale, self.ratio = list(recipe.crop_scale), list(recipe.crop_ratio)
 
     def __getitem__(self, place: tuple[int, int]) -> Crops:
@@ -83,12 +96,14 @@ class RandomCrops(Dataset[Crops]):
         image = self.folder.read(index, draw)
         crops = [resized_window(image, window, reduction, side) for window in windows]
         boxes = np.array(windows) / (columns, rows, columns, rows)
+        indices = torch.full((len(crops),), index)
         return Crops(
             torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
             torch.from_numpy(boxes.astype(np.float32)),
-            torch.full((len(crops),), index),
+            indices,
             torch.full((len(crops),), int(self.folder.targets[index])),
             torch.stack(draws),
+            self.maps_of(indices) if self.maps_of is not None else None,
         )
 
 
@@ -114,7 +129,7 @@ def resized_window(image: Image.Image, window: Window, reduction: int, side: int
 
 def collate(examples: list[Crops]) -> Crops:
     """All images' crops; those of one image lie side by side."""
-    return Crops(*(torch.cat(of_all) for of_all in zip(*(crops.tensors() for crops in examples), strict=True)))
+    return Crops.of(torch.cat(of_all) for of_all in zip(*(crops.tensors() for crops in examples), strict=True))
 
 
 def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
@@ -135,7 +150,12 @@ def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]
 
 
 def seed_of(*numbers: int) -> int:
-    """A well-mixed 32-bit seed, which is all that torch's CPU generator uses."""
+    """A well-mixed 32-bit seed, which is all that torch's CPU generator uses.
+
+    numpy fills up with zeros, so that seed_of(s, e) is seed_of(s, e, 0): the order of turn t and the crop of image 0 in
+    epoch t share a seed, and with t = 0 the initial weights too. They are drawn by other calls; nothing depends on
+    their being independent of one another. CutMix's and dropout's numbers end in one that is not 0.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

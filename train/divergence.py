@@ -1,4 +1,5 @@
-"""A loss that is not finite is named with its step and its images, though no step waits for the device to see its loss.
+"""A loss that is not finite is named with its step and its images, though no step waits for the device to see its loss (one
+by AdamP waits for it all the same, train/step.py).
 
 The losses since the last look stay on the device; a look fetches them all. Which images a step had needs no memory either:
 it follows from the seed.

@@ -34,10 +34,11 @@ from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 from train.evaluation.view import View
 from train.metrics import append_metrics, draw_curves, keep_metrics
+from train.precision import autocast_of, name_of
 from train.provenance import begin, describe
 from train.recipe import Recipe
 from train.schedule import create_schedule
-from train.step import TrainingStep, compiled, create_optimizer
+from train.step import TrainingStep, compiled, create_optimizer, load_optimizer
 from train.supervision import LabelMapTargets, Supervision, match_labels, unconfirmed
 from train.teacher import TeacherChoice, load_teacher
 from train.tensorboard import open_writer, require_tensorboard, write_epoch
@@ -66,7 +67,7 @@ def train(
     pretrained: bool = False,
     workers: int | None = None,
     amp: bool | None = None,
-    amp_dtype: str = "bfloat16",
+    amp_dtype: str | None = None,
     compile: bool = False,
     sync_bn: bool = False,
     device: str | None = None,
@@ -82,7 +83,7 @@ def train(
         multilabels: JSON of all the classes that each validation image shows.
         teacher: the classifier that the recipe's target asks about every crop, if it asks one.
         initial_weights, pretrained: start from these weights instead of random ones; a head of other classes is made anew.
-        amp: half precision, on CUDA if None; amp_dtype: bfloat16, or float16 with the loss scaled.
+        amp: half precision, on CUDA if None; amp_dtype: bfloat16 if None, or float16 with the loss scaled.
         compile: by torch.compile; takes minutes at the start.
         sync_bn: batch norm's statistics over all processes' images instead of each one's own.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
@@ -119,7 +120,7 @@ def train(
             of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
             raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
         cuda = group.device.type == "cuda"
-        autocast: torch.dtype | None = getattr(torch, amp_dtype) if (cuda if amp is None else amp) else None
+        autocast = autocast_of(amp, amp_dtype, group.device)
         if sync_bn and not cuda:
             raise InputError("--sync-bn needs CUDA: torch's SyncBatchNorm has no CPU form")
 
@@ -150,14 +151,15 @@ def train(
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher)
-        state = begin(run, description, resume, group)
+        description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher, val_folder)
+        how = {"precision": name_of(autocast), "sync_bn": sync_bn, "compile": compile}
+        state = begin(run, description, how, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
             model.load_state_dict(state["state_dict"])
             if ema is not None:
-                ema.module.load_state_dict(state["ema"])
-            optimizer.load_state_dict(state["optimizer"])
+                ema.module.load_state_dict(state["state_dict_ema"])
+            load_optimizer(optimizer, state["optimizer"])
             scaler.load_state_dict(state["scaler"] or scaler.state_dict())  # empty if it was not enabled
             step = state["step"]
             if group.is_first:  # the others' share is in it
@@ -174,7 +176,7 @@ def train(
         if group.world > 1:
             model = DistributedDataParallel(model, device_ids=[group.device.index] if cuda else None)
 
-        # Label maps move to the device once, and targets are made there
+        # Label maps move to the device once, or are read by the loader's workers; targets are made on the device
         maps = None
         if store is not None and row_of_image is not None:
             if store.to(group.device).resident:
@@ -187,7 +189,7 @@ def train(
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
-            RandomCrops(folder, recipe),
+            RandomCrops(folder, recipe, maps.read if maps is not None and not maps.store.resident else None),
             batch_sampler=TrainingBatches(len(folder), recipe, step, group.rank, group.world),
             num_workers=decoders,
             collate_fn=collate,
@@ -207,8 +209,8 @@ def train(
                     "seen": together,
                     "card": card.to_json(),
                 }
-                if ema is not None:
-                    state["ema"] = ema.module.state_dict()
+                if ema is not None:  # the key by which timm, and so eval and export, takes them instead of the others
+                    state["state_dict_ema"] = ema.module.state_dict()
                 checkpoint.save(run / LAST, state)
 
         with stop_signals() as stopped:

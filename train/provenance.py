@@ -1,7 +1,7 @@
 """run.json: what made a run's weights, and when, where and by which code it was started and resumed.
 
-What decides the weights has to be the same for a run to be resumed: recipe, model, images and labels. The rest is recorded,
-an entry in "starts" for the start and for every resume, and hinders none.
+What decides the weights has to be the same for a run to be resumed: recipe, model, images, labels and teacher. The rest is
+recorded, an entry in "starts" for the start and for every resume, and hinders none.
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, digest_of
@@ -27,7 +29,9 @@ from train.recipe import Recipe
 from train.teacher import TeacherChoice
 
 RUN_FILE = "run.json"
-PLACES = {"images", "label_folder", "initial_weights_file"}  # where things lie: their digests tell what they are
+PLACES = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # where things lie: digests tell what they are
+RECORDED = {"val", "val_digest"}  # nothing is learnt from them: a resume may look at others
+HOW = ("precision", "sync_bn", "compile")  # of an entry of "starts": settings that change the weights' bits, or more
 
 
 def describe(
@@ -38,6 +42,7 @@ def describe(
     pretrained: bool,
     initial: Path | None,
     teacher: TeacherChoice | None,
+    val: ImageSet | None,
 ) -> dict[str, Any]:
     """What decides the weights: the recipe as run, the model, the images and the labels."""
     described: dict[str, Any] = {
@@ -51,8 +56,16 @@ def describe(
         "image_digest": digest_of(folder.keys),
         "classes": len(card.classes),
         "labels": None,
-        "teacher": teacher.to_dict() if teacher is not None else None,
+        "teacher": None,
+        "val": val.source if val is not None else None,
+        "val_digest": digest_of(val.keys) if val is not None else None,
     }
+    if teacher is not None:
+        weights = teacher.checkpoint
+        described["teacher"] = dataclasses.asdict(teacher) | {
+            "checkpoint": f"sha256 {sha256_of(weights)}" if weights is not None else None
+        }
+        described["teacher_file"] = str(weights) if weights is not None else None
     if store is not None and recipe.needs_labels:
         described["labels"] = dataclasses.asdict(store.manifest)
         described["label_digest"] = label_set_digest(store.labels)
@@ -70,9 +83,13 @@ def label_set_digest(labels: Path) -> str:
     return hashlib.sha256(said).hexdigest()
 
 
-def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes) -> dict[str, Any] | None:
+def begin(
+    run: Path, description: dict[str, Any], how: dict[str, Any], resume: bool, group: Processes
+) -> dict[str, Any] | None:
     """Make the run's folder, or go on in it, and record the start. Returns the state to resume from, or None.
 
+    Args:
+        how: HOW it trains from here on; a line says where that is not as at the last start.
     Raises:
         InputError: the folder holds a run already and `resume` was not asked for, or one of other settings.
     """
@@ -85,7 +102,7 @@ def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes
             earlier = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        other = [key for key in said if key not in PLACES and earlier.get(key) != said[key]]
+        other = [key for key in said if key not in PLACES | RECORDED and earlier.get(key) != said[key]]
         if other:
             changes = "; ".join(change_of(key, earlier.get(key), said[key]) for key in other)
             raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
@@ -99,7 +116,13 @@ def begin(run: Path, description: dict[str, Any], resume: bool, group: Processes
         raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")
     group.barrier()  # all have read run.json before it is written again
     if group.is_first:
-        starts.append(start_of(state["step"] if state is not None else 0, group))
+        if state is not None and starts:
+            otherwise = [
+                change_of(key, starts[-1][key], how[key]) for key in HOW if starts[-1].get(key, how[key]) != how[key]
+            ]
+            if otherwise:
+                tqdm.write(f"{run} goes on otherwise than it was last started: {'; '.join(otherwise)}")
+        starts.append(start_of(state["step"] if state is not None else 0, group) | how)
         try:
             run.mkdir(parents=True, exist_ok=True)
             write_whole(path, (json.dumps(said | {"starts": starts}, indent=2) + "\n").encode())

@@ -106,6 +106,14 @@ class Recipe:
                     f"recipe: {name} = {getattr(self, name)!r} is for targets of {targets}, which target = {self.target!r}"
                     " is not; set another target, or leave it out"
                 )
+        if not self.cutmix:
+            for name in ("cutmix_beta", "cutmix_off_epochs", "cutmix_target"):
+                default = type(self).__dataclass_fields__[name].default
+                if getattr(self, name) != default:
+                    raise InputError(
+                        f"recipe: {name} = {getattr(self, name)!r} is for CutMix, which cutmix = 0 leaves out; set {name} ="
+                        f" {default!r} too, or a cutmix above 0"
+                    )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")
 

@@ -8,7 +8,10 @@ from train.recipe import Recipe
 
 
 def create_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
-    """Linear warm-up from a hundredth of lr, then the recipe's schedule; `step_update(step)` sets the rates."""
+    """Linear warm-up from a hundredth of lr, then the recipe's schedule; `step_update(step)` sets the rates.
+
+    Differs from the reference, which warms up from 0, and whose cosine begins at the end of warm-up as the line does here.
+    """
     warmup_prefix = recipe.schedule == "linear"  # the line falls from the end of warm-up, as in the reference, and so begins
     # at lr; the others are over the whole of training, warm-up included
     scheduler, _ = create_scheduler_v2(

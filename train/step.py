@@ -1,7 +1,8 @@
 """One training step: from a batch of crops on the device to new weights.
 
-What is done for labels in it is one gather and one pooling on the device; nothing of it waits for the host. The loop and
-benchmarks/training_step.py run this same code.
+What is done for labels in it is one gather and one pooling on the device; nothing of it waits for the host, nor the host for
+the device, unless the optimiser does: timm's AdamP decides by numbers that it fetches, up to twice for each weight tensor.
+The loop and benchmarks/training_step.py run this same code.
 
 Shapes: B crops of a batch, C classes, S pixels of a crop's side.
 """
@@ -9,6 +10,7 @@ Shapes: B crops of a batch, C classes, S pixels of a crop's side.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
@@ -29,7 +31,8 @@ Forward = Callable[[Tensor], Output]
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """timm's optimiser; on CUDA as one fused kernel where torch has it.
+    """timm's optimiser; on CUDA as one fused kernel where torch has it. Norms and biases do not decay; in the reference's
+    training they do.
 
     Raises:
         InputError: timm has no such optimiser.
@@ -45,6 +48,15 @@ def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> 
             f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
         ) from error
     return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved state, but not whether it was fused: that is for the device it trains on now."""
+    fused = [group.get("fused") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, of_group in zip(optimizer.param_groups, fused, strict=True):
+        if "fused" in group:
+            group["fused"] = of_group
 
 
 def compiled(model: nn.Module) -> Forward:

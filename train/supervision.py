@@ -3,7 +3,7 @@
 Shapes: B images of a batch, C classes, N training images; T = rows * columns patch tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,13 @@ class LabelMapTargets:
         target = self.target_of(label_pool(maps, boxes, self.classes))
         return target if paste is None else by_area(self.dense(target), paste)
 
+    def read(self, indices: Tensor) -> LabelMaps:
+        """Maps of (n,) images of the folder, on the host: for the loader's workers, where the store is not resident."""
+        return self.store.read(self.row_of_image[indices])
+
     def maps_of(self, crops: Crops) -> LabelMaps:
+        if crops.maps is not None:
+            return crops.maps
         indices = crops.indices.to(self.row_of_image.device, non_blocking=True)
         return self.store.gather(self.row_of_image[indices])
 
@@ -114,6 +120,7 @@ class Supervision:
         """
         recipe = self.recipe
         if self.maps is not None:
+            crops = replace(crops, maps=self.maps.maps_of(crops))  # gathered once, for whole crops and for tokens
             target = self.maps(crops, paste)
         elif self.teacher is not None:
             target = (self.teacher(images) / recipe.temperature).softmax(1)  # of the mixed image: nothing to mix

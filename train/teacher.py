@@ -3,7 +3,7 @@
 Shapes: B images of a batch, S pixels of a crop's side, C classes.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, normalise
 from train.checkpoint import read_card
-from train.evaluation.classes import refuse_other_classes
+from train.evaluation.classes import class_numbers, refuse_other_classes
+from train.evaluation.subject import classes_of
 from train.recipe import Recipe
 
 
@@ -34,9 +35,6 @@ class TeacherChoice:
     checkpoint: Path | None = None
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"checkpoint": str(self.checkpoint) if self.checkpoint else None}
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,9 @@ def load_teacher(
     classifier = create_classifier(
         model, pretrained=choice.checkpoint is None, checkpoint=choice.checkpoint, num_classes=classes, model_kwargs=kwargs
     )
-    if classifier.num_classes != len(folder.classes):
-        raise InputError(
-            f"the teacher {model} has {classifier.num_classes} classes, {folder.source} has {len(folder.classes)} folders"
-        )
+    if view is None:  # it does not say which classes it knows
+        whose = f"the teacher {model}"
+        class_numbers(folder, classes_of(classifier, folder, whose), whose)
     settings = resolve_model_data_config(classifier)
     rows, columns = choice.input_size or ((view.size, view.size) if view else settings["input_size"][-2:])
     return Teacher(

@@ -27,6 +27,6 @@ def write_epoch(writer: Any, metrics: dict[str, Any]) -> None:
     """Every number of a line of metrics.jsonl, over epochs; those of the validation as val/NAME."""
     validation = {f"val/{name}": number for name, number in metrics.get("val", {}).items()}
     for name, number in (metrics | validation).items():
-        if name not in ("epoch", "val", "val/images"):
+        if name not in ("epoch", "val") and not name.endswith("images"):
             writer.add_scalar(name, number, metrics["epoch"])
     writer.flush()  # so that an interrupted run shows all its epochs

@@ -111,6 +111,18 @@ def test_same_seed_same_weights_and_another_seed_others(data: Path, tmp_path: Pa
     assert not torch.equal(weights(tmp_path / "a")["fc.weight"], weights(tmp_path / "c")["fc.weight"])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_label_set_that_does_not_fit_is_read_by_the_workers_for_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    settings = recipe("scenes-relabel", "crops_per_image=2", epochs=2)
+    run_training(data, tmp_path / "resident", settings)
+    monkeypatch.setattr(LabelStore, "_fits", lambda self: False)  # as on a GPU with less memory
+    monkeypatch.setattr(LabelStore, "gather", None)  # never on the main thread
+    run_training(data, tmp_path / "read", settings, workers=workers)
+    assert_same_weights(tmp_path / "resident", tmp_path / "read")
+
+
 def stop_in(run: Path, epochs: int, extra_s: float) -> threading.Thread:
     """Send this process SIGINT, as Ctrl-C does, soon after an epoch was recorded."""
 

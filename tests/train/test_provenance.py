@@ -24,6 +24,7 @@ from tests.label_sets import write_label_set
 from train.loop import train
 from train.provenance import git_state, label_set_digest
 from train.recipe import load
+from train.teacher import TeacherChoice
 
 SETTINGS = ["image_size=16", "eval_size=16", "batch_size=8", "warmup_epochs=0", "epochs=2"]
 
@@ -113,6 +114,44 @@ def test_initial_weights_are_known_by_their_bytes_not_their_name(
     run_training(image_folder, label_set, run, initial_weights=tmp_path / "renamed.pth", resume=True)
     with pytest.raises(InputError, match=r"other settings \(initial_weights "):
         run_training(image_folder, label_set, run, initial_weights=make_checkpoint(1), resume=True)
+
+
+def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
+    image_folder: Path, tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any
+) -> None:
+    def distil(weights: Path, **options: Any) -> dict[str, Any]:
+        recipe = load("distillation", SETTINGS)
+        teacher = TeacherChoice("resnet10t", weights, THIN, (32, 56))
+        kwargs = {"model_kwargs": THIN, "workers": 0, "device": "cpu"}
+        train(image_folder, tmp_path / "run", "resnet10t", recipe, teacher=teacher, **kwargs, **options)
+        said: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
+        return said
+
+    said = distil(tiny_checkpoint)
+    assert said["teacher"]["checkpoint"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
+    assert (said["teacher_file"], said["val"], said["val_digest"]) == (str(tiny_checkpoint), None, None)
+    renamed = shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")
+    said = distil(Path(renamed), val=image_folder, resume=True)
+    assert (said["val"], said["val_digest"]) == (str(image_folder), said["image_digest"])
+    with pytest.raises(InputError, match=r"other settings \(teacher\.checkpoint "):
+        distil(make_checkpoint(1), resume=True)
+
+
+def test_resume_in_another_precision_is_told_and_recorded(
+    image_folder: Path, label_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run_training(image_folder, label_set, run)
+    run_training(image_folder, label_set, run, resume=True)
+    assert "otherwise" not in capsys.readouterr().out
+    said = run_training(image_folder, label_set, run, resume=True, amp=True)
+    assert (
+        f"{run} goes on otherwise than it was last started: precision 'float32', now 'bfloat16'" in capsys.readouterr().out
+    )
+    assert [start["precision"] for start in said["starts"]] == ["float32", "float32", "bfloat16"]
+    assert (said["starts"][0]["sync_bn"], said["starts"][0]["compile"]) == (False, False)
+    with pytest.raises(InputError, match="--amp-dtype float16 does nothing"):
+        run_training(image_folder, label_set, run, resume=True, amp_dtype="float16")
 
 
 def git(folder: Path, *arguments: str) -> str:

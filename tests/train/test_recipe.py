@@ -75,6 +75,10 @@ def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
         ("colour_jitter=[0.4, -1, 0]", "colour_jitter = [0.4, -1.0, 0.0]; expected 0 or more"),
         ("token_weight=0.5", "token_weight = 0.5 is for targets of places of a label map, which target = 'folder' is not"),
         ("cutmix_target=regions", "cutmix_target = 'regions' is for targets of places of a label map"),
+        (
+            "cutmix_off_epochs=5",
+            "cutmix_off_epochs = 5 is for CutMix, which cutmix = 0 leaves out; set cutmix_off_epochs = 0",
+        ),
         ("folder_share=0.5", "folder_share = 0.5 is for targets of label maps or a teacher, which target = 'folder' is not"),
         ("temperature=2", "temperature = 2.0 is for targets of several classes, which target = 'folder' is not"),
         ("epochs", "expected KEY=VALUE"),

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 
+from pipeline.classifier import read_weights
 from pipeline.errors import InputError
 from tests.conftest import REPOSITORY, THIN, Relabel, write_images
 from train import checkpoint
@@ -100,8 +101,11 @@ def test_average_of_the_weights_is_what_is_evaluated_and_kept(images: Path, tmp_
         if average.is_floating_point():
             torch.testing.assert_close(average, decay * first[name] + (1 - decay) * second[name])
     assert not torch.equal(kept["conv1.0.weight"], second["conv1.0.weight"])
-    result = evaluate_checkpoint(images, checkpoint=tmp_path / "both" / "weights.pth", workers=0, device="cpu")
-    assert result is not None and result["top1"] == read_metrics(tmp_path / "both")[-1]["val"]["top1"]
+    for file in ("weights.pth", "last.pt"):
+        result = evaluate_checkpoint(images, checkpoint=tmp_path / "both" / file, workers=0, device="cpu")
+        assert result is not None and result["top1"] == read_metrics(tmp_path / "both")[-1]["val"]["top1"]
+    found = read_weights(tmp_path / "both" / "last.pt")
+    assert all(torch.equal(found[name], average) for name, average in kept.items())
 
 
 EVERYTHING = ["epochs=25", "cutmix=0.7", "cutmix_target=regions", "ema=0.9", "label_smoothing=0.1", "folder_share=0.2"]
@@ -129,7 +133,7 @@ def test_resumed_run_with_cutmix_jitter_and_average_is_the_uninterrupted_one(
         run_training(images, tmp_path / "parts", "relabel-cutmix", EVERYTHING, labels=undisturbed)
     watcher.join()
     run_training(images, tmp_path / "parts", "relabel-cutmix", EVERYTHING, labels=undisturbed, resume=True)
-    for name, entry in (("last.pt", "state_dict"), ("last.pt", "ema"), ("weights.pth", "")):
+    for name, entry in (("last.pt", "state_dict"), ("last.pt", "state_dict_ema"), ("weights.pth", "")):
         whole, parts = (state_of(tmp_path / run / name, entry) for run in ("whole", "parts"))
         assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.errors import InputError
 from train.recipe import load
-from train.step import compiled, create_optimizer
+from train.step import compiled, create_optimizer, load_optimizer
 
 RECIPE = load("single")
 
@@ -21,6 +21,16 @@ def test_optimisers_are_fused_on_cuda_where_torch_has_it(name: str, fused: bool)
     recipe = dataclasses.replace(RECIPE, optimizer=name)
     assert bool(create_optimizer(model, recipe, torch.device("cuda")).defaults.get("fused")) == fused
     assert not create_optimizer(model, recipe, torch.device("cpu")).defaults.get("fused")  # the same bits as ever
+
+
+def test_what_began_on_a_cpu_goes_on_fused_on_cuda() -> None:
+    model = nn.Linear(3, 2)
+    for name in ("sgd", "adamp"):
+        recipe = dataclasses.replace(RECIPE, optimizer=name)
+        began = create_optimizer(model, recipe, torch.device("cpu"))
+        goes_on = create_optimizer(model, recipe, torch.device("cuda"))
+        load_optimizer(goes_on, dict(began.state_dict()))
+        assert [group.get("fused") for group in goes_on.param_groups] == ([True, True] if name == "sgd" else [None, None])
 
 
 def test_norms_and_biases_do_not_decay_and_the_rest_does() -> None:

@@ -71,3 +71,14 @@ def test_teacher_that_cannot_teach_says_why(folder: ImageSet, tmp_path: Path) ->
     save_weights(path, ("cat", "dog"), card=False)
     with pytest.raises(InputError, match="it has 2 classes"):
         load_teacher(TeacherChoice("resnet10t", path, THIN), RECIPE, folder, CPU, None)
+
+
+def test_named_teacher_of_1000_classes_knows_imagenets(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    names = tuple(f"own{i:03}" for i in range(1000))
+    save_weights(path, names, card=False)
+    named = TeacherChoice("resnet10t", path, THIN)
+    by_number = named_images(tuple(map(str, range(1000))), ("0/a.JPEG",), [0])
+    assert load_teacher(named, RECIPE, by_number, CPU, None) is not None
+    with pytest.raises(InputError, match="other classes than the teacher resnet10t: own000 is not n01440764"):
+        load_teacher(named, RECIPE, named_images(names, ("own000/a.JPEG",), [0]), CPU, None)

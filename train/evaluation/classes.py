@@ -15,6 +15,11 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
+def by_number(folder: ImageSet) -> bool:
+    """Whether the class folders are named 0 ... 999, which are ImageNet's classes, as in ImageNetV2."""
+    return folder.classes == tuple(map(str, range(len(imagenet_classes()))))
+
+
 def class_numbers(folder: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
     """(classes of the folder,) int64 place of each class folder among the model's classes.
 
@@ -27,7 +32,7 @@ def class_numbers(folder: ImageSet, classes: tuple[str, ...], whose: str, *, sub
     Raises:
         InputError: the folder has other classes; the first three that differ are named.
     """
-    if classes == imagenet_classes() and folder.classes == tuple(map(str, range(len(classes)))):
+    if classes == imagenet_classes() and by_number(folder):
         return np.arange(len(classes))
     numbers = {name: i for i, name in enumerate(classes)}
     if not subset:

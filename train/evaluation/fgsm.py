@@ -18,6 +18,8 @@ EPSILON = 8 / 255
 def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, view: View) -> Tensor:
     """Attack a batch, knowing the classifier, in float32.
 
+    So it is where the classifier then answers in half precision, too: gradients that vanish in float16 have no sign.
+
     Args:
         pixels: (B, 3, S, S) uint8.
         targets: (B,) classes whose cross-entropy the step raises.

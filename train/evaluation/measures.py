@@ -79,9 +79,7 @@ def mean_average_precision(scores: Tensor, shown: Shown) -> float:
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
-    last_of_its_score = np.append(
-        np.flatnonzero(np.diff(scores[order])), len(order) - 1
-    )  # images of one score come together
+    last_of_its_score = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # images of one score together
     found = np.cumsum(positive[order])[last_of_its_score]
     precision = found / (last_of_its_score + 1)
     return float((np.diff(found, prepend=0) * precision).sum() / found[-1])

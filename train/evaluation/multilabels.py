@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.images import ImageSet
-from train.evaluation.classes import imagenet_classes
+from train.evaluation.classes import by_number, imagenet_classes
 
 LAYOUTS = '{"images": {KEY: {"classes": [NAME, ...]}}} nor that of Shankar et al. ("initial_annots")'
 VALIDATION_FILE = "ILSVRC2012_val_{:08d}"
@@ -72,8 +72,11 @@ def read_multilabels(path: Path, folder: ImageSet) -> Shown:
 
 
 def of_shankar(content: dict[str, Any], path: Path, folder: ImageSet) -> Shown:
-    """`correct` and `unclear` count as right; images that nobody annotated, and problematic ones, do not count."""
-    numbers = {name: i for i, name in enumerate(folder.classes)}
+    """`correct` and `unclear` count as right; images that nobody annotated, and problematic ones, do not count.
+
+    Its classes are WordNet ids, also where the folder's are ImageNet's by number.
+    """
+    numbers = {name: i for i, name in enumerate(imagenet_classes() if by_number(folder) else folder.classes)}
     shown = torch.zeros(len(folder), len(folder.classes), dtype=torch.bool)
     judged = torch.zeros(len(folder), dtype=torch.bool)
     try:

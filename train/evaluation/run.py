@@ -23,6 +23,7 @@ from train.evaluation.measures import Measure, class_accuracies, multilabel_accu
 from train.evaluation.multilabels import Shown, read_multilabels, real_labels
 from train.evaluation.predictions import predict
 from train.evaluation.subject import Subject, load_subject
+from train.precision import autocast_of, name_of
 
 IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are no benchmark's
 NAMED = 5  # classes named at each end
@@ -37,6 +38,7 @@ class Questions:
         shown: all that each of them shows, if known; real: by ReaL.
         fgsm_epsilon: the attack's step, if there is to be one.
         benchmarks: further data sets.
+        autocast: what the models compute in; float32 if None.
     """
 
     folder: ImageSet
@@ -46,6 +48,7 @@ class Questions:
     benchmarks: list[Benchmark | CorruptedImages]
     batch_size: int
     workers: int
+    autocast: torch.dtype | None
 
 
 def evaluate_checkpoint(
@@ -55,6 +58,7 @@ def evaluate_checkpoint(
     arch: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
     compare: Path | None = None,
+    compare_arch: str | None = None,
     suite: Path | None = None,
     fgsm_epsilon: float | None = None,
     multilabels: Path | None = None,
@@ -65,34 +69,43 @@ def evaluate_checkpoint(
     batch_size: int = 256,
     workers: int | None = None,
     device: str | None = None,
+    amp: bool | None = None,
+    amp_dtype: str | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate, write the JSON if asked for, and return the result on the first process.
 
     Args:
         compare: another checkpoint, to be told apart from the first by a paired bootstrap.
+        compare_arch: that one's model, if not `arch`.
         suite: folder of further data sets, see train/evaluation/benchmarks.py.
         fgsm_epsilon: attack the images too, by this step of pixels in [0, 1].
         eval_size, eval_crop: show images otherwise than the model's own settings say.
+        amp: half precision, on CUDA if None; amp_dtype: bfloat16 if None, or float16.
     Returns:
-        arch, checkpoint, data, images, top1 and the other measures of the images; where they apply fgsm, suite: {name: ...}
-        and absent; lowest_top1 and highest_top1, the classes. With another model, compared_with holds the same of it, and
-        differences stands beside the measures of each data set.
+        arch, checkpoint, precision, data, images, top1 and the other measures of the images; where they apply fgsm,
+        suite: {name: ...} and absent; lowest_top1 and highest_top1, the classes. With another model, compared_with holds the
+        same of it, and differences stands beside the measures of each data set.
     Raises:
         InputError: no model, other classes than the folder's, labels of other images, a suite without data sets.
     """
+    if compare_arch is not None and compare is None:
+        raise InputError(f"--compare-arch {compare_arch}: there is no --compare whose model it names")
     check_options(batch_size, eval_size, eval_crop, fgsm_epsilon)
     names = ClassNames(class_names)
     folder = find_images(images)
     shown = read_multilabels(multilabels, folder) if multilabels is not None else None
     with processes(device) as group:
-        checkpoints = [checkpoint] if compare is None else [checkpoint, compare]
+        autocast = autocast_of(amp, amp_dtype, group.device)
+        models = [(checkpoint, arch)]
+        if compare is not None:
+            models.append((compare, compare_arch or arch))
         subjects = [
-            load_subject(weights, arch, model_kwargs, folder, size=eval_size, crop=eval_crop) for weights in checkpoints
+            load_subject(weights, of, model_kwargs, folder, size=eval_size, crop=eval_crop) for weights, of in models
         ]
         first = subjects[0]
         benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
         workers = group.decoding_workers(workers)
-        questions = Questions(folder, shown, real_labels(folder), fgsm_epsilon, benchmarks, batch_size, workers)
+        questions = Questions(folder, shown, real_labels(folder), fgsm_epsilon, benchmarks, batch_size, workers, autocast)
         evaluations = [ask(subject, questions, group) for subject in subjects]
         if not group.is_first:
             return None
@@ -125,10 +138,12 @@ def check_options(batch_size: int, size: int | None, crop: float | None, epsilon
 def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, Evaluation]:
     """All evaluations of one model, by name."""
     subject.classifier.to(group.device)
+    if group.device.type == "cuda":
+        subject.classifier.to(memory_format=torch.channels_last)
     options: dict[str, Any] = {
         "batch_size": questions.batch_size,
         "workers": questions.workers,
-        "amp": torch.bfloat16 if group.device.type == "cuda" else None,
+        "amp": questions.autocast,
     }
     of_images = {"multilabels": questions.shown, "average_precision_of": subject.loss, **options}
     images = subject.classifier, questions.folder, subject.view, group
@@ -189,7 +204,8 @@ def under_corruption(
 def result_of(subject: Subject, evaluations: dict[str, Evaluation], questions: Questions) -> dict[str, Any]:
     """The evaluations of one model as they stand in the JSON."""
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
-    result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights, "data": questions.folder.source}
+    result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights}
+    result |= {"precision": name_of(questions.autocast), "data": questions.folder.source}
     result |= summaries.pop(IMAGES)
     if FGSM in summaries:
         result[FGSM] = {"epsilon": questions.fgsm_epsilon, **summaries.pop(FGSM)}
@@ -217,10 +233,10 @@ def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, An
 
 
 def extremes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The classes with the lowest and the highest top-1; none are named where there is but one class."""
+    """The classes with the lowest and the highest top-1, of those with images; none are named where there is but one."""
     accuracy = class_accuracies(top1, targets, len(names))
-    order = np.argsort(accuracy, kind="stable")
-    named = min(NAMED, len(names) // 2)
+    order = np.argsort(accuracy, kind="stable")[: np.isfinite(accuracy).sum()]  # those without images, NaN, come last
+    named = min(NAMED, len(order) // 2)
 
     def entries(classes: np.ndarray) -> list[dict[str, Any]]:
         return [{"name": names[c], "top1": round(float(accuracy[c]), 4)} for c in classes]

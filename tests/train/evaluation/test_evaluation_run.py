@@ -21,7 +21,8 @@ from pipeline.image_sources import find_images
 from tests.slow_loop import THIN, VIEW, logits_of, save_run
 from train import checkpoint
 from train.evaluation.corruption_error import ALEXNET_ERROR
-from train.evaluation.run import evaluate_checkpoint
+from train.evaluation.measures import Measure
+from train.evaluation.run import evaluate_checkpoint, extremes
 from train.evaluation.view import View
 
 REPOSITORY = Path(__file__).parents[3]
@@ -163,6 +164,9 @@ def test_models_of_other_classes_and_impossible_options_are_refused(
     save_run(tmp_path / "other.pth", other, ("cat", "cow", "eel"))
     for options, message in (
         ([mine, f"--compare={tmp_path / 'other.pth'}"], "other.pth: dog is not cow"),
+        ([mine, "--fgsm-epsilon=4/255"], "--fgsm-epsilon is the step of an attack that nobody asked for"),
+        ([mine, "--compare-arch=resnet10t"], "--compare-arch resnet10t: there is no --compare"),
+        ([mine, "--amp-dtype=float16"], "--amp-dtype float16 does nothing"),
         ([mine, "--fgsm", "--fgsm-epsilon=8/0"], "--fgsm-epsilon 8/0: expected a fraction"),
         ([mine, "--fgsm", "--fgsm-epsilon=8"], "--fgsm-epsilon 8: expected a share"),
         ([mine, "--eval-crop=2"], "--eval-crop 2.0: expected a share"),
@@ -171,3 +175,22 @@ def test_models_of_other_classes_and_impossible_options_are_refused(
     ):
         done = relabel_here("eval", image_folder, *options, "--workers=0", "--device=cpu")
         assert done.returncode == 1 and message in done.stderr, (options, done.stderr)
+
+
+def test_two_foreign_checkpoints_may_be_of_two_archs(image_folder: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+    for arch in ("resnet10t", "resnet14t"):
+        torch.manual_seed(0)
+        torch.save(timm.create_model(arch, num_classes=3, **THIN).state_dict(), tmp_path / f"{arch}.pth")
+    models = [f"--checkpoint={tmp_path / 'resnet10t.pth'}", f"--compare={tmp_path / 'resnet14t.pth'}", "--arch=resnet10t"]
+    models += [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    options = ["--compare-arch=resnet14t", "--amp", "--eval-size=32", "--workers=0", "--device=cpu"]
+    done = relabel_here("eval", image_folder, *models, *options, f"--output={tmp_path / 'both.json'}")
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "both.json").read_text())
+    for result, arch in ((both, "resnet10t"), (both["compared_with"], "resnet14t")):
+        assert (result["arch"], result["precision"]) == (arch, "bfloat16")
+
+
+def test_classes_without_images_are_neither_the_best_nor_the_worst() -> None:
+    found = extremes(Measure(np.array([100.0, 0.0, 50.0])), np.array([0, 2, 4]), ["a", "b", "c", "d", "e"])
+    assert found == {"lowest_top1": [{"name": "c", "top1": 0.0}], "highest_top1": [{"name": "a", "top1": 100.0}]}

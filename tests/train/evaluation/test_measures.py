@@ -98,6 +98,8 @@ def test_shankar_accuracy_is_the_mean_over_classes_with_unclear_as_right(tmp_pat
     folder = named_images(classes, keys, [0, 1, 0, 0, 0, 1, 2])
     shown = read_multilabels(shankar_file(tmp_path / "human_accuracy.json", keys), folder)
     assert shown.judged.tolist() == [True, True, True, True, False, False, False]
+    by_number = named_images(tuple(map(str, range(1000))), keys, folder.targets.tolist())
+    assert torch.equal(read_multilabels(tmp_path / "human_accuracy.json", by_number).classes, shown.classes)
     best = torch.tensor([[5], [9], [1], [1], [0], [1], [2]])  # right: the first (correct) and the second (unclear)
     measure = multilabel_accuracy(best, shown, torch.from_numpy(folder.targets))
     assert measure.mean() == pytest.approx(100 * (1 / 3 + 1 / 1) / 2)  # class 0: one of three; class 1: one of one
