@@ -93,7 +93,7 @@ train: $(RUN)/weights.pth
 eval: $(RUN)/eval.json
 all: eval
 
-# Before anything else in a recipe: are there images?
+# Before anything else: are there images?
 define images
 	@test -n "$(TRAIN_IMAGES)" || { echo "make: say where the images are: IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
 endef
@@ -109,11 +109,14 @@ TRAIN_OPTIONS = $(strip $(TRAIN_IMAGES) --run-dir $(RUN) --arch $(ARCH) --recipe
 EVAL_OPTIONS = $(strip $(VAL_IMAGES) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
 	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(EVAL_ARGS))
 export ANNOTATE_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
+SPOT_CHECKED = $(if $(CHECKPOINT),$(if $(findstring --spot-check,$(VERIFY_ARGS)), --checkpoint $(CHECKPOINT)))
 DECODERS = $(if $(WORKERS), --workers $(WORKERS))
 
 $(LABELS)/.annotate-options: FORCE
+	$(images)
 	@$(call remember,$$ANNOTATE_OPTIONS)
 $(RUN)/.train-options: FORCE
+	$(images)
 	@$(call remember,$$TRAIN_OPTIONS)
 $(RUN)/.eval-options: FORCE
 	@$(call remember,$$EVAL_OPTIONS)
@@ -123,23 +126,19 @@ mkdir -p $(@D) && { printf '%s\n' "$(1)" | cmp -s - $@ || printf '%s\n' "$(1)" >
 endef
 
 $(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
-	$(images)
 	$(RELABEL) annotate $(ANNOTATE_OPTIONS)$(DECODERS)
 	@touch $@
 
 # Where verify finds something, the mark of annotate goes: its remedy is to annotate again, which make must not take for done.
 $(LABELS)/.verified: $(LABELS)/.annotated
-	$(images)
-	.venv/bin/relabel verify $(LABELS) --images $(TRAIN_IMAGES)$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
+	.venv/bin/relabel verify $(LABELS) --images $(TRAIN_IMAGES)$(SPOT_CHECKED)$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
 		{ rm -f $(LABELS)/.annotated; exit 1; }
 	@touch $@
 
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) $(RUN)/.train-options | $(VENV)
-	$(images)
 	$(RELABEL) train $(TRAIN_OPTIONS)$(DECODERS)
 
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
-	$(images)
 	@test -n "$(VAL_IMAGES)" || { echo "make: no validation images in $(IMAGENET)/val; name them by VAL_IMAGES="; exit 2; }
 	$(RELABEL) eval $(EVAL_OPTIONS)$(DECODERS)
 

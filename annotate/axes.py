@@ -21,7 +21,8 @@ from pipeline.errors import InputError
 from pipeline.images import ImageSet
 
 SAMPLE = 64  # images to ask about
-CLEAR = 3.0  # standard errors between the two means; chance exceeds it once in 370 times
+FEWEST = 16  # with fewer images, a standard error says little
+CLEAR = 3.0  # standard errors between the two means; chance exceeds it once in some 300 times
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,13 @@ def decide_axes(
         log_probs = annotator(squash.normalise(pixels)).float().log_softmax(1).cpu()  # (1, C, rows, columns)
         best = stored[1, 0].long()  # (H, W)
         fits.append((fit(log_probs, best), fit(log_probs, best.T)))
+    if len(fits) < FEWEST:
+        raise InputError(
+            f"--axes auto judges by {FEWEST} images at least, here are {len(fits)}; say --axes yx or xy yourself"
+        )
     yx, xy = torch.tensor(fits, dtype=torch.float64).unbind(1)
     gap = yx - xy
-    standard_error = float(gap.std()) / math.sqrt(len(gap)) if len(gap) > 1 else math.inf
+    standard_error = float(gap.std()) / math.sqrt(len(gap))
     axes: Literal["yx", "xy"] = "yx" if gap.mean() > 0 else "xy"
     votes = int((gap > 0).sum()) if axes == "yx" else int((gap < 0).sum())
     verdict = Verdict(axes, float(yx.mean()), float(xy.mean()), votes, len(gap))

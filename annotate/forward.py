@@ -63,7 +63,8 @@ class Forward:
 
     @torch.inference_mode()
     def compile(self) -> None:
-        """Compile the annotator, now and not in mid-run.
+        """Compile the annotator, so that what cannot be compiled is known before the first image. Batches of another size,
+        such as a shard's last one, are compiled when they come.
 
         Raises:
             InputError: torch.compile does not work for this annotator, or on this machine.

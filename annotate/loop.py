@@ -134,7 +134,8 @@ def annotate_shards(
             keys, skipped = ([folder.keys[i] for i in some] for some in (indices, sorted(unreadable)))
             written = writer.submit(write, labels, shard, keys, made, manifest, skipped)
             if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
-                print(f"{shard_name(shard)} made, {number} of {len(shards)}", flush=True)
+                of_process = f" of the first of {group.world} processes" if group.world > 1 else ""
+                print(f"{shard_name(shard)} annotated, {number} of {len(shards)}{of_process}", flush=True)
         assert written is not None
         written.result()
 

@@ -135,7 +135,7 @@ def resnext_of_width(name: str | None) -> str:
 def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     """Whether timm makes the model with random weights, so that only the published ones are the trouble."""
     if ":" in model:
-        return True  # its definition is on the hub too
+        return model.startswith("hf-hub:")  # its definition is on the hub too
     try:
         timm.create_model(model, **kwargs)
     except Exception:

@@ -71,7 +71,7 @@ def annotate(
     images: Images,
     labels: Labels,
     model: Annotated[
-        str, typer.Option(help="Any timm classifier, or hf-hub:OWNER/NAME.")
+        str, typer.Option(help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER.")
     ] = "tf_efficientnet_l2.ns_jft_in1k_475",
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[Path | None, typer.Option(help="Your own weights instead of the published ones.")] = None,
@@ -101,7 +101,9 @@ def annotate(
         bool, typer.Option("--class-token", help="Accept models whose head reads a class token.")
     ] = False,
     amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16, or what --amp-dtype says.")] = False,
-    amp_dtype: Annotated[str, typer.Option(help="bfloat16, or float16 for GPUs that are slow at it.")] = "bfloat16",
+    amp_dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, which it is by default, or float16 for GPUs that are slow at it.")
+    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Forward pass by torch.compile: minutes at the start, faster then.")
     ] = False,
@@ -114,6 +116,8 @@ def annotate(
     from annotate.run import annotate as run
     from pipeline.classifier import parse_model_kwargs
 
+    if amp_dtype is not None and not amp:
+        raise InputError("--amp-dtype says what --amp computes in; give --amp too")
     if tail not in ("mean", "logmeanexp", "zero"):
         raise InputError(f"--tail {tail}: expected mean, logmeanexp or zero")
     config = AnnotateConfig(
@@ -131,7 +135,7 @@ def annotate(
         recentre=recentre,
         flip=flip,
         class_token=class_token,
-        precision=known_amp_dtype(amp_dtype) if amp else "float32",  # type: ignore[arg-type]
+        precision=known_amp_dtype(amp_dtype or "bfloat16") if amp else "float32",  # type: ignore[arg-type]
         compile=compile,
         skip_unreadable=skip_unreadable,
     )
@@ -175,7 +179,11 @@ def verify(
 
     if spot_check is not None and images is None:
         raise InputError("--spot-check needs the images: name their folder with --images")
+    if spot_check is None and (checkpoint is not None or device is not None):
+        raise InputError("--checkpoint and --device are for --spot-check; give it too")
     report = run(labels, images, min_agreement, ClassNames(class_names))
+    if spot_check is not None and report.findings:
+        report.notes.append("no spot check: what was found comes first")
     if spot_check is not None and images is not None and not report.findings:
         from pipeline import spot_check as spot
         from pipeline.manifest import Manifest
@@ -432,6 +440,8 @@ def import_maps(
     if shard_size < 1 or num_classes < 1:
         raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")
     judge = None
+    if axes != "auto" and any((model, model_kwargs, checkpoint, input_size, device)):
+        raise InputError(f"--model and its options judge for --axes auto, which --axes {axes} does not ask for")
     if model is not None:
         judge = AnnotateConfig(
             model,

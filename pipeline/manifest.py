@@ -126,6 +126,9 @@ class Manifest:
             if not unknown and not isinstance(fields[name], list):
                 raise InputError(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
             fields[name] = None if unknown else tuple(fields[name])
+        for name in ("num_classes", "topk", "image_count", "shard_size"):
+            if type(fields[name]) is not int or fields[name] < 1:
+                raise InputError(f"{path}: {name} is {fields[name]!r}; annotate again into an empty folder")
         if written not in (None, digest_of(fields)):
             raise InputError(
                 f"{path} changed after it was written (sha256); restore it, or annotate again into an empty folder. Who"
@@ -179,9 +182,12 @@ def read_shard_lines(labels: Path) -> dict[int, ShardLine]:
         try:
             fields = json.loads(line)
             entry = ShardLine(**{**fields, "unreadable": tuple(fields["unreadable"])})
+            if [type(value) for value in (entry.shard, entry.file, entry.rows)] != [int, str, int]:
+                raise ValueError("it names no shard")
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{path} line {number} is damaged ({error}); delete that line and rerun `relabel annotate`"
+                f"{path} line {number} is damaged ({error}); delete that line and run the command that made the label set"
+                " again"
             ) from error
         finished[entry.shard] = entry
     return finished

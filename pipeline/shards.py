@@ -104,8 +104,10 @@ class MappedShard:
         Raises:
             InputError: the file is missing, cut short, no HDF5, or its arrays are not what the manifest says.
         """
-        path = labels / line.file
-        remedy = "delete it and rerun `relabel annotate`"
+        path = labels / shard_name(line.shard)
+        remedy = "delete it and run the command that made the label set again"
+        if line.file != shard_name(line.shard):
+            raise InputError(f"{labels}: shards.jsonl names {line.file!r} for {path.name}; {remedy}")
         try:
             size = path.stat().st_size
             path.open("rb").close()  # what the system has against it, in its own words
@@ -113,7 +115,9 @@ class MappedShard:
                 found = {name: (ds.shape, ds.dtype, ds.id.get_offset()) for name, ds in file.items()}
                 attributes = dict(file.attrs)
         except FileNotFoundError as error:
-            raise InputError(f"{path} is missing, though shards.jsonl lists it; rerun `relabel annotate`") from error
+            raise InputError(
+                f"{path} is missing, though shards.jsonl lists it; run the command that made the label set again"
+            ) from error
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise InputError(f"cannot open {path}: {error.strerror}") from error
@@ -207,7 +211,7 @@ class LabelStore:
         if missing:
             raise InputError(
                 f"{labels} is incomplete: {len(missing)} of {manifest.shard_count} shards are missing (first:"
-                f" {shard_name(missing[0])}); rerun `relabel annotate` with the same options to finish it"
+                f" {shard_name(missing[0])}); run the command that made it again to finish it"
             )
         ordered = [lines[i] for i in range(manifest.shard_count)]
         shards = [MappedShard.open(labels, line, manifest) for line in ordered]

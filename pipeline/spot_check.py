@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from annotate.convert import FullyConvolutional
 from annotate.forward import autocast
-from annotate.run import AnnotateConfig, load_annotator
+from annotate.run import AnnotateConfig, load_annotator, weights_in
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.boxes import random_boxes
@@ -104,15 +104,14 @@ def recorded_annotator(
     """The annotator that a manifest names, with the very weights it was run with."""
     if manifest.kind == "imported":
         raise InputError(f"{labels} was imported; what made its maps is not on record, so they cannot be made again")
+    own = checkpoint or weights_in(manifest.model)
     if manifest.weights_sha256 is not None:
-        if checkpoint is None:
+        if own is None:
             raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")
-        if not checkpoint.is_file():
-            raise InputError(f"checkpoint {checkpoint} does not exist")
-        if sha256_of(checkpoint) != manifest.weights_sha256:
-            raise InputError(
-                f"{checkpoint} is not the checkpoint that {labels} was made with ({manifest.weights}, by sha256)"
-            )
+        if not own.is_file():
+            raise InputError(f"checkpoint {own} does not exist")
+        if sha256_of(own) != manifest.weights_sha256:
+            raise InputError(f"{own} is not the checkpoint that {labels} was made with ({manifest.weights}, by sha256)")
     config = AnnotateConfig(
         model=manifest.model,
         model_kwargs=manifest.model_kwargs,
@@ -125,6 +124,8 @@ def recorded_annotator(
         class_token=manifest.kind == "token",
     )
     annotator, squash = load_annotator(config, device)
+    if manifest.mean is not None and manifest.std is not None and manifest.interpolation is not None:  # as it was then
+        squash = Squash(squash.input_size, manifest.mean, manifest.std, manifest.interpolation)
     if manifest.outputs is not None:
         annotator.select(manifest.outputs)
     return annotator, squash

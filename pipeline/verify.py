@@ -17,7 +17,7 @@ from pipeline.manifest import MANIFEST, Manifest, read_shard_lines
 from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
 from train.label_pooling import label_pool
 
-REMAKE = "delete it and rerun `relabel annotate`"
+REMAKE = "delete it and run the command that made the label set again"
 WORST = 5  # classes named
 POOL_BATCH = 256
 
@@ -52,7 +52,7 @@ def verify(
     for number in tqdm(range(manifest.shard_count), desc="verify", unit="shard", disable=None):
         path = labels / shard_name(number)
         if number not in lines:
-            report.findings.append(f"{path}: not finished; rerun `relabel annotate` to make it")
+            report.findings.append(f"{path}: not finished; run the command that made the label set again")
             continue
         line = lines[number]
         try:

@@ -45,7 +45,7 @@ def completes(
         whole = contents(undisturbed)
         assert all(content == whole[name] for name, content in contents(labels).items() if name.endswith(".h5"))
         verified = relabel_here("verify", labels)
-        assert verified.returncode == 1 and f"{labels / shard_name(1)}: not finished; rerun" in verified.stdout
+        assert verified.returncode == 1 and f"{labels / shard_name(1)}: not finished; run the command" in verified.stdout
         rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options)
         assert rerun.returncode == 0, rerun.stderr
         assert contents(labels) == whole

@@ -18,3 +18,11 @@ def test_key_that_leads_out_of_the_folder_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="is no path within a folder; such a set is not to be trusted"):
         export_maps(tmp_path / "labels", tmp_path / "home" / "exported")
     assert not (tmp_path / "home").exists() and not list(tmp_path.rglob("*.pt"))
+
+
+def test_images_that_differ_in_their_endings_alone_are_not_written_over_one_another(tmp_path: Path) -> None:
+    maps = LabelMaps(torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 2, 3, dtype=torch.int32), torch.zeros(2, 2, 3))
+    write_label_set(tmp_path / "labels", ["cat/a.JPEG", "cat/a.png"], maps, num_classes=3)
+    with pytest.raises(InputError, match=r"cat/a\.JPEG and cat/a\.png would both be cat/a\.pt"):
+        export_maps(tmp_path / "labels", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -241,6 +241,23 @@ def test_tar_that_went_away_is_an_unreadable_image(tmp_path: Path, root: Path) -
         images.read(0)
 
 
+def test_tar_that_is_damaged_or_cut_anywhere_never_lists_fewer_images(tmp_path: Path, root: Path) -> None:
+    whole = Path(as_tar(root, tmp_path)).read_bytes()
+    with tarfile.open(tmp_path / "train.tar") as tar:
+        headers = [member.offset for member in tar][2:]
+    damaged = tmp_path / "damaged.tar"
+    for place in headers:
+        for content in (
+            whole[:place] + b"\xff" * 8 + whole[place + 8 :],  # a header that is none
+            whole[: place + 100],  # cut within a header
+            whole[:place],  # between two members
+            whole[: place - 700],  # within an image, or a header
+        ):
+            damaged.write_bytes(content)
+            with pytest.raises(InputError, match=r"damaged\.tar is no uncompressed tar, or a damaged one"):
+                find_images(damaged)
+
+
 def test_compressed_tar_is_named(tmp_path: Path, root: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.add(root, "train")
@@ -275,6 +292,26 @@ def test_list_is_told_which_line_is_wrong(tmp_path: Path, content: str, message:
     (tmp_path / "list.txt").write_text(content)
     with pytest.raises(InputError, match=rf"list\.txt.*{message}"):
         find_images(tmp_path / "list.txt")
+
+
+def test_paths_that_climb_keep_the_class_they_lead_to(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{root}/cat/../dog/dog_1.JPEG\n")
+    assert find_images(tmp_path / "list.txt").keys == ("dog/dog_1.JPEG",)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(root / "cat" / "cat_0.JPEG", "cat/../../x.JPEG")
+    with pytest.raises(InputError, match="leads out of its class's folder"):
+        find_images(tmp_path / "x.tar")
+
+
+def test_data_set_without_labels_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    jpeg = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(jpeg, "JPEG")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": jpeg.getvalue(), "path": f"{i}.JPEG"} for i in range(3)], "label": [0, -1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data" / "test-0.parquet"))
+    with pytest.raises(InputError, match="2 of its 3 images have no label"):
+        find_images(f"hfds/{tmp_path / 'data'}:test")
 
 
 def test_data_set_that_cannot_be_had_is_one_message(tmp_path: Path) -> None:

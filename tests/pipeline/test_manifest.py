@@ -156,7 +156,9 @@ def test_damaged_middle_line_is_named_by_number(tmp_path: Path, damage: str) -> 
     write_shard_lines(tmp_path, LINES)
     lines = (tmp_path / SHARD_LINES).read_text().splitlines(keepends=True)
     (tmp_path / SHARD_LINES).write_text(lines[0] + damage + "\n" + lines[2])
-    with pytest.raises(InputError, match=rf"{tmp_path}/shards\.jsonl line 2 is damaged .*rerun `relabel annotate`"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/shards\.jsonl line 2 is damaged .*run the command that made the label set again"
+    ):
         read_shard_lines(tmp_path)
 
 

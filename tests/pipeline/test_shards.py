@@ -175,13 +175,13 @@ def test_set_whose_images_were_all_unreadable_opens_without_rows(tmp_path: Path)
 def test_incomplete_set_is_refused_with_the_first_missing_shard(label_set: Path) -> None:
     lines = (label_set / SHARD_LINES).read_text().splitlines(keepends=True)
     (label_set / SHARD_LINES).write_text(lines[0])
-    with pytest.raises(InputError, match=r"incomplete: 2 of 3 shards are missing \(first: shard-00001\.h5\); rerun"):
+    with pytest.raises(InputError, match=r"incomplete: 2 of 3 shards are missing \(first: shard-00001\.h5\); run the"):
         LabelStore.open(label_set)
 
 
 def test_missing_shard_file_is_named(label_set: Path) -> None:
     (label_set / shard_name(1)).unlink()
-    with pytest.raises(InputError, match=rf"{label_set}/shard-00001\.h5 is missing.*rerun `relabel annotate`"):
+    with pytest.raises(InputError, match=rf"{label_set}/shard-00001\.h5 is missing.*run the command that made"):
         LabelStore.open(label_set)
 
 
@@ -191,7 +191,7 @@ def test_shard_cut_anywhere_is_refused_by_name(label_set: Path) -> None:
     for length in [0, 1, 7, *range(8, len(whole), 97), len(whole) - 1]:
         path.unlink()  # not rewritten in place: an earlier map of the file may still be alive
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"shard-00001\.h5 is cut short or no HDF5 file .*delete it and rerun"):
+        with pytest.raises(InputError, match=r"shard-00001\.h5 is cut short or no HDF5 file .*delete it and run"):
             LabelStore.open(label_set)
 
 
@@ -249,7 +249,7 @@ def test_shard_of_another_class_type_is_refused_with_both_types(label_set: Path)
 
 def test_shard_without_a_dataset_is_refused_with_its_name(label_set: Path) -> None:
     rewrite(label_set / shard_name(2), lambda file: file.pop("tail"))
-    with pytest.raises(InputError, match=r"shard-00002\.h5 has no dataset 'tail'; delete it and rerun"):
+    with pytest.raises(InputError, match=r"shard-00002\.h5 has no dataset 'tail'; delete it and run"):
         LabelStore.open(label_set)
 
 

@@ -71,7 +71,7 @@ def test_flipped_byte_is_found_by_a_process_of_its_own_and_remade_by_annotate(
     damage(path, bytes(flipped))
     finished = relabel("verify", labels)
     assert finished.returncode == 1
-    assert f"FOUND {path}: its bytes changed after it was written (sha256); delete it and rerun" in finished.stdout
+    assert f"FOUND {path}: its bytes changed after it was written (sha256); delete it and run" in finished.stdout
     assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0
     assert path.read_bytes() == (undisturbed / shard_name(1)).read_bytes()
     assert relabel_here("verify", labels).returncode == 0
@@ -85,7 +85,11 @@ def test_flipped_byte_is_found_wherever_it_is(verify: Verify, labels: Path) -> N
         flipped[place] ^= 255
         damage(path, bytes(flipped))
         findings = verify()
-        assert len(findings) == 1 and findings[0].startswith(str(path)) and "rerun `relabel annotate`" in findings[0], place
+        assert (
+            len(findings) == 1
+            and findings[0].startswith(str(path))
+            and "run the command that made the label set again" in findings[0]
+        ), place
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])
@@ -93,7 +97,7 @@ def test_shard_cut_short_is_found(verify: Verify, labels: Path, left: int) -> No
     damage(labels / shard_name(2), (labels / shard_name(2)).read_bytes()[:left])
     [finding] = verify()
     assert finding.startswith(f"{labels / shard_name(2)} is cut short or no HDF5 file")
-    assert finding.endswith("delete it and rerun `relabel annotate`")
+    assert finding.endswith("delete it and run the command that made the label set again")
 
 
 def test_bytes_after_a_shards_end_are_found(verify: Verify, labels: Path) -> None:
@@ -111,7 +115,7 @@ def test_every_damaged_shard_is_found_in_one_go(verify: Verify, labels: Path) ->
     missing, damaged, unfinished = verify()
     assert missing.startswith(f"{labels / shard_name(0)} is missing")
     assert damaged.startswith(f"{labels / shard_name(1)} is cut short or no HDF5 file")
-    assert unfinished == f"{labels / shard_name(2)}: not finished; rerun `relabel annotate` to make it"
+    assert unfinished == f"{labels / shard_name(2)}: not finished; run the command that made the label set again"
 
 
 def test_line_of_a_shard_that_the_manifest_does_not_know_is_found(verify: Verify, labels: Path) -> None:
@@ -165,7 +169,7 @@ def test_wrong_value_is_found_with_its_file_row_and_key(
         [found] = verify(*options)
         assert found == (
             f"{labels / shard_name(2)} row 1 (eel/eel_1.JPEG): {finding}, in 1 rows in all;"
-            " delete it and rerun `relabel annotate`"
+            " delete it and run the command that made the label set again"
         )
 
 
