@@ -11,13 +11,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
 CONTRACT = (
     *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "distributed"),
-    *("boxes", "class_names", "corruptions", "machine"),
+    *("boxes", "class_names", "corruptions", "machine", "export_maps", "demo_data", "scenes"),
 )
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (
     *("annotate", "verify", "train", "eval", "demo-data", "recipes", "compare", "import-maps", "export-maps", "export"),
     *("corrupt", "annotators"),
 )
+
+
+def test_every_file_of_pipeline_is_of_the_contract_or_above_the_stages() -> None:
+    files = {path.stem for path in (REPOSITORY / "pipeline").glob("*.py")} - {"__init__", "__main__"}
+    assert files == {*CONTRACT, *ABOVE_THE_STAGES}
 
 
 def imports_of(path: Path) -> set[str]:
