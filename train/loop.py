@@ -144,7 +144,7 @@ def train(
         if sync_bn:
             model = convert_sync_batchnorm(model)
         torch.backends.cudnn.benchmark = True  # batches have one size: worth looking for the fastest kernels
-        model = model.to(group.device).to(memory_format=torch.channels_last).train()  # faster on CPU and CUDA alike
+        model = model.to(group.device).to(memory_format=torch.channels_last).train()  # as tensor cores want it
         optimizer = create_optimizer(model, recipe, group.device)
         scaler = torch.amp.GradScaler(group.device.type, enabled=autocast == torch.float16)
         scheduler = create_schedule(optimizer, recipe, steps_per_epoch)

@@ -14,7 +14,8 @@ def autocast_of(amp: bool | None, amp_dtype: str | None, device: torch.device) -
     Raises:
         InputError: amp_dtype where nothing is half precision.
     """
-    if device.type == "cuda" if amp is None else amp:
+    wanted = device.type == "cuda" if amp is None else amp
+    if wanted:
         half: torch.dtype = getattr(torch, amp_dtype or "bfloat16")
         return half
     if amp_dtype is not None:
