@@ -209,6 +209,8 @@ def read_map(place: Place, axes: Axes, num_classes: int) -> Tensor:
     """
     try:
         stored = torch.load(io.BytesIO(place.read()), map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # a damaged file comes out of torch as one of many types
         raise InputError(f"{place.name}: no tensor ({first_line(error)})") from error
     if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:

@@ -3,7 +3,7 @@
     n01440764/n01440764_10026.JPEG      a key: the class, and the file's name
 
 pipeline/image_sources.py finds them in a folder, a list, tar files or a Hugging Face data set. Both stages list and decode
-images by these two files, so that a label map and a crop always speak of the same pixels.
+images by these files, so that a label map and a crop always speak of the same pixels.
 """
 
 import bisect

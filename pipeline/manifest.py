@@ -79,7 +79,7 @@ class Manifest:
         """How the set's classes are named or ordered otherwise than these; None where they are not, or not known."""
         if self.classes is None or classes is None or self.classes == tuple(classes):
             return None
-        differing = [f"{a}, not {b}" for a, b in zip(self.classes, classes, strict=True) if a != b]
+        differing = [f"{a}, not {b}" for a, b in zip(self.classes, classes, strict=False) if a != b]
         return f"its classes are named or ordered otherwise: {'; '.join(differing[:3])}"
 
     def as_json(self) -> dict[str, Any]:
