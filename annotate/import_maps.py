@@ -30,6 +30,7 @@ from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
+from pipeline.keys import encodable
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import LabelMaps, write_shard
 from pipeline.tar_members import TarMember, read_member, tar_members
@@ -172,7 +173,7 @@ def add(places: dict[str, Place], place: Place) -> None:
     if len(path.parts) < 2 or path.parts[-2] in ("..", "/"):
         raise InputError(f"{place.name} lies in no class folder; expected CLASS/NAME.pt")
     key = f"{path.parts[-2]}/{path.stem}.JPEG"
-    if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+    if not encodable(key):
         raise InputError(f"{place.source}: the name {place.member!r} is not UTF-8; rename the file")
     if key in places:
         raise InputError(f"{place.name} and {places[key].name} are both maps of {key}; name the folder of one label set")

@@ -22,8 +22,10 @@ from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
+from pipeline.classifier import first_line
 from pipeline.errors import InputError
 from pipeline.images import ImageSet
+from pipeline.keys import encodable
 from pipeline.tar_members import TarMember, read_member, tar_members
 
 HFDS = "hfds/"
@@ -130,8 +132,7 @@ def of_data_set(source: str) -> ImageSet:
     except ImportError as error:
         raise InputError(f"{source} is read by the package datasets: pip install datasets") from error
     except Exception as error:  # a hub, a disk and a table have no exception in common
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"cannot read {source}: {lines[0]}") from error
+        raise InputError(f"cannot read {source}: {first_line(error)}") from error
     classes = tuple(reader.class_to_idx)
     if not classes:
         raise InputError(f"{source}: its column {reader.label_key} does not name classes")
@@ -159,7 +160,7 @@ def image_set(
     order = sorted(range(len(keys)), key=keys.__getitem__)
     of_key = targets if targets is not None else [number[key.split("/")[0]] for key in keys]
     for key in keys:
-        if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+        if not encodable(key):
             raise InputError(f"{source}: the name {key!r} is not UTF-8; rename the file")
         if ".." in key and ".." in key.split("/"):
             raise InputError(f"{source}: {key!r} leads out of its class's folder")

@@ -15,6 +15,11 @@ def encoded(keys: Sequence[str]) -> np.ndarray:
     return np.array([key.encode() for key in keys], dtype=np.bytes_)
 
 
+def encodable(name: str) -> bool:
+    """Whether a name is UTF-8 on the disk: Python gives the bytes of one that is not as lone surrogates."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def decoded(keys: np.ndarray) -> list[str]:
     """The keys as strings, safe to be joined to a folder.
 
