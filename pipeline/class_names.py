@@ -52,4 +52,5 @@ def lemma(wordnet_id: str) -> str | None:
 
 @functools.cache
 def wordnet() -> ImageNetInfo:
-    return ImageNetInfo()
+    """timm's names for ImageNet-1k, read once."""
+    return ImageNetInfo("imagenet-1k")

@@ -3,8 +3,8 @@
 import functools
 
 import numpy as np
-from timm.data import ImageNetInfo
 
+from pipeline.class_names import wordnet
 from pipeline.errors import InputError
 from pipeline.images import ImageSet
 
@@ -12,7 +12,7 @@ from pipeline.images import ImageSet
 @functools.cache
 def imagenet_classes() -> tuple[str, ...]:
     """The 1,000 WordNet ids of ImageNet-1k, in the order of every model trained on it."""
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(wordnet().label_names())
 
 
 def by_number(folder: ImageSet) -> bool:
