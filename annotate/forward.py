@@ -7,16 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from annotate.convert import FullyConvolutional
+from annotate.convert import FullyConvolutional, no_memory_for, out_of_memory
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
-from pipeline.classifier import first_line
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 from pipeline.manifest import Manifest, Precision
 from pipeline.shards import LabelMaps
-
-# as CUDA, the CPU (twice), cuDNN and cuBLAS, and oneDNN put it
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED", "could not create a primitive")
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -35,27 +31,28 @@ class Forward:
     def __init__(self, annotator: FullyConvolutional, squash: Squash, manifest: Manifest, batch_size: int) -> None:
         self.annotator, self.squash, self.manifest = annotator, squash, manifest
         self.batch_size = batch_size
+        self.compiled = False
         self.device = next(annotator.parameters()).device
 
     def __call__(self, images: Tensor) -> list[LabelMaps]:
         """The maps of these images, in order, in one part or several, still on the device: the host does not wait here.
 
         Raises:
-            InputError: a single image does not fit.
+            InputError: a single image does not fit, or torch.compile does not work for batches of this size.
         """
         while True:
             try:
                 return [self.label_maps(part) for part in torch.split(images, self.batch_size)]
-            except (RuntimeError, MemoryError) as error:
-                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
-                    raise
-                reason = str(error)
+            except Exception as error:
+                if not out_of_memory(error):
+                    if not self.compiled:
+                        raise
+                    raise InputError(  # a missing compiler, an operator it does not know: no type in common
+                        f"--compile: torch cannot compile {self.annotator.name} here ({first_line(error)}); leave it out"
+                    ) from error
+                if min(self.batch_size, len(images)) == 1:
+                    raise InputError(f"{no_memory_for(images[:1], self.device, error)}; finished shards are kept") from error
             tried = min(self.batch_size, len(images))  # outside of `except`, which would keep the batch's memory alive
-            if tried == 1:
-                raise InputError(
-                    f"{self.device} has no memory for a single image of {'x'.join(map(str, images.shape[-2:]))} pixels"
-                    f" ({reason.splitlines()[0]}); finished shards are kept: use a smaller --input-size or another device"
-                )
             self.batch_size = tried // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -70,14 +67,8 @@ class Forward:
             InputError: torch.compile does not work for this annotator, or on this machine.
         """
         self.annotator.compile()
-        try:
-            self(torch.zeros(self.batch_size, 3, *self.squash.input_size, dtype=torch.uint8))
-        except InputError:
-            raise
-        except Exception as error:  # a missing compiler, an operator it does not know: no type in common
-            raise InputError(
-                f"--compile: torch cannot compile {self.annotator.name} here ({first_line(error)}); leave it out"
-            ) from error
+        self.compiled = True
+        self(torch.zeros(self.batch_size, 3, *self.squash.input_size, dtype=torch.uint8))
 
     def label_maps(self, images: Tensor) -> LabelMaps:
         """(B, 3, S, T) uint8 -> label maps in the stored types."""

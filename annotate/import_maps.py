@@ -23,11 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from annotate.axes import SAMPLE, decide_axes
+from annotate.convert import REFUSED
 from annotate.label_folder import finish, only_run_on, prepare
 from annotate.run import AnnotateConfig, load_annotator
-from pipeline.classifier import choose_device, first_line
+from pipeline.classifier import choose_device
 from pipeline.distributed import Processes
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
 from pipeline.keys import encodable
@@ -135,6 +136,8 @@ def judged_axes(
     classes = annotator.classifier.num_classes
     if classes != num_classes:
         raise InputError(f"--axes auto: {judge.model} has {classes} classes, the maps {num_classes}; they must be the same")
+    if annotator.kind == "token":
+        tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; another --model would judge better")
     keys = sorted(places)
     sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
     maps = [read_map(places[keys[i]], "yx", num_classes) for i in sample]

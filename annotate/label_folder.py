@@ -64,7 +64,7 @@ def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable:
                 raise InputError(f"{labels} is not empty and no label set (it holds {strangers[0]}); use an empty folder")
             manifest.save(labels)
         for leftover in labels.glob(".*.tmp"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # a dying process of the run before may just have done so
         lines = read_shard_lines(labels)
         kept = {i: line for i, line in lines.items() if skip_unreadable or not line.unreadable}
         sound = {i: line for i, line in kept.items() if is_sound(labels, line, manifest)}

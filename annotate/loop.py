@@ -132,17 +132,26 @@ def annotate_shards(
             if written is not None:
                 written.result()  # so that two shards at most are in memory
             keys, skipped = ([folder.keys[i] for i in some] for some in (indices, sorted(unreadable)))
-            written = writer.submit(write, labels, shard, keys, made, manifest, skipped)
+            said = None
             if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
                 of_process = f" of the first of {group.world} processes" if group.world > 1 else ""
-                print(f"{shard_name(shard)} annotated, {number} of {len(shards)}{of_process}", flush=True)
+                said = f"{shard_name(shard)} annotated, {number} of {len(shards)}{of_process}"
+            written = writer.submit(write, labels, shard, keys, made, manifest, skipped, said)
         assert written is not None
         written.result()
 
 
 @torch.inference_mode()
-def write(labels: Path, shard: int, keys: list[str], made: list[LabelMaps], manifest: Manifest, skipped: list[str]) -> None:
-    """Fetch a shard's maps from the device, write them and list the shard as finished.
+def write(
+    labels: Path,
+    shard: int,
+    keys: list[str],
+    made: list[LabelMaps],
+    manifest: Manifest,
+    skipped: list[str],
+    said: str | None = None,
+) -> None:
+    """Fetch a shard's maps from the device, write them, list the shard as finished, and say so if there is something to say.
 
     In a thread of its own: only here does anybody wait for the device.
     """
@@ -153,6 +162,8 @@ def write(labels: Path, shard: int, keys: list[str], made: list[LabelMaps], mani
             " are damaged, or --amp is too coarse for it"
         )
     append_shard_line(labels, write_shard(labels, shard, keys, maps, manifest, skipped))
+    if said is not None:
+        print(said, flush=True)
 
 
 def joined(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:

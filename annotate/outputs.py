@@ -14,8 +14,8 @@ from pipeline.images import ImageSet
 OF_TIMM = "timm"
 
 
-def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> dict[str, int]:
-    """Every class of the images -> the classifier's output for it.
+def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> list[int]:
+    """The classifier's output for each class of the images, in their order.
 
     Args:
         classes: a text file, the class's name on a line per output of the classifier; or "timm", for the
@@ -36,13 +36,13 @@ def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> di
             f"--classes {classes}: {len(unknown)} of {len(images.classes)} classes of {images.source} are not in it (first:"
             f" {', '.join(unknown[:3])}); the first name in it is {names[0]}"
         )
-    return {name: output[name] for name in images.classes}
+    return [output[name] for name in images.classes]
 
 
 def read_names(path: Path) -> list[str]:
     """The lines; what follows a tab is for the reader."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--classes {path}: {error}; expected a text file of class names, or {OF_TIMM}") from error
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]

@@ -23,6 +23,8 @@ from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import Manifest, Precision, Tail
 from pipeline.shards import sha256_of
 
+WEIGHTS = (".safetensors", ".pth", ".bin")  # what timm loads from a folder
+
 
 @dataclass(frozen=True)
 class AnnotateConfig:
@@ -65,7 +67,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         annotator, squash = load_annotator(config, group.device)
         outputs = outputs_by_name(config.classes, annotator.classifier, folder) if config.classes else None
         if outputs is not None:
-            annotator.select(list(outputs.values()))
+            annotator.select(outputs)
         if annotator.kind == "token" and group.is_first:
             tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
         manifest = describe(config, annotator, squash, folder, outputs)
@@ -82,13 +84,14 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
                 if group.is_first:
                     finish(labels, manifest)
         except OSError as error:
-            raise InputError(f"cannot write {labels}: {error}. Finished shards are safe; rerun to make the rest") from error
+            raise InputError(
+                f"annotating into {labels} stopped: {error}. Finished shards are safe; rerun to go on"
+            ) from error
 
 
 def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyConvolutional, Squash]:
     """The classifier, converted, and its preprocessing, both from the model's own timm settings."""
-    if config.precision == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # the manifest says float32, and another device should agree with it
+    torch.backends.cudnn.allow_tf32 = False  # the probe measures in float32, and what a manifest calls so must be it
     classifier = create_classifier(
         config.model,
         pretrained=config.checkpoint is None,
@@ -119,7 +122,7 @@ def describe(
     annotator: FullyConvolutional,
     squash: Squash,
     folder: ImageSet,
-    outputs: dict[str, int] | None = None,
+    outputs: list[int] | None = None,
 ) -> Manifest:
     """The manifest of the set that these settings make."""
     device = next(annotator.parameters()).device
@@ -147,7 +150,7 @@ def describe(
         image_digest=digest_of(folder.keys),
         shard_size=config.shard_size,
         classes=tuple(folder.classes) if len(folder.classes) == num_classes else None,
-        outputs=tuple(outputs.values()) if outputs is not None else None,
+        outputs=tuple(outputs) if outputs is not None else None,
         num_outputs=annotator.classifier.num_classes if outputs is not None else None,  # type: ignore[arg-type]
         recentre=config.recentre,
         flip=config.flip,
@@ -157,11 +160,23 @@ def describe(
 
 
 def weights_in(model: str) -> Path | None:
-    """The file of weights of "local-dir:FOLDER", as timm's save_for_hf names it: these may change under the same name."""
+    """The file of weights of "local-dir:FOLDER": these may change under the same name.
+
+    Raises:
+        InputError: there are several, and none has the name that timm looks for first.
+    """
     scheme, _, folder = model.partition(":")
-    names = ("model.safetensors", "pytorch_model.bin")  # timm's order
-    files = [Path(folder, name) for name in names] if scheme == "local-dir" else []
-    return next((file for file in files if file.is_file()), None)
+    if scheme != "local-dir":
+        return None
+    files = sorted(file for file in Path(folder).iterdir() if file.suffix in WEIGHTS)
+    first = [Path(folder, name) for name in ("model.safetensors", "pytorch_model.bin")]  # timm's order
+    found = [file for file in first if file in files] or files
+    if len(found) > 1 and found[0] not in first:
+        raise InputError(
+            f"{folder} holds several files of weights ({', '.join(file.name for file in found)}); leave one, or call the one"
+            f" that is meant {first[0].name} if it is safetensors, else {first[1].name}"
+        )
+    return next(iter(found), None)
 
 
 def tagged_name(classifier: nn.Module) -> str:

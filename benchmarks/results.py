@@ -158,7 +158,7 @@ def under_stress(arm: Arm, epochs: int, seed: int) -> tuple[float, float, float]
             *("--fgsm", "--suite", str(RESULTS / "suite"), "--output", str(run / "robustness.json")),
             *("--workers", "0", "--device", "cpu"),
         )
-    found = json.loads((run / "robustness.json").read_text())
+    found = json.loads((run / "robustness.json").read_text(encoding="utf-8"))
     key = "multilabel_accuracy"
     return found[key], found["fgsm"][key], 100 - found["suite"]["corrupted"]["multilabel_corruption_error"]
 
@@ -247,7 +247,7 @@ def as_table(
 def write_readme(name: str, table: str) -> None:
     """Put the table between its two markers of the README."""
     begin, end = f"<!-- make results, {name}: begin -->", f"<!-- make results, {name}: end -->"
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     before, rest = text.split(begin)
     after = rest.split(end)[1]
     write_whole(README, f"{before}{begin}\n{table}\n{end}{after}".encode())

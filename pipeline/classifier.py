@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 
 
 def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
@@ -42,6 +42,7 @@ def create_classifier(
     model_kwargs: dict[str, Any] | None = None,
     input_size: tuple[int, int] | None = None,
     new_head: bool = False,
+    weights_option: str = "--checkpoint",
 ) -> nn.Module:
     """timm.create_model, with its errors and its silent replacements turned into messages.
 
@@ -52,6 +53,7 @@ def create_classifier(
         num_classes: C; the model's own number if None.
         input_size: rows and columns of pixels it will run at; a model of a fixed input size is built for them.
         new_head: the checkpoint may be of another class count, or of none; the head is then random, as timm makes it.
+        weights_option: how the command line names `checkpoint`, for messages.
     Returns:
         the classifier in eval mode, on the CPU.
     Raises:
@@ -83,7 +85,7 @@ def create_classifier(
             reason = first_line(error).rstrip(".")
             raise InputError(
                 f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
-                " once loaded), or pass your own with --checkpoint"
+                f" once loaded), or pass your own with {weights_option}"
             ) from error
         given = {name: value for name, value in kwargs.items() if value is not None and name != "num_classes"}
         raise InputError(f"timm cannot make {model} with {given or 'its defaults'}: {first_line(error)}") from error
@@ -95,7 +97,7 @@ def create_classifier(
         raise InputError(f"timm makes {replacement} when asked for {name}, which is another; {hint}")
     if not classifier.num_classes:
         raise InputError(
-            f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and --checkpoint"
+            f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and {weights_option}"
         )
     if checkpoint is not None:
         try:
@@ -216,13 +218,10 @@ def refuse_damaged(checkpoint: Path) -> None:
 def head_names(classifier: nn.Module) -> list[str]:
     """The tensors of the classifier's last layers, the only ones that depend on the number of classes."""
     heads: Any = classifier.get_classifier()  # type: ignore[operator]
-    heads = heads if isinstance(heads, tuple | list) else [heads]
+    heads = list(heads) if isinstance(heads, tuple | list) else [heads]
+    heads.append(getattr(classifier, "aux_head", None))  # VOLO's of its patch tokens, which get_classifier leaves out
     prefixes = [name for name, module in classifier.named_modules() if any(module is head for head in heads)]
     return [name for name in classifier.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)]
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def choose_device(device: str | None) -> torch.device:

@@ -60,6 +60,10 @@ Device = Annotated[str | None, typer.Option(help="Such as cuda, cuda:1 or cpu; C
 ClassNamesFile = Annotated[
     Path | None, typer.Option("--class-names", help="Lines FOLDER NAME, instead of WordNet's names for WordNet ids.")
 ]
+Amp = Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")]
+AmpDtype = Annotated[
+    str | None, typer.Option(help="bfloat16, which it is by default, or float16, for GPUs that are slow at that.")
+]
 Workers = Annotated[
     int | None, typer.Option(help="Decoding processes per process; 0 decodes in the main one. As many as there are cores.")
 ]
@@ -101,9 +105,7 @@ def annotate(
         bool, typer.Option("--class-token", help="Accept models whose head reads a class token.")
     ] = False,
     amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16, or what --amp-dtype says.")] = False,
-    amp_dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, which it is by default, or float16 for GPUs that are slow at it.")
-    ] = None,
+    amp_dtype: AmpDtype = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Forward pass by torch.compile: minutes at the start, faster then.")
     ] = False,
@@ -135,15 +137,15 @@ def annotate(
         recentre=recentre,
         flip=flip,
         class_token=class_token,
-        precision=known_amp_dtype(amp_dtype or "bfloat16") if amp else "float32",  # type: ignore[arg-type]
+        precision=known_amp_dtype(amp_dtype) or "bfloat16" if amp else "float32",  # type: ignore[arg-type]
         compile=compile,
         skip_unreadable=skip_unreadable,
     )
     run(images, labels, config, device)
 
 
-def known_amp_dtype(amp_dtype: str) -> str:
-    if amp_dtype not in ("bfloat16", "float16"):
+def known_amp_dtype(amp_dtype: str | None) -> str | None:
+    if amp_dtype not in (None, "bfloat16", "float16"):
         raise InputError(f"--amp-dtype {amp_dtype}: expected bfloat16 or float16")
     return amp_dtype
 
@@ -259,10 +261,8 @@ def train(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the published weights.")] = False,
     workers: Workers = None,
     device: Device = None,
-    amp: Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")] = None,
-    amp_dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, which it is by default, or float16 with the loss scaled.")
-    ] = None,
+    amp: Amp = None,
+    amp_dtype: AmpDtype = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Train by torch.compile: minutes at the start, faster then.")
     ] = False,
@@ -300,7 +300,7 @@ def train(
             pretrained=pretrained,
             workers=workers,
             amp=amp,
-            amp_dtype=known_amp_dtype(amp_dtype) if amp_dtype is not None else None,
+            amp_dtype=known_amp_dtype(amp_dtype),
             compile=compile,
             sync_bn=sync_bn,
             device=device,
@@ -347,8 +347,8 @@ def eval(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
     workers: Workers = None,
     device: Device = None,
-    amp: Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")] = None,
-    amp_dtype: Annotated[str | None, typer.Option(help="bfloat16, which it is by default, or float16.")] = None,
+    amp: Amp = None,
+    amp_dtype: AmpDtype = None,
 ) -> None:
     """Evaluate a checkpoint on an image folder, and on the other data sets that are found; or compare two checkpoints."""
     from pipeline.classifier import parse_model_kwargs
@@ -377,7 +377,7 @@ def eval(
         workers=workers,
         device=device,
         amp=amp,
-        amp_dtype=known_amp_dtype(amp_dtype) if amp_dtype is not None else None,
+        amp_dtype=known_amp_dtype(amp_dtype),
     )
     if result is not None:
         print(table(result))

@@ -90,7 +90,7 @@ def run_demo(folder: Path) -> None:
         options = ["--checkpoint", weights[0], "--compare", weights[1], "--multilabels", str(data / "val.json")]
         options += ["--output", str(folder / "compare.json")]
         run([[sys.executable, "-m", "pipeline", "eval", str(data / "val"), *options, "--workers", "0"]])
-    results = {arm: json.loads((folder / arm / "eval.json").read_text()) for arm in ARMS}
+    results = {arm: json.loads((folder / arm / "eval.json").read_text(encoding="utf-8")) for arm in ARMS}
     with stage("picture", times):
         from pipeline.picture import draw_scenes
 

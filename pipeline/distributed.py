@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.classifier import choose_device, first_line
-from pipeline.errors import InputError
+from pipeline.classifier import choose_device
+from pipeline.errors import InputError, first_line
+from pipeline.machine import cores
 
 T = TypeVar("T")
 
@@ -37,8 +38,7 @@ class Processes:
             if asked < 0:
                 raise InputError(f"workers is {asked}; expected at least 0")
             return asked
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return cores()
 
     @property
     def is_first(self) -> bool:

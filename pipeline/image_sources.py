@@ -22,8 +22,7 @@ from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
-from pipeline.classifier import first_line
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 from pipeline.images import ImageSet
 from pipeline.keys import encodable
 from pipeline.tar_members import TarMember, read_member, tar_members
@@ -81,7 +80,7 @@ def of_list(path: Path) -> ImageSet:
     folder = path.parent.resolve()
     places: dict[str, str] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); expected a path per line") from error
     for number, line in enumerate(lines, start=1):

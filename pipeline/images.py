@@ -110,14 +110,28 @@ def read_rgb(
         with Image.open(file) as image:
             if before_decoding is not None:
                 before_decoding(image)
-            if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255; its high byte is the picture
-                grey = np.asarray(image).astype(np.uint16) >> 8
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+            if image.mode.startswith("I") or image.mode == "F":
+                return wide_grey(image).convert("RGB")
             image.info.pop("transparency", None)  # Pillow warns about it, and RGB has no place for it
             return image.convert("RGB")
     except Exception as error:  # what a damaged file makes Pillow raise is not all listed anywhere
         reason = str(error).replace(f": '{file}'", "").replace(f" '{file}'", "").replace(f" {file!r}", "")
         raise UnreadableImage(f"{name or file}: {reason}") from error
+
+
+def wide_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, in whatever type Pillow holds it, as grey of 8: the high byte is the picture; Pillow would clip.
+
+    Raises:
+        ValueError: more than 16 bits, or floating point: nothing says which of its values is white.
+    """
+    grey = np.asarray(image)
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
+        raise ValueError(
+            f"grey values of Pillow's mode {image.mode} from {grey.min()} to {grey.max()} have no agreed white;"
+            " save it with 8 or 16 bits"
+        )
+    return Image.fromarray((grey.astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,15 +1,14 @@
-"""What a figure or a set of weights was made on: the processor, and the versions of what computes."""
+"""The machine that this runs on: its processor, its cores, and the versions of what computes."""
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
 import numpy as np
 import PIL
-import timm
 import torch
-import torchvision
 
 
 def processor(device: torch.device) -> str:
@@ -23,8 +22,17 @@ def cpu_model() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def cores() -> int:
+    """This process's share of the cores that it and its neighbours of torchrun may use; at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def versions() -> dict[str, str]:
     """Of Python and of every package that has a say in the pixels, the model or the arithmetic."""
+    import timm  # not at the top: reading a label set needs neither
+    import torchvision
+
     packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "Pillow": PIL}
     found = {"python": platform.python_version()} | {name: str(package.__version__) for name, package in packages.items()}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a folder, not installed

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal, TextIO, get_args
 
 import numpy as np
 
@@ -25,6 +25,12 @@ SHARD_LINES = "shards.jsonl"
 
 Tail = Literal["mean", "logmeanexp", "zero"]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+# What a field must be, where a manifest that was changed by hand could mislead who reads it
+COUNTS = ("num_classes", "topk", "image_count", "shard_size")
+TYPES: dict[str, type] = dict.fromkeys(COUNTS, int) | dict.fromkeys(("model", "weights", "kind", "image_digest"), str)
+TYPES |= {"model_kwargs": dict, "recentre": bool, "flip": bool}
+CHOICES = {"tail": get_args(Tail), "precision": get_args(Precision)}
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Manifest:
         if not path.is_file():
             raise InputError(f"{labels} is no label set: it holds no {MANIFEST}; make one with `relabel annotate`")
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is not JSON ({error}); annotate again into an empty folder") from error
         if not isinstance(fields, dict):
@@ -126,9 +132,14 @@ class Manifest:
             if not unknown and not isinstance(fields[name], list):
                 raise InputError(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
             fields[name] = None if unknown else tuple(fields[name])
-        for name in ("num_classes", "topk", "image_count", "shard_size"):
-            if type(fields[name]) is not int or fields[name] < 1:
-                raise InputError(f"{path}: {name} is {fields[name]!r}; annotate again into an empty folder")
+        odd_ones = [name for name, kind in TYPES.items() if name in fields and type(fields[name]) is not kind]
+        odd_ones += [name for name in COUNTS if name not in odd_ones and fields[name] < 1]
+        odd_ones += [name for name, known in CHOICES.items() if fields[name] not in known]
+        if [type(cells) for cells in fields["grid"]] != [int, int] or min(fields["grid"]) < 1:
+            odd_ones.append("grid")
+        if odd_ones:
+            found = ", ".join(f"{name} is {fields[name]!r}" for name in odd_ones)
+            raise InputError(f"{path}: {found}; annotate again into an empty folder")
         if written not in (None, digest_of(fields)):
             raise InputError(
                 f"{path} changed after it was written (sha256); restore it, or annotate again into an empty folder. Who"
@@ -182,8 +193,9 @@ def read_shard_lines(labels: Path) -> dict[int, ShardLine]:
         try:
             fields = json.loads(line)
             entry = ShardLine(**{**fields, "unreadable": tuple(fields["unreadable"])})
-            if [type(value) for value in (entry.shard, entry.file, entry.rows)] != [int, str, int]:
-                raise ValueError("it names no shard")
+            values = (entry.shard, entry.file, entry.rows, entry.sha256, *entry.unreadable)
+            if [type(value) for value in values] != [int, str, int, str, *[str] * len(entry.unreadable)]:
+                raise ValueError("it describes no shard")
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{path} line {number} is damaged ({error}); delete that line and run the command that made the label set"

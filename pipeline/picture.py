@@ -30,7 +30,7 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     from matplotlib.patches import Rectangle
 
     folder = find_images(data / "train")
-    objects = json.loads((data / "train.json").read_text())["images"]
+    objects = json.loads((data / "train.json").read_text(encoding="utf-8"))["images"]
     crops = RandomCrops(folder, load("scenes-relabel"))
     store = LabelStore.open(labels)
     chosen = []

@@ -8,6 +8,7 @@ Shapes: B images, C classes, k classes kept per cell, H rows and W columns of th
 import errno
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.keys import KeyIndex, decoded, encoded
+from pipeline.machine import cores
 from pipeline.manifest import Manifest, ShardLine, read_shard_lines, write_whole
 
 MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
@@ -252,7 +254,9 @@ class LabelStore:
         shape = (len(self), *parts[0].shape[1:])
         if self._device.type == "cpu":
             whole = np.empty(shape, parts[0].dtype)  # filling a torch.empty is three times slower
-            np.concatenate(parts, out=whole)
+            of_shard = np.split(whole, self._starts[1:-1])
+            with ThreadPoolExecutor(cores()) as threads:  # the first touch of each page is what takes the time
+                list(threads.map(np.copyto, of_shard, parts))
             return torch_of(whole)
         on_device = torch.empty(shape, dtype=torch_of(parts[0][:0].copy()).dtype, device=self._device)
         for part, start in zip(parts, self._starts, strict=False):

@@ -42,10 +42,15 @@ def manifest_of(keys: Sequence[str], maps: LabelMaps, num_classes: int, **change
 
 
 def write_label_set(
-    labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int, shard_size: int | None = None
+    labels: Path,
+    keys: Sequence[str],
+    maps: LabelMaps,
+    num_classes: int,
+    shard_size: int | None = None,
+    **changes: Any,
 ) -> None:
     """One label set of these maps, in shards of `shard_size` images (all in one by default)."""
-    manifest = manifest_of(keys, maps, num_classes, shard_size=shard_size or len(keys))
+    manifest = manifest_of(keys, maps, num_classes, shard_size=shard_size or len(keys), **changes)
     labels.mkdir(parents=True)
     manifest.save(labels)
     for shard in range(manifest.shard_count):

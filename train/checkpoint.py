@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.classifier import first_line, refuse_damaged
-from pipeline.errors import InputError
+from pipeline.classifier import refuse_damaged
+from pipeline.errors import InputError, first_line
 from pipeline.manifest import write_whole
 from train.evaluation.predictions import Loss
 from train.evaluation.view import View

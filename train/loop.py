@@ -134,7 +134,13 @@ def train(
                 " --arch that has such, as resnetv2_50x1_bit.goog_in21k, or --initial-weights FILE"
             )
         model: nn.Module = create_classifier(
-            arch, pretrained=pretrained, checkpoint=initial_weights, num_classes=classes, model_kwargs=kwargs, new_head=True
+            arch,
+            pretrained=pretrained,
+            checkpoint=initial_weights,
+            num_classes=classes,
+            model_kwargs=kwargs,
+            new_head=True,
+            weights_option="--initial-weights",
         )
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)

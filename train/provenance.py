@@ -99,7 +99,7 @@ def begin(
     starts: list[dict[str, Any]] = []
     if path.exists():
         try:
-            earlier = json.loads(path.read_text())
+            earlier = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged; delete the folder and train again") from error
         other = [key for key in said if key not in PLACES | RECORDED and earlier.get(key) != said[key]]

@@ -147,7 +147,7 @@ def names() -> list[str]:
 
 def about(name: str) -> About:
     """What a recipe of ours reproduces."""
-    own = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+    own = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
     return About(own["reproduces"], own.get("published", {}))
 
 
@@ -172,7 +172,7 @@ def read(path: Path) -> dict[str, tuple[Any, str]]:
     if not path.is_file():
         raise InputError(f"no recipe {path.stem!r}; there are {', '.join(names())}, or give the path of a .toml file")
     try:
-        own = tomllib.loads(path.read_text())
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     parent = own.pop("inherit", None)

@@ -16,8 +16,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor, nn
 
-from pipeline.classifier import first_line
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 from pipeline.images import normalise
 from train.augment import augment
 from train.crops import Crops

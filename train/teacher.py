@@ -83,7 +83,12 @@ def load_teacher(
         model, kwargs, view = card.arch, card.model_kwargs | kwargs, card.view
     classes = None if choice.checkpoint is None else len(folder.classes)
     classifier = create_classifier(
-        model, pretrained=choice.checkpoint is None, checkpoint=choice.checkpoint, num_classes=classes, model_kwargs=kwargs
+        model,
+        pretrained=choice.checkpoint is None,
+        checkpoint=choice.checkpoint,
+        num_classes=classes,
+        model_kwargs=kwargs,
+        weights_option="--teacher-checkpoint",
     )
     if view is None:  # it does not say which classes it knows
         whose = f"the teacher {model}"

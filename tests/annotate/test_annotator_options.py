@@ -67,3 +67,15 @@ def test_head_that_pools_by_attention_is_refused_even_if_class_tokens_are_asked_
         nn.init.normal_(layer.weight)  # type: ignore[union-attr, arg-type]  # at its first small values it is a plain mean
     with pytest.raises(InputError, match="test_vit cannot annotate: its head pools locations in a way of its own"):
         fully_convolutional(classifier, (64, 96), class_token=class_token)
+
+
+@torch.inference_mode()
+def test_recentred_map_keeps_its_mean_under_half_precision(randomised: Randomised) -> None:
+    classifier = make(randomised, "mobilenetv3_small_050", size=(64, 160))
+    batch = torch.randn(2, 3, 64, 160, generator=torch.Generator().manual_seed(2))
+    annotator = fully_convolutional(classifier, (64, 160), recentre=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        recentred, logits = annotator(batch), classifier(batch)
+    assert recentred.dtype == torch.float32
+    rounding = 2**-8 * logits.float().abs().max()  # of the head's own logits; the mean adds none of its own
+    assert (recentred.mean((2, 3)) - logits.float()).abs().max() < rounding / 16

@@ -173,7 +173,9 @@ def test_folder_that_becomes_read_only_loses_no_shard_and_a_rerun_completes(
     with held_in_mid_shard(image_folder, labels, tiny_options) as held, read_only(labels):
         held.let_go()
         said = ended(held.process)
-    assert said.startswith(f"relabel: cannot write {labels}: [Errno ") and "Finished shards are safe; rerun" in said
+    assert (
+        said.startswith(f"relabel: annotating into {labels} stopped: [Errno ") and "Finished shards are safe; rerun" in said
+    )
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
     completes()
 

@@ -95,6 +95,25 @@ def test_single_image_beyond_memory_gets_a_message(monkeypatch: pytest.MonkeyPat
     assert forward.batch_size == 1
 
 
+def test_probe_beyond_memory_gets_the_same_message() -> None:
+    classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
+
+    def allocates_too_much(images: torch.Tensor) -> torch.Tensor:
+        return torch.empty(2**60)
+
+    classifier.forward_features = allocates_too_much
+    with pytest.raises(InputError, match=r"cpu has no memory for 2 images of 128x192 pixels .*; use a smaller --input-size"):
+        fully_convolutional(classifier, SIZE)
+
+
+def test_what_is_not_compiled_when_a_batch_of_another_size_comes_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = tiny_forward(4)
+    forward.compiled = True
+    forward.annotator.double()  # the pass fails, and not for want of memory
+    with torch.inference_mode(), pytest.raises(InputError, match=r"--compile: torch cannot compile .* leave it out"):
+        forward(random_images(2))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.inference_mode()

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from annotate.convert import fully_convolutional
+from annotate.run import weights_in
 from annotate.squash import Squash
+from pipeline.errors import InputError
 from pipeline.images import read_rgb
 from pipeline.manifest import Manifest
 from pipeline.shards import LabelStore, sha256_of, shard_name
@@ -90,10 +92,28 @@ def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
     check = ["verify", labels, "--images", image_folder, "--min-agreement", 0, "--spot-check", 2, "--device=cpu"]
     checked = relabel_here(*check, "--checkpoint", weights)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert relabel_here(*check).returncode == 0  # the folder still holds the recorded weights
 
     timm.models.save_for_hf(randomised(trained, seed=1), tmp_path / "mine", safe_serialization=True)  # trained further
     again = relabel_here(*run)
     assert again.returncode == 1 and "weights_sha256: " in again.stderr
+    checked = relabel_here(*check)
+    assert checked.returncode == 1 and "model.safetensors is not the checkpoint" in checked.stderr
+
+
+def test_weights_of_a_model_folder_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    model = f"local-dir:{tmp_path}"
+    (tmp_path / "config.json").touch()
+    assert weights_in(model) is None and weights_in("resnet50") is None
+    (tmp_path / "mine.pth").touch()
+    assert weights_in(model) == tmp_path / "mine.pth"
+    (tmp_path / "yours.pth").touch()
+    with pytest.raises(InputError, match=r"several files of weights \(mine\.pth, yours\.pth\); leave one, or call"):
+        weights_in(model)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert weights_in(model) == tmp_path / "pytorch_model.bin"
+    (tmp_path / "model.safetensors").touch()
+    assert weights_in(model) == tmp_path / "model.safetensors"
 
 
 def test_size_that_a_model_cannot_be_built_for_is_refused_in_one_line(

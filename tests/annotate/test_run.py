@@ -265,7 +265,7 @@ def test_full_disk_gets_one_message_loses_no_shard_and_a_rerun_finishes(
     with file_size_limit(2000):  # manifest and shards.jsonl still fit
         finished = annotate()
     assert finished.returncode == 1
-    assert f"cannot write {labels}: [Errno 27] File too large. Finished shards are safe; rerun" in finished.stderr
+    assert f"annotating into {labels} stopped: [Errno 27] File too large. Finished shards are safe; rerun" in finished.stderr
     left = contents(labels)
     assert sorted(left) == [MANIFEST, shard_name(0), shard_name(2), SHARD_LINES]
     assert sorted(read_shard_lines(labels)) == [0, 2]

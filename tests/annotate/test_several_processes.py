@@ -5,7 +5,9 @@ A named pipe in place of an image holds a run at that image for as long as a tes
 
 import fcntl
 import os
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -138,3 +140,41 @@ def test_unreadable_image_met_by_the_second_process_stops_both_and_is_named(
     assert "1 unreadable images in shard 1 of 3:" in finished.stderr
     assert f"{image_folder / LAST_OF_SHARD_1}: cannot identify image file" in finished.stderr
     assert shard_name(1) not in contents(tmp_path / "labels")
+
+
+def test_process_that_would_write_another_label_set_than_the_first_is_told_so(
+    image_folder: Path, tiny_options: list[str], make_checkpoint: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """As on two nodes whose disks hold different weights under the same name."""
+    other = shutil.copytree(image_folder, tmp_path / "elsewhere" / "images")
+    (other / LAST_OF_SHARD_1).unlink()
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "annotate", str(images), "--labels", str(tmp_path / "labels"), *tiny_options],
+            cwd=REPOSITORY,
+            env=os.environ | shared | {"RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, images in enumerate((image_folder, other))
+    ]
+    said = [process.communicate(timeout=240)[1] for process in running]
+    assert all(process.returncode != 0 for process in running)
+    assert "process 1 would write another label set than the first: image_count: 9, not 8" in said[1]
+    assert "another process of this run has ended" in said[0]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return int(listening.getsockname()[1])
+
+
+def test_device_number_is_refused_where_torchrun_gives_it(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path
+) -> None:
+    finished = torchrun("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options, "--device=cuda:1")
+    assert finished.returncode != 0
+    assert "--device cuda:1 would put all 2 processes on it; leave the number out" in finished.stderr

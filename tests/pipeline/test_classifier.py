@@ -339,6 +339,15 @@ def test_new_head_is_made_where_the_checkpoint_has_another_and_the_rest_is_loade
         assert tensor.shape == (5, 16) if name == "fc.weight" else name == "fc.bias" or torch.equal(tensor, weights[name])
 
 
+def test_new_head_of_a_model_with_two_heads_is_both_of_them(tmp_path: Path) -> None:
+    weights = timm.create_model("volo_d1_224", num_classes=3).state_dict()
+    torch.save(weights, tmp_path / "volo.pth")
+    made = create_classifier("volo_d1_224", num_classes=5, checkpoint=tmp_path / "volo.pth", new_head=True).state_dict()
+    new = {name for name, tensor in made.items() if tensor.shape != weights[name].shape}
+    assert new == {"head.weight", "head.bias", "aux_head.weight", "aux_head.bias"}
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in made.items() if name not in new)
+
+
 def test_head_that_fits_is_loaded_and_a_body_that_does_not_is_refused_with_new_head_too(tiny_checkpoint: Path) -> None:
     kwargs = {**THIN, "output_stride": 8}
     made = create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs, new_head=True)

@@ -63,6 +63,20 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, form: str, order
     assert decoded(tmp_path / "x.JPEG").tolist() == [[[v, v, v] for v in row] for row in expected]
 
 
+def test_grey_in_32_bits_is_read_as_16_where_it_fits_them(tmp_path: Path) -> None:
+    deep = np.array([[0, 255, 256, 511], [32768, 40000, 65279, 65535]], dtype=np.int32)
+    Image.fromarray(deep).save(tmp_path / "x.JPEG", "TIFF")
+    expected = [[v // 256 for v in row] for row in deep.tolist()]
+    assert decoded(tmp_path / "x.JPEG").tolist() == [[[v, v, v] for v in row] for row in expected]
+
+
+@pytest.mark.parametrize("values", [np.array([[0, 70_000]], dtype=np.int32), np.array([[0.0, 0.5]], dtype=np.float32)])
+def test_grey_whose_white_nobody_knows_is_unreadable_and_not_guessed(tmp_path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(tmp_path / "x.JPEG", "TIFF")
+    with pytest.raises(UnreadableImage, match=r"mode [IF] from 0.* have no agreed white; save it with 8 or 16 bits"):
+        read_rgb(tmp_path / "x.JPEG")
+
+
 def test_png_named_jpeg_is_decoded_for_what_it_is(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "x.JPEG", "PNG")
     assert (decoded(tmp_path / "x.JPEG") == RGB).all()

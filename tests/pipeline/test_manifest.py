@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,24 @@ def test_missing_and_unknown_fields_are_named(
         Manifest.load(tmp_path)
 
 
-def test_field_of_another_type_gets_a_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("grid", value) for value in (None, [4], [4, 0], [4.0, 7])],
+        *[("num_classes", value) for value in ("5", 0, True)],
+        ("model", None),
+        ("model_kwargs", []),
+        ("kind", 1),
+        ("tail", "median"),
+        ("precision", "float8"),
+        ("flip", "no"),
+    ],
+)
+def test_field_of_another_type_gets_a_message(tmp_path: Path, field: str, value: object) -> None:
     manifest().save(tmp_path)
-    edit(tmp_path, lambda fields: fields.update(grid=None))
-    with pytest.raises(InputError, match=r"manifest\.json.*grid"):
+    edit(tmp_path, lambda fields: fields.pop("sha256") and fields.update({field: value}))
+    shown = repr(tuple(value) if isinstance(value, list) and field == "grid" else value)
+    with pytest.raises(InputError, match=rf"manifest\.json: {field} is {re.escape(shown)}.*; annotate again"):
         Manifest.load(tmp_path)
 
 
@@ -150,7 +165,15 @@ def test_torn_last_line_is_dropped_wherever_it_tore(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["not json", "[1, 2]", '{"shard": 1}', '{"shard": 1, "unreadable": [], "rows": 1, "x": 2}']
+    "damage",
+    [
+        "not json",
+        "[1, 2]",
+        '{"shard": 1}',
+        '{"shard": 1, "unreadable": [], "rows": 1, "x": 2}',
+        '{"shard": 1, "file": "shard-00001.h5", "rows": 1, "sha256": 7, "unreadable": []}',
+        '{"shard": 1, "file": "shard-00001.h5", "rows": 1, "sha256": "bb", "unreadable": [7]}',
+    ],
 )
 def test_damaged_middle_line_is_named_by_number(tmp_path: Path, damage: str) -> None:
     write_shard_lines(tmp_path, LINES)

@@ -49,7 +49,7 @@ def read_multilabels(path: Path, folder: ImageSet) -> Shown:
         InputError: no such file, another layout, images without an entry, or a class that is no folder.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"labels JSON {path} does not exist") from error
     except (ValueError, OSError) as error:

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
 from pipeline.images import ImageSet
-from train.checkpoint import card_of
+from train.checkpoint import card_of, read_card
 from train.evaluation.classes import class_numbers, imagenet_classes
 from train.evaluation.predictions import Loss
 from train.evaluation.view import View, view_of
@@ -54,14 +54,15 @@ def load_subject(
     Raises:
         InputError: neither checkpoint nor arch, a checkpoint that does not say its arch, other classes than the folder's.
     """
-    card = card_of(checkpoint) if checkpoint is not None else None
+    if checkpoint is None and arch is None:
+        raise InputError("nothing to evaluate: give --checkpoint, or --arch for published weights")
+    card = None
+    if checkpoint is not None:
+        card = card_of(checkpoint) if arch is not None else read_card(checkpoint, "--arch")
     if card is not None:
         class_numbers(folder, card.classes, str(checkpoint))  # before anything is loaded
         arch, model_kwargs = card.arch, card.model_kwargs
-    if arch is None:
-        if checkpoint is None:
-            raise InputError("nothing to evaluate: give --checkpoint, or --arch for published weights")
-        raise InputError(f"{checkpoint} does not say which model it is of; name it with --arch")
+    assert arch is not None
     classifier = create_classifier(
         arch,
         pretrained=checkpoint is None,
