@@ -129,7 +129,8 @@ def describe(
     with torch.inference_mode():
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
     if config.topk > num_classes:
-        raise InputError(f"--topk {config.topk}: {config.model} has {num_classes} classes")
+        of = " of its outputs, by --classes" if outputs is not None else ""
+        raise InputError(f"--topk {config.topk}: {config.model} gives {num_classes} classes{of}; keep at most as many")
     own_weights = config.checkpoint or weights_in(config.model)
     return Manifest(
         model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),

@@ -8,11 +8,22 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError, first_line
+
+# What a number of numpy's is pickled as, by numpy 1 and 2: a learning rate that a schedule of numpy's has left beside the
+# weights, as the reference's has. Nothing in it can run.
+NUMPY_NUMBER: Any = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS: list[Any] = [
+    (NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
+    (NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
 
 
 def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
@@ -155,7 +166,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {checkpoint} does not exist")
     refuse_damaged(checkpoint)
     try:
-        loaded = timm.models.load_state_dict(str(checkpoint), weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            loaded = timm.models.load_state_dict(str(checkpoint), weights_only=True)
     except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
         raise InputError(
             f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"

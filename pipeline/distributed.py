@@ -74,12 +74,17 @@ class Processes:
 
 @contextmanager
 def deaths_told() -> Iterator[None]:
-    """Say what to do where another process has died: torch's errors for it name sockets and signals.
+    """Say what to do where another process has died, or a GPU's memory is full: torch's errors name sockets and signals.
 
     They come at any place: torch raises a decoding process's death from a signal handler, amid whatever runs then.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the device's memory is full: {first_line(error)} Make the batch smaller (--set batch_size=N for train,"
+            " --batch-size N else) or the images; what is finished is kept"
+        ) from error
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise InputError(

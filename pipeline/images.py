@@ -10,6 +10,7 @@ import bisect
 import functools
 import hashlib
 import io
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -163,6 +164,11 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """worker_init_fn of every DataLoader: Ctrl-C reaches the workers too, and must not end them in a traceback each."""
+    """worker_init_fn of every DataLoader: workers end when the main process tells them to, or is gone.
+
+    A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, which they leave; SIGTERM to one of them alone
+    is how the main process ends those that hang.
+    """
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

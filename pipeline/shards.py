@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -177,6 +178,10 @@ class LabelStore:
 
     def __len__(self) -> int:
         return len(self._index.keys)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files for itself, where it is not forked: the maps are not sent to it."""
+        return LabelStore.open, (self.labels,)
 
     @cached_property
     def keys(self) -> list[str]:

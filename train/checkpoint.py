@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.classifier import refuse_damaged
+from pipeline.classifier import NUMPY_NUMBERS, refuse_damaged
 from pipeline.errors import InputError, first_line
 from pipeline.manifest import write_whole
 from train.evaluation.predictions import Loss
@@ -90,7 +90,10 @@ def card_of(path: Path) -> ModelCard | None:
     else:
         content = load(path)
         card = content.get("card", getattr(content, "_metadata", {}).get("", {}).get("card"))
-    return ModelCard.from_json(card) if isinstance(card, str) else None
+    try:
+        return ModelCard.from_json(card) if isinstance(card, str) else None
+    except (ValueError, KeyError, TypeError, AttributeError):  # a card of another kind, in somebody else's file
+        return None
 
 
 def read_card(path: Path, option: str) -> ModelCard:
@@ -133,7 +136,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     refuse_damaged(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:

@@ -5,6 +5,7 @@ The losses since the last look stay on the device; a look fetches them all. Whic
 it follows from the seed.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def refuse_divergence(
     epoch = at // (len(folder) // recipe.batch_size) + 1
     if group.is_first:
         found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
-        write_whole(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
+        with contextlib.suppress(OSError):  # a disk that is full too must not take the place of what is said below
+            write_whole(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
     more = f" and {len(keys) - NAMED} more, all in {run / DIVERGED}" if len(keys) > NAMED else ""
     raise InputError(
         f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:NAMED])}{more}."

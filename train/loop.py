@@ -93,6 +93,10 @@ def train(
             finite, a full disk.
         Interrupted: stopped by a signal, state saved.
     """
+    if multilabels is not None and val is None:
+        raise InputError("--multilabels are of validation images; name these with --val")
+    if pretrained and initial_weights is not None:
+        raise InputError("--pretrained and --initial-weights are two sets of weights to start from; leave one out")
     if tensorboard:
         require_tensorboard()
     with processes(device) as group:
@@ -119,6 +123,11 @@ def train(
         if (recipe.batch_size // recipe.crops_per_image) % group.world:
             of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
             raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
+        if recipe.cutmix and group.world > 1 and recipe.batch_size // group.world % 2:
+            raise InputError(
+                f"CutMix pairs the images of a process, and batch_size {recipe.batch_size} gives each of {group.world} an"
+                " odd number; make it even"
+            )
         cuda = group.device.type == "cuda"
         autocast = autocast_of(amp, amp_dtype, group.device)
         if sync_bn and not cuda:
@@ -158,7 +167,7 @@ def train(
 
         # The run's folder, and where to go on
         description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher, val_folder)
-        how = {"precision": name_of(autocast), "sync_bn": sync_bn, "compile": compile}
+        how = {"precision": name_of(autocast), "sync_bn": sync_bn, "compile": compile, "processes": group.world}
         state = begin(run, description, how, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:

@@ -31,7 +31,12 @@ from train.teacher import TeacherChoice
 RUN_FILE = "run.json"
 PLACES = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # where things lie: digests tell what they are
 RECORDED = {"val", "val_digest"}  # nothing is learnt from them: a resume may look at others
-HOW = ("precision", "sync_bn", "compile")  # of an entry of "starts": settings that change the weights' bits, or more
+HOW = (
+    "precision",
+    "sync_bn",
+    "compile",
+    "processes",
+)  # of an entry of "starts": settings that change the weights' bits, or more
 
 
 def describe(
@@ -145,7 +150,6 @@ def start_of(step: int, group: Processes) -> dict[str, Any]:
         "step": step,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
-        "processes": group.world,
         "device": processor(group.device),
         "cpu_cores": os.cpu_count(),
         "versions": versions(),

@@ -5,6 +5,7 @@ A recipe is a TOML file; `inherit = "name"` takes over another one's settings. T
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -67,6 +68,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise InputError(f"recipe: {name} = {value}; expected finite numbers")
         for name in ("epochs", "batch_size", "image_size", "crops_per_image", "eval_size", "eval_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe: {name} = {getattr(self, name)}; expected at least 1")
@@ -114,6 +119,10 @@ class Recipe:
                         f"recipe: {name} = {getattr(self, name)!r} is for CutMix, which cutmix = 0 leaves out; set {name} ="
                         f" {default!r} too, or a cutmix above 0"
                     )
+        if self.cutmix and self.cutmix_off_epochs >= self.epochs:
+            raise InputError(
+                f"recipe: cutmix_off_epochs = {self.cutmix_off_epochs} leaves CutMix none of {self.epochs} epochs; set both"
+            )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")
 
@@ -167,8 +176,10 @@ def load(recipe: str, overrides: list[str] | None = None) -> Recipe:
     return checked(settings)
 
 
-def read(path: Path) -> dict[str, tuple[Any, str]]:
-    """A file's settings over those that it inherits, each with the place it came from."""
+def read(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
+    """A file's settings over those that it inherits, each with the place it came from; `heirs` inherit from it."""
+    if path in heirs:
+        raise InputError(f"{path} inherits from itself, through {', '.join(heir.name for heir in heirs)}")
     if not path.is_file():
         raise InputError(f"no recipe {path.stem!r}; there are {', '.join(names())}, or give the path of a .toml file")
     try:
@@ -180,8 +191,10 @@ def read(path: Path) -> dict[str, tuple[Any, str]]:
         own.pop(key, None)
     inherited: dict[str, tuple[Any, str]] = {}
     if parent is not None:
+        if not isinstance(parent, str) or Path(parent).name != parent:
+            raise InputError(f"{path}: inherit = {parent!r}; expected the name of a recipe, or of a .toml file beside it")
         beside = path.with_name(f"{parent}.toml")
-        inherited = read(beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml")
+        inherited = read(beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml", (*heirs, path))
     return inherited | {key: (value, str(path)) for key, value in own.items()}
 
 

@@ -36,15 +36,19 @@ def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> 
     Raises:
         InputError: timm has no such optimiser.
     """
+    if recipe.optimizer == "adahessian":
+        raise InputError(
+            "recipe: optimizer = 'adahessian' needs second derivatives, which the step does not make; name another"
+        )
     try:
         takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
         fused = {"fused": True} if device.type == "cuda" and "fused" in takes else {}
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **fused
         )
-    except ValueError as error:
+    except (ValueError, TypeError, AssertionError, ImportError) as error:  # of packages that are not there, too
         raise InputError(
-            f"recipe: optimizer = {recipe.optimizer!r}: {error}; timm.optim.list_optimizers() lists them"
+            f"recipe: optimizer = {recipe.optimizer!r}: {first_line(error)}; timm.optim.list_optimizers() lists them"
         ) from error
     return optimizer
 

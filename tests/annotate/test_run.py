@@ -326,7 +326,7 @@ def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--topk=4"], "--topk 4: resnet10t has 3 classes"),
+        (["--topk=4"], "--topk 4: resnet10t gives 3 classes; keep at most as many"),
         (["--topk=0"], "topk is 0; expected at least 1"),
         (["--batch-size=0"], "batch_size is 0; expected at least 1"),
         (["--shard-size=-1"], "shard_size is -1; expected at least 1"),

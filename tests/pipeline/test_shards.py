@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.manifest import SHARD_LINES, append_shard_line, read_shard_lines
-from pipeline.shards import LabelMaps, LabelStore, MappedShard, sha256_of, shard_name, write_shard
+from pipeline.shards import MAPS, LabelMaps, LabelStore, MappedShard, sha256_of, shard_name, write_shard
 from tests.label_sets import manifest_of, write_label_set
 
 KEYS = ["cat/1.JPEG", "cat/a longer name.JPEG", "dog/grün.JPEG", "eel/1.JPEG", "eel/10.JPEG"]
@@ -271,3 +272,12 @@ def test_shard_that_cannot_be_written_leaves_nothing_behind(
     with file_size_limit(2000), pytest.raises(OSError, match="File too large"):
         write_shard(tmp_path, 0, KEYS, maps, manifest_of(KEYS, maps, 7))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_store_sent_to_another_process_opens_the_files_there(undisturbed: Path) -> None:
+    store = LabelStore.open(undisturbed).to("cpu", resident=True)
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000
+    rows = torch.tensor([8, 0, 3])
+    for name in MAPS:
+        assert torch.equal(getattr(pickle.loads(sent).read(rows), name), getattr(store.gather(rows), name))

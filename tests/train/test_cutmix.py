@@ -57,7 +57,9 @@ def test_pasted_pixels_are_the_partners_and_no_others_change() -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_pairs_are_the_same_however_many_processes_share_the_batch(world: int) -> None:
     def pairs(rank: int, world: int) -> dict[int, int]:
-        (batch,) = list(TrainingBatches(8, dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0), 0, rank, world))
+        (batch,) = list(
+            TrainingBatches(8, dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0, cutmix_off_epochs=0), 0, rank, world)
+        )
         indices = torch.tensor([index for _, index in batch])
         return dict(zip(indices.tolist(), partner(indices).tolist(), strict=True))
 

@@ -312,6 +312,29 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(data: Path, tmp_path: Path
     assert checkpoint.load(run / "last.pt")["step"] > 0
 
 
+def test_sigterm_to_the_whole_process_group_saves_the_state_though_decoding_workers_are_in_it(
+    data: Path, tmp_path: Path
+) -> None:
+    """As torchrun passes it on where a cluster takes the machine back."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, *command(data, run), "--workers=2"],
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "the same command with --resume goes on" in stderr and "a decoding process died" not in stderr
+    assert checkpoint.load(run / "last.pt")["step"] > 0
+
+
 def train_as_rank(rank: int, port: int, *arguments: Any, **options: Any) -> None:
     """What torchrun tells each of two processes."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}

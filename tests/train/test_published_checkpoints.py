@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -41,6 +42,7 @@ def test_reference_checkpoint_gives_the_classes_that_torchvision_gives(
         (tmp_path / "val" / str(number)).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "val" / str(number))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.param_groups[0]["lr"] = np.float64(0.05) * np.cos(0.5)  # as the reference's schedule sets it
     published = {
         "epoch": 300,
         "arch": "resnet18",

@@ -133,3 +133,25 @@ def test_what_a_recipe_says_of_itself_is_no_setting_and_not_inherited(tmp_path: 
     (tmp_path / "mine.toml").write_text('inherit = "relabel"\nreproduces = "mine"\n[published]\nresnet18 = 1.0\n')
     assert load(str(tmp_path / "mine.toml")) == load("relabel")
     assert about("relabel-cutmix").published != about("relabel").published
+
+
+def test_inheriting_in_a_circle_or_from_a_path_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('inherit = "b"\n')
+    (tmp_path / "b.toml").write_text('inherit = "a"\n')
+    with pytest.raises(InputError, match=r"a\.toml inherits from itself, through a\.toml, b\.toml"):
+        load(str(tmp_path / "a.toml"))
+    for wrong in ('"../x"', "7"):
+        (tmp_path / "c.toml").write_text(f"inherit = {wrong}\n")
+        with pytest.raises(InputError, match=r"c\.toml: inherit = .*; expected the name of a recipe"):
+            load(str(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize("setting", ["lr=nan", "weight_decay=inf", "temperature=inf", "colour_jitter=[0.4, nan, 0.4]"])
+def test_setting_that_is_no_finite_number_is_refused(setting: str) -> None:
+    with pytest.raises(InputError, match=rf"recipe: {setting.split('=')[0]} = .*; expected finite numbers"):
+        load("relabel", [setting])
+
+
+def test_schedule_too_short_for_any_cutmix_is_refused() -> None:
+    with pytest.raises(InputError, match="cutmix_off_epochs = 5 leaves CutMix none of 5 epochs; set both"):
+        load("relabel-cutmix", ["epochs=5", "warmup_epochs=0"])

@@ -56,3 +56,11 @@ def test_machine_without_a_compiler_is_told_to_leave_compile_out() -> None:
         pytest.raises(InputError, match=r"--compile: torch cannot compile the model here .*; leave it out"),
     ):
         compiled(nn.Sequential(nn.Linear(5, 3), nn.Tanh()))(torch.randn(4, 5))
+
+
+@pytest.mark.parametrize("name", ["fusedsgd", "adahessian", "nosuch"])
+def test_optimiser_that_is_not_to_be_had_is_named(name: str) -> None:
+    if torch.cuda.is_available() and name == "fusedsgd":
+        pytest.skip("it depends on a package")
+    with pytest.raises(InputError, match=rf"recipe: optimizer = '{name}'"):
+        create_optimizer(torch.nn.Linear(2, 2), load("single", [f"optimizer={name}"]), torch.device("cpu"))
