@@ -23,14 +23,13 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from annotate.dense_heads import dense_head_of
+from annotate.memory import no_memory_for, out_of_memory
 from pipeline.errors import InputError, first_line
 
 REFUSED = {
     "token": "its head reads a class token, so its patch tokens were never trained to name what they show",
     "other": "its head pools locations in a way of its own, so a map of single locations is not what it computes",
 }
-# of memory: as CUDA, the CPU (twice), cuDNN and cuBLAS, and oneDNN put it
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED", "could not create a primitive")
 TOLERANCE = 1e-2  # of the logits' standard deviation; rounding is below 1e-5 of it, the gaps of other kinds above 3e-2
 
 
@@ -181,18 +180,6 @@ def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
             f"; its own size is {own}, and some models take multiples of it or of their stride only" if asked != own else ""
         )
         raise InputError(f"{annotator.name} cannot annotate at {asked} pixels: {first_line(error)}{hint}") from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-
-
-def no_memory_for(images: Tensor, device: torch.device, error: BaseException) -> str:
-    count = f"{len(images)} images" if len(images) > 1 else "a single image"
-    return (
-        f"{device} has no memory for {count} of {'x'.join(map(str, images.shape[-2:]))} pixels ({first_line(error)});"
-        " use a smaller --input-size, another annotator, or another device"
-    )
 
 
 def kind_on(annotator: FullyConvolutional, features: Tensor, image_shape: torch.Size) -> str:

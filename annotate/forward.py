@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from annotate.convert import FullyConvolutional, no_memory_for, out_of_memory
+from annotate.convert import FullyConvolutional
+from annotate.memory import no_memory_for, out_of_memory
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
-from pipeline.errors import InputError, first_line
+from pipeline.compiling import cannot_compile, is_of_compiling
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest, Precision
 from pipeline.shards import LabelMaps
 
@@ -31,7 +33,6 @@ class Forward:
     def __init__(self, annotator: FullyConvolutional, squash: Squash, manifest: Manifest, batch_size: int) -> None:
         self.annotator, self.squash, self.manifest = annotator, squash, manifest
         self.batch_size = batch_size
-        self.compiled = False
         self.device = next(annotator.parameters()).device
 
     def __call__(self, images: Tensor) -> list[LabelMaps]:
@@ -41,18 +42,17 @@ class Forward:
             InputError: a single image does not fit, or torch.compile does not work for batches of this size.
         """
         while True:
+            tried = min(self.batch_size, len(images))
             try:
                 return [self.label_maps(part) for part in torch.split(images, self.batch_size)]
             except Exception as error:
                 if not out_of_memory(error):
-                    if not self.compiled:
-                        raise
-                    raise InputError(  # a missing compiler, an operator it does not know: no type in common
-                        f"--compile: torch cannot compile {self.annotator.name} here ({first_line(error)}); leave it out"
-                    ) from error
-                if min(self.batch_size, len(images)) == 1:
+                    if is_of_compiling(error):
+                        raise cannot_compile(self.annotator.name, error) from error
+                    raise
+                if tried == 1:
                     raise InputError(f"{no_memory_for(images[:1], self.device, error)}; finished shards are kept") from error
-            tried = min(self.batch_size, len(images))  # outside of `except`, which would keep the batch's memory alive
+            # outside of `except`, which would keep the batch's memory alive
             self.batch_size = tried // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -67,8 +67,12 @@ class Forward:
             InputError: torch.compile does not work for this annotator, or on this machine.
         """
         self.annotator.compile()
-        self.compiled = True
-        self(torch.zeros(self.batch_size, 3, *self.squash.input_size, dtype=torch.uint8))
+        try:
+            self(torch.zeros(self.batch_size, 3, *self.squash.input_size, dtype=torch.uint8))
+        except InputError:
+            raise
+        except Exception as error:  # a missing compiler, an operator it does not know: not all of them are torch.compile's
+            raise cannot_compile(self.annotator.name, error) from error
 
     def label_maps(self, images: Tensor) -> LabelMaps:
         """(B, 3, S, T) uint8 -> label maps in the stored types."""

@@ -149,7 +149,7 @@ def write(
     made: list[LabelMaps],
     manifest: Manifest,
     skipped: list[str],
-    said: str | None = None,
+    said: str | None,
 ) -> None:
     """Fetch a shard's maps from the device, write them, list the shard as finished, and say so if there is something to say.
 

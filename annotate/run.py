@@ -169,15 +169,17 @@ def weights_in(model: str) -> Path | None:
     scheme, _, folder = model.partition(":")
     if scheme != "local-dir":
         return None
-    files = sorted(file for file in Path(folder).iterdir() if file.suffix in WEIGHTS)
-    first = [Path(folder, name) for name in ("model.safetensors", "pytorch_model.bin")]  # timm's order
-    found = [file for file in first if file in files] or files
-    if len(found) > 1 and found[0] not in first:
+    files = sorted(file for file in Path(folder).glob("*") if file.suffix in WEIGHTS)
+    safetensors, pickled = Path(folder, "model.safetensors"), Path(folder, "pytorch_model.bin")
+    for first in (safetensors, pickled):  # timm's order
+        if first in files:
+            return first
+    if len(files) > 1:
         raise InputError(
-            f"{folder} holds several files of weights ({', '.join(file.name for file in found)}); leave one, or call the one"
-            f" that is meant {first[0].name} if it is safetensors, else {first[1].name}"
+            f"{folder} holds several files of weights ({', '.join(file.name for file in files)}); leave one, or call the one"
+            f" that is meant {safetensors.name} if it is safetensors, else {pickled.name}"
         )
-    return next(iter(found), None)
+    return next(iter(files), None)
 
 
 def tagged_name(classifier: nn.Module) -> str:

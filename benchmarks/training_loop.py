@@ -11,8 +11,9 @@ the same, but for the target and for the JPEGs that the loop decodes at a reduce
 
 Of the loop and of timm's, the second of two epochs counts: the first pays for starting the workers and choosing kernels.
 The arms take turns at being first, and of each its fastest round counts: whatever else a machine does can only slow it
-down, and in a round of several seconds it does so by more than the arms differ. The images are generated, 500x375 pixels,
-as ImageNet's mostly are; what is read was written just before, so no disk is measured.
+down, and in a round of several seconds it does so by more than the arms differ. The loop's workers begin to decode the
+second epoch while the first is being saved, which is not timed; timm's begin within the time. The images are generated,
+500x375 pixels, as ImageNet's mostly are; what is read was written just before, so no disk is measured.
 """
 
 import contextlib

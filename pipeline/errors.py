@@ -1,4 +1,5 @@
-"""The one exception for what a user or a disk got wrong; the command line prints its message and exits with 1."""
+"""The one exception for what a user or a disk got wrong; the command line prints its message and exits with 1. And how the
+errors of other libraries are quoted in it."""
 
 
 class InputError(ValueError):

@@ -67,17 +67,8 @@ def verify(
     if folder is not None:
         check_coverage(report, labels, folder, keys, encoded(unreadable), complete)
         if len(keys):
-            named = names or ClassNames()
-            check_agreement(
-                report,
-                labels,
-                manifest,
-                folder,
-                keys,
-                np.concatenate([shard.top1 for shard in shards]),
-                min_agreement,
-                named,
-            )
+            named, top1 = names or ClassNames(), np.concatenate([shard.top1 for shard in shards])
+            check_agreement(report, labels, manifest, folder, keys, top1, min_agreement, named)
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(

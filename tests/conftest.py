@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for published weights
 import contextlib
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,13 @@ SHARD_SIZE = 3  # 9 images: three shards; at batch size 2 each shard ends with h
 
 Finished = subprocess.CompletedProcess[str]
 Relabel = Callable[..., Finished]
+
+
+def free_port() -> int:
+    """For two processes to meet at, where the test and not torchrun starts them."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 def write_images(root: Path) -> Path:

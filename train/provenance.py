@@ -31,12 +31,8 @@ from train.teacher import TeacherChoice
 RUN_FILE = "run.json"
 PLACES = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # where things lie: digests tell what they are
 RECORDED = {"val", "val_digest"}  # nothing is learnt from them: a resume may look at others
-HOW = (
-    "precision",
-    "sync_bn",
-    "compile",
-    "processes",
-)  # of an entry of "starts": settings that change the weights' bits, or more
+# Of an entry of "starts": settings that change the weights' bits, or more
+HOW = ("precision", "sync_bn", "compile", "processes")
 
 
 def describe(

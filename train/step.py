@@ -16,6 +16,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor, nn
 
+from pipeline.compiling import cannot_compile, is_of_compiling
 from pipeline.errors import InputError, first_line
 from pipeline.images import normalise
 from train.augment import augment
@@ -69,15 +70,14 @@ def compiled(model: nn.Module) -> Forward:
         InputError: (the pass itself) torch cannot compile this model, or has no compiler on this machine.
     """
     forward = torch.compile(model)
-    from torch._dynamo.exc import TorchDynamoException  # imported by then; it takes seconds where it is not wanted
 
     def checked(batch: Tensor) -> Output:
         try:
             output: Output = forward(batch)
-        except TorchDynamoException as error:
-            raise InputError(
-                f"--compile: torch cannot compile the model here ({first_line(error)}); leave it out"
-            ) from error
+        except Exception as error:
+            if is_of_compiling(error):
+                raise cannot_compile("the model", error) from error
+            raise
         return output
 
     return checked

@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 import timm
 import torch
+import torch._inductor.config
 
 from annotate.convert import fully_convolutional
 from annotate.forward import Forward
@@ -108,9 +109,15 @@ def test_probe_beyond_memory_gets_the_same_message() -> None:
 
 def test_what_is_not_compiled_when_a_batch_of_another_size_comes_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = tiny_forward(4)
-    forward.compiled = True
-    forward.annotator.double()  # the pass fails, and not for want of memory
-    with torch.inference_mode(), pytest.raises(InputError, match=r"--compile: torch cannot compile .* leave it out"):
+    fused = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 8, 8), torch.nn.Tanh())
+    fused.name = "tiny"  # type: ignore[assignment]
+    fused.compile()
+    monkeypatch.setattr(forward, "annotator", fused)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}),
+        torch.inference_mode(),
+        pytest.raises(InputError, match=r"--compile: torch cannot compile tiny here .* leave it out"),
+    ):
         forward(random_images(2))
 
 

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import pytest
 
 from pipeline.manifest import MANIFEST, SHARD_LINES, read_shard_lines
 from pipeline.shards import shard_name
+from tests.conftest import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAST_OF_SHARD_1 = "dog/dog_4.JPEG"
@@ -145,9 +145,9 @@ def test_unreadable_image_met_by_the_second_process_stops_both_and_is_named(
 
 
 def test_process_that_would_write_another_label_set_than_the_first_is_told_so(
-    image_folder: Path, tiny_options: list[str], make_checkpoint: Callable[[int], Path], tmp_path: Path
+    image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
-    """As on two nodes whose disks hold different weights under the same name."""
+    """As on two nodes whose disks hold different images."""
     other = shutil.copytree(image_folder, tmp_path / "elsewhere" / "images")
     (other / LAST_OF_SHARD_1).unlink()
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
@@ -166,12 +166,6 @@ def test_process_that_would_write_another_label_set_than_the_first_is_told_so(
     assert all(process.returncode != 0 for process in running)
     assert "process 1 would write another label set than the first: image_count: 9, not 8" in said[1]
     assert "another process of this run has ended" in said[0]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        return int(listening.getsockname()[1])
 
 
 def test_device_number_is_refused_where_torchrun_gives_it(

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.manifest import read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps, LabelStore
+from tests.conftest import free_port
 from tests.label_sets import write_label_set
 from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
@@ -343,9 +343,7 @@ def train_as_rank(rank: int, port: int, *arguments: Any, **options: Any) -> None
 
 
 def start_two(*arguments: Any, **options: Any) -> list[Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     two = [FORK.Process(target=train_as_rank, args=(rank, port, *arguments), kwargs=options) for rank in (0, 1)]
     for process in two:
         process.start()
