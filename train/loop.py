@@ -153,7 +153,7 @@ def train(
         )
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
-        view = View(recipe.eval_size, recipe.eval_crop, settings["interpolation"], settings["mean"], settings["std"])
+        view = View(recipe.eval_size, recipe.eval_crop, "bilinear", settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, folder.classes, view, recipe.loss)
         asked = load_teacher(teacher, recipe, folder, group.device, autocast)
         if sync_bn:

@@ -42,6 +42,7 @@ class Recipe:
     lr: float = 0.1  # peak, at this batch size
     momentum: float = 0.9  # where the optimiser has one
     weight_decay: float = 1e-4
+    decay_all: bool = False  # norms and biases too, as in the reference's training; they are better left as they are
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     decay_epochs: int = 30  # schedule "step": lr falls to a tenth after every so many epochs
     warmup_epochs: int = 5  # linear, from a hundredth of lr
@@ -62,7 +63,7 @@ class Recipe:
     ema: float = 0.0  # decay of the weights' moving average, which is then what is evaluated and kept: it is steadier than
     # the last step's weights; 0: none
     start: Literal["any", "pretrained"] = "any"  # pretrained: refuse to start from random weights
-    eval_size: int = 224  # an evaluation image's pixels, square
+    eval_size: int = 224  # an evaluation image's pixels, square; resized bilinearly, as crops are
     eval_crop: float = 0.875  # share of the shorter side that the centre crop keeps; 1 is the whole of a square image
     eval_epochs: int = 1  # evaluate every so many epochs, and after the last
     seed: int = 0

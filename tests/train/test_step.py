@@ -30,13 +30,25 @@ def test_what_began_on_a_cpu_goes_on_fused_on_cuda() -> None:
         began = create_optimizer(model, recipe, torch.device("cpu"))
         goes_on = create_optimizer(model, recipe, torch.device("cuda"))
         load_optimizer(goes_on, dict(began.state_dict()))
-        assert [group.get("fused") for group in goes_on.param_groups] == ([True, True] if name == "sgd" else [None, None])
+        assert [group.get("fused") for group in goes_on.param_groups] == [True if name == "sgd" else None]
 
 
-def test_norms_and_biases_do_not_decay_and_the_rest_does() -> None:
+@pytest.mark.parametrize(("decay_all", "decays"), [(False, [(0.0, 3), (1e-4, 1)]), (True, [(1e-4, 4)])])
+def test_norms_and_biases_decay_if_all_do(decay_all: bool, decays: list[tuple[float, int]]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    groups = create_optimizer(model, RECIPE, torch.device("cuda")).param_groups
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.0, 3), (1e-4, 1)]
+    recipe = dataclasses.replace(RECIPE, decay_all=decay_all)
+    groups = create_optimizer(model, recipe, torch.device("cuda")).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == decays
+
+
+def test_published_recipes_have_the_references_optimisers() -> None:
+    """github.com/naver-ai/relabel_imagenet, utils/optimizers.py: all weights decay, and AdamP is as its authors have it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    (sgd,) = create_optimizer(model, load("relabel"), torch.device("cpu")).param_groups
+    assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.1, 0.9, True, 1e-4)
+    (adamp,) = create_optimizer(model, load("relabel-cutmix"), torch.device("cpu")).param_groups
+    assert (adamp["lr"], adamp["betas"], adamp["nesterov"], adamp["weight_decay"]) == (2e-3, (0.9, 0.999), True, 1e-2)
+    assert (adamp["wd_ratio"], adamp["delta"], adamp["eps"]) == (0.1, 0.1, 1e-8)
 
 
 def test_compiled_model_gives_the_models_logits_and_gradients() -> None:
