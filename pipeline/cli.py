@@ -269,6 +269,9 @@ def train(
     sync_bn: Annotated[
         bool, typer.Option("--sync-bn", help="Batch norm's statistics over all processes' images; CUDA only.")
     ] = False,
+    save_every: Annotated[
+        float, typer.Option(metavar="MINUTES", help="Save the state within an epoch too, after so many minutes.")
+    ] = 15.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
 ) -> None:
@@ -304,6 +307,7 @@ def train(
             compile=compile,
             sync_bn=sync_bn,
             device=device,
+            save_every=save_every,
             resume=resume,
             tensorboard=tensorboard,
         )

@@ -89,11 +89,12 @@ def deaths_told() -> Iterator[None]:
         if "DataLoader worker" in str(error):
             raise InputError(
                 f"a decoding process died: {first_line(error).rstrip('. ')}. Where memory ran out (/dev/shm counts too), use"
-                " fewer --workers; what is finished is kept: rerun to go on"
+                " fewer --workers; what is finished is kept: rerun (train: with --resume) to go on"
             ) from error
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InputError(
-                "another process of this run has ended; its own message tells why. What is finished is kept: rerun to go on"
+                "another process of this run has ended; its own message tells why. What is finished is kept: rerun (train:"
+                " with --resume) to go on"
             ) from error
         raise
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.keys import KeyIndex, decoded, encoded
-from pipeline.machine import cores
+from pipeline.machine import cores, memory_available
 from pipeline.manifest import Manifest, ShardLine, read_shard_lines, write_whole
 
 MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
@@ -229,8 +229,9 @@ class LabelStore:
 
         Args:
             resident: whether the whole set moves into the device's memory. If None, it does unless that would take more
-                than half of what a GPU has free, which training needs for itself; a message then says so. A set that is
-                not resident stays in the mapped files, of which all processes of a machine share one copy, in the page
+                than half of what is free there, which training needs for itself; a message then says so. On a CPU each
+                process of torchrun has its share of the memory, and would have a copy of its own. A set that is not
+                resident stays in the mapped files, of which all processes of a machine share one copy, in the page
                 cache: nothing to agree on between them, to clean up, or to fit into a container's shared memory.
         """
         self._device = torch.device(device)
@@ -243,14 +244,12 @@ class LabelStore:
         return self
 
     def _fits(self) -> bool:
-        if self._device.type != "cuda":
-            return True
-        free, _ = torch.cuda.mem_get_info(self._device)
+        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else memory_available()
         if self.nbytes <= free / 2:
             return True
         tqdm.write(
             f"{self.labels}: {self.nbytes / 1e9:.1f} GB of label maps are read from the files, through the page cache:"
-            f" {self._device} has {free / 1e9:.1f} GB free, and half of that is left to training"
+            f" {self._device} has {free / 1e9:.1f} GB free for this process, and half of that is left to training"
         )
         return False
 

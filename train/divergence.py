@@ -5,7 +5,6 @@ The losses since the last look stay on the device; a look fetches them all. Whic
 it follows from the seed.
 """
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -46,11 +45,14 @@ def refuse_divergence(
         batch = next(iter(TrainingBatches(len(folder), recipe, at, rank, group.world)))
         keys += [folder.keys[index] for _, index in batch]
     epoch = at // (len(folder) // recipe.batch_size) + 1
+    place = f"all in {run / DIVERGED}"
     if group.is_first:
         found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
-        with contextlib.suppress(OSError):  # a disk that is full too must not take the place of what is said below
+        try:
             write_whole(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
-    more = f" and {len(keys) - NAMED} more, all in {run / DIVERGED}" if len(keys) > NAMED else ""
+        except OSError as error:  # a disk that is full too must not take the place of what is said below
+            place = f"which {run / DIVERGED} could not take ({error.strerror})"
+    more = f" and {len(keys) - NAMED} more, {place}" if len(keys) > NAMED else ""
     raise InputError(
         f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:NAMED])}{more}."
         f" {kept(run)}. A smaller lr or amp off may help"

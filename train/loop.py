@@ -3,6 +3,7 @@
 `train` is meant to be read from top to bottom; what a step does is in train/step.py.
 """
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
-from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
+from pipeline.images import batches_of, leave_signals_to_the_main_process
 from pipeline.shards import LabelStore
 from train import checkpoint
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
@@ -33,7 +34,7 @@ from train.evaluation.classes import refuse_other_classes
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 from train.evaluation.view import View
-from train.metrics import append_metrics, draw_curves, keep_metrics
+from train.metrics import append_metrics, draw_curves, keep_metrics, read_metrics
 from train.precision import autocast_of, name_of
 from train.provenance import begin, describe
 from train.recipe import Recipe
@@ -45,7 +46,7 @@ from train.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.tokens import WithTokens, token_grid
 
 DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
-LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
+LOOK_EVERY = 20  # steps between two looks at the loss and at the clock; each look waits for the device
 
 
 class Interrupted(Exception):
@@ -71,6 +72,7 @@ def train(
     compile: bool = False,
     sync_bn: bool = False,
     device: str | None = None,
+    save_every: float = 15.0,
     resume: bool = False,
     tensorboard: bool = False,
 ) -> None:
@@ -86,6 +88,7 @@ def train(
         amp: half precision, on CUDA if None; amp_dtype: bfloat16 if None, or float16 with the loss scaled.
         compile: by torch.compile; takes minutes at the start.
         sync_bn: batch norm's statistics over all processes' images instead of each one's own.
+        save_every: minutes after which last.pt is written within an epoch; it always is after one, before evaluation.
         resume: go on from last.pt if there is one; on a CPU the weights come out as if never interrupted.
         tensorboard: write the metrics to RUN/tensorboard too.
     Raises:
@@ -97,6 +100,8 @@ def train(
         raise InputError("--multilabels are of validation images; name these with --val")
     if pretrained and initial_weights is not None:
         raise InputError("--pretrained and --initial-weights are two sets of weights to start from; leave one out")
+    if save_every <= 0:
+        raise InputError(f"--save-every {save_every}: expected a positive number of minutes")
     if tensorboard:
         require_tensorboard()
     with processes(device) as group:
@@ -196,7 +201,8 @@ def train(
         if store is not None and row_of_image is not None:
             if store.to(group.device).resident:
                 row_of_image = row_of_image.to(group.device)
-                say(group, f"label maps: {store.nbytes / 1e9:.1f} GB in the memory of {group.device}")
+                size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
+                say(group, f"label maps: {size} in the memory of {group.device}")
             maps = LabelMapTargets(store, row_of_image, recipe)
         targets = Supervision(recipe, classes, maps, asked, grid)
         forward = compiled(model) if compile else model
@@ -212,8 +218,12 @@ def train(
             worker_init_fn=leave_signals_to_the_main_process,
         )
 
-        def save_state() -> None:
-            """All that resuming needs, as of now: every process takes part, the first one writes."""
+        def save_state(metrics: dict[str, Any] | None = None) -> None:
+            """All that resuming needs, as of now: every process takes part, the first one writes.
+
+            Args:
+                metrics: of an epoch that has just ended, which is still to be evaluated and recorded.
+            """
             together = group.sum(seen.clone())
             if group.is_first:
                 state = {
@@ -222,15 +232,35 @@ def train(
                     "scaler": scaler.state_dict(),
                     "step": step,
                     "seen": together,
+                    "metrics": json.dumps(metrics),
                     "card": card.to_json(),
                 }
                 if ema is not None:  # the key by which timm, and so eval and export, takes them instead of the others
                     state["state_dict_ema"] = ema.module.state_dict()
                 checkpoint.save(run / LAST, state)
 
+        def record(metrics: dict[str, Any]) -> None:
+            """Evaluate after an epoch, where the recipe says so, and record it; its state is saved by then."""
+            began, epoch = time.perf_counter(), metrics["epoch"]
+            if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
+                group.same_buffers(judged)
+                evaluation = evaluate(judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast)
+                metrics["val"] = evaluation.summary()
+            metrics["wall_s"] += time.perf_counter() - began
+            if group.is_first:
+                append_metrics(run, metrics)
+                if "val" in metrics or epoch == recipe.epochs:
+                    draw_curves(run)
+            if writer is not None:
+                write_epoch(writer, metrics)
+            say(group, summary(metrics, recipe))
+
         with stop_signals() as stopped:
+            ended = json.loads(state.get("metrics", "null")) if state is not None else None
+            if ended is not None and not group.from_first(len(read_metrics(run)) >= ended["epoch"]):
+                record(ended)
             bar = progress(step, steps_per_epoch, recipe, group)
-            began = time.perf_counter()
+            began = saved = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
             losses: list[tuple[torch.Tensor, float]] = []  # since the last look, with their learning rates
             for crops in on_device(batches_of(loader), group.device):
@@ -248,59 +278,41 @@ def train(
                 losses.append((counted[1], optimizer.param_groups[0]["lr"]))
                 look = step % LOOK_EVERY == 0 or in_epoch == 0
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
+                save = stop or (look and group.any(time.perf_counter() - saved > 60 * save_every))
                 if look or stop:
                     refuse_divergence(losses, step, folder, recipe, run, group)
                     losses.clear()
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)
-                if stop or in_epoch == 0:
+                if save or in_epoch == 0:
                     refuse_infinite_weights(model, step, optimizer.param_groups[0]["lr"], run)
-                if stop and in_epoch:
-                    save_state()
+
+                # End of an epoch, or time to save
+                metrics = None
+                if in_epoch == 0:
+                    bar.close()
+                    wall_s = time.perf_counter() - began
+                    count, loss_sum, right_sum = group.sum(seen).tolist()
+                    metrics = {
+                        "epoch": epoch,
+                        "step": step,
+                        "loss": loss_sum / count,
+                        "top1": 100 * right_sum / count,
+                        "lr": optimizer.param_groups[0]["lr"],
+                        "images_per_s": (count - images_before) / wall_s,
+                        "wall_s": wall_s,
+                    }
+                    seen.zero_()
+                if save or metrics is not None:
+                    save_state(metrics)
+                    saved = time.perf_counter()
+                if stop:
                     bar.close()
                     raise Interrupted(f"stopped at step {step}; the same command with --resume goes on from {run / LAST}")
-                if in_epoch:
-                    continue
-
-                # End of an epoch: evaluate, record, save
-                bar.close()
-                wall_s = time.perf_counter() - began
-                count, loss_sum, right_sum = group.sum(seen).tolist()
-                metrics: dict[str, Any] = {
-                    "epoch": epoch,
-                    "step": step,
-                    "loss": loss_sum / count,
-                    "top1": 100 * right_sum / count,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "images_per_s": (count - images_before) / wall_s,
-                }
-                seen.zero_()
-                unreadable = None
-                if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
-                    group.same_buffers(judged)
-                    try:
-                        metrics["val"] = evaluate(
-                            judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast
-                        ).summary()
-                    except UnreadableImage as error:
-                        if group.world > 1:  # the others are still evaluating
-                            raise
-                        unreadable = error  # what was learnt is saved first
-                metrics["wall_s"] = time.perf_counter() - began
-                if group.is_first:
-                    append_metrics(run, metrics)
-                if writer is not None:
-                    write_epoch(writer, metrics)
-                save_state()
-                if unreadable is not None:
-                    raise unreadable
-                if group.is_first and ("val" in metrics or epoch == recipe.epochs):
-                    draw_curves(run)
-                say(group, summary(metrics, recipe))
-                if stop and epoch < recipe.epochs:
-                    raise Interrupted(f"stopped after epoch {epoch}; the same command with --resume goes on")
-                bar = progress(step, steps_per_epoch, recipe, group)
-                began, images_before = time.perf_counter(), 0.0
+                if metrics is not None:
+                    record(metrics)
+                    bar = progress(step, steps_per_epoch, recipe, group)
+                    began, images_before = time.perf_counter(), 0.0
             bar.close()
 
         if writer is not None:

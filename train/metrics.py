@@ -1,9 +1,11 @@
 """A run's metrics.jsonl, a line per epoch, and the curves drawn from it."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import InputError
 from pipeline.manifest import write_whole
 
 METRICS = "metrics.jsonl"
@@ -20,8 +22,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def append_metrics(run: Path, metrics: dict[str, Any]) -> None:
-    with (run / METRICS).open("a") as file:
-        file.write(json.dumps(metrics) + "\n")
+    """Add an epoch.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    try:
+        with (run / METRICS).open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+    except OSError as error:
+        raise cannot_record(run / METRICS, error) from error
 
 
 def keep_metrics(run: Path, epochs: int) -> None:
@@ -30,8 +40,18 @@ def keep_metrics(run: Path, epochs: int) -> None:
     write_whole(run / METRICS, lines.encode())
 
 
+def cannot_record(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {path}: {error.strerror}. What was learnt is saved; free the disk and run again with --resume"
+    )
+
+
 def draw_curves(run: Path) -> None:
-    """curves.png: loss, accuracies and learning rate over the epochs."""
+    """curves.png: loss, accuracies and learning rate over the epochs.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,5 +78,10 @@ def draw_curves(run: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)  # beside no curve
     figure.suptitle(str(run))
-    figure.savefig(run / CURVES, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
     plt.close(figure)
+    try:
+        write_whole(run / CURVES, drawn.getvalue())
+    except OSError as error:
+        raise cannot_record(run / CURVES, error) from error

@@ -80,6 +80,13 @@ def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: P
     assert not (tmp_path / "run" / "weights.pth").exists()
 
 
+def test_file_that_could_not_be_written_is_not_referred_to(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "diverged.json").mkdir(parents=True)
+    recipe = load("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])
+    with pytest.raises(InputError, match=r"in step 2 .* and 4 more, which .*diverged\.json could not take \("):
+        run_training(image_folder, tmp_path / "run", recipe)
+
+
 def test_weights_that_overflow_in_the_last_step_before_saving_are_not_saved(image_folder: Path, tmp_path: Path) -> None:
     recipe = load("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30", "weight_decay=1e12"])
     with pytest.raises(InputError, match=r"weights are not finite after step 1 \(lr 1e\+30\).* Nothing was saved yet"):

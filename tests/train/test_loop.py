@@ -205,6 +205,23 @@ def test_killed_and_resumed_training_is_the_uninterrupted_one(data: Path, uninte
     assert [m["epoch"] for m in read_metrics(run)] == list(range(1, 26))
 
 
+def test_killed_within_an_epoch_goes_on_from_what_was_saved_in_it(data: Path, tmp_path: Path) -> None:
+    settings = recipe("scenes-relabel", "batch_size=2", "loss=bce", epochs=9)  # 16 steps an epoch, a look in every 20
+    steps, options = 16, {"model_kwargs": DROPPED, "save_every": 1e-9}
+    run_training(data, tmp_path / "whole", settings, **options)
+    run = tmp_path / "killed"
+    process = FORK.Process(target=run_training, args=(data, run, settings), kwargs=options)
+    process.start()
+    while not (run / "last.pt").exists() or checkpoint.load(run / "last.pt")["step"] % steps == 0:
+        assert process.is_alive()
+    process.kill()
+    process.join()
+    assert checkpoint.load(run / "last.pt")["step"] % steps != 0 and not (run / "weights.pth").exists()
+    run_training(data, run, settings, **options, resume=True)
+    assert_same_weights(tmp_path / "whole", run)
+    assert [m["loss"] for m in read_metrics(run)] == [m["loss"] for m in read_metrics(tmp_path / "whole")]
+
+
 def killed_in_mid_checkpoint(run: Path, process: Any, epochs: int) -> bool:
     """SIGKILL the process while it writes a checkpoint, after so many epochs; whether it was still writing."""
     while process.is_alive():
@@ -367,6 +384,54 @@ def test_two_processes_killed_and_resumed_are_two_that_were_not(data: Path, tmp_
         process.join()
         assert process.exitcode == 0
     assert_same_weights(tmp_path / "whole", run)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_that_fails_costs_nothing_of_what_was_learnt(data: Path, tmp_path: Path, processes: int) -> None:
+    settings = recipe("scenes-relabel", "eval_epochs=1")
+
+    def start(run: Path, val: Path, resume: bool) -> list[int]:
+        """The exit codes."""
+        options = {"val": val, "model_kwargs": DROPPED, "resume": resume}
+        if processes == 2:
+            started = start_two(data, run, settings, **options)
+        else:
+            started = [FORK.Process(target=run_training, args=(data, run, settings), kwargs=options)]
+            started[0].start()
+        for process in started:
+            process.join()
+        return [process.exitcode for process in started]
+
+    assert start(tmp_path / "whole", data / "val", False) == [0] * processes
+    torn = shutil.copytree(data / "val", tmp_path / "val") / "red" / "1.JPEG"
+    torn.write_bytes(torn.read_bytes()[:300])
+    run = tmp_path / "run"
+    assert start(run, tmp_path / "val", False) == [1] * processes
+    assert checkpoint.load(run / "last.pt")["step"] == 4 and read_metrics(run) == [], "learnt and not yet evaluated"
+    shutil.copy(data / "val" / "red" / "1.JPEG", torn)
+    assert start(run, tmp_path / "val", True) == [0] * processes
+    assert_same_weights(tmp_path / "whole", run)
+    of_run, of_whole = read_metrics(run), read_metrics(tmp_path / "whole")
+    assert [(m["epoch"], m["loss"], m["val"]) for m in of_run] == [(m["epoch"], m["loss"], m["val"]) for m in of_whole]
+
+
+def test_ctrl_c_at_torchrun_saves_the_state_once_and_resumes(data: Path, tmp_path: Path) -> None:
+    """As a terminal sends it, to every process; torchrun then sends its own SIGTERM after it."""
+    run = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment(), "text": True, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([*launch, *command(data, run)], **options, start_new_session=True)
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0 and "the same command with --resume goes on" in stderr, stderr
+    step = checkpoint.load(run / "last.pt")["step"]
+    assert 4 <= step < 100 and not (run / "weights.pth").exists()
+    done = subprocess.run([*launch, *command(data, run, "--resume")], **options)
+    assert done.returncode == 0, done.stderr
+    assert [m["epoch"] for m in read_metrics(run)] == list(range(1, 26))
 
 
 def test_two_gloo_processes_are_one_but_for_rounding(data: Path, tmp_path: Path) -> None:
