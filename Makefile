@@ -52,7 +52,7 @@ help:
 	@echo 'make all      IMAGENET=DIR    all of these, in order; each of them makes what it needs first'
 	@echo 'make test | check | format    the tests | format, lint and types | put the code in form'
 	@echo 'make bench                    speed of each part against what could replace it, as ratios'
-	@echo 'make bench-full               a label set as large as ImageNet: seconds and memory; needs 7 GB of disk, in SCRATCH'
+	@echo 'make bench-full               a label set as large as ImageNet: seconds and memory; needs 20 GB of disk, in SCRATCH'
 	@echo 'make results                  the tables of README.md, over seeds; writes them there (hours); TABLES= one of them'
 	@echo
 	@echo 'Variables, and what they are now:'

@@ -3,16 +3,15 @@
 Their form is one `.pt` file per image, CLASS/NAME.pt, in a folder or an uncompressed tar: a tensor [2, k, H, W] of scores,
 then class indices. They have no tail: a class that is not stored counts as 0, their authors' own arithmetic.
 
-Files are read one shard at a time, in the order of their keys, from the folder or straight from the tar, and never
-unpickled. A rerun keeps finished shards.
+Files are read in the order of their keys, a few hundred at a time, from the folder or straight from the tar, by several
+processes, and never unpickled. A rerun keeps finished shards.
 
-Shapes: k classes kept per cell, H rows and W columns of the label map.
+Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 """
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -20,6 +19,7 @@ from typing import Literal
 import timm
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from annotate.axes import SAMPLE, decide_axes
@@ -27,10 +27,10 @@ from annotate.convert import REFUSED
 from annotate.label_folder import finish, only_run_on, prepare
 from annotate.run import AnnotateConfig, load_annotator
 from pipeline.classifier import choose_device
-from pipeline.distributed import Processes
+from pipeline.distributed import Processes, deaths_told
 from pipeline.errors import InputError, first_line
 from pipeline.image_sources import find_images
-from pipeline.images import ImageSet, digest_of
+from pipeline.images import ImageSet, digest_of, leave_signals_to_the_main_process
 from pipeline.keys import encodable
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import LabelMaps, write_shard
@@ -38,6 +38,7 @@ from pipeline.tar_members import TarMember, read_member, tar_members
 
 Axes = Literal["yx", "xy", "auto"]
 ALONE = Processes(0, 1, torch.device("cpu"))
+TOGETHER = 256  # maps that are read at a time: 5 MB of 15x15x5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def import_maps(
     images: Path | str | None = None,
     shard_size: int = 4096,
     judge: AnnotateConfig | None = None,
+    workers: int | None = None,
     device: str | None = None,
 ) -> None:
     """Make a label set of published maps.
@@ -77,6 +79,7 @@ def import_maps(
         axes: "yx" if a map's first axis is the rows of the image, "xy" if it was stored transposed, "auto" to let the
             annotator `judge`, on `device`, decide on a sample of the images (annotate/axes.py).
         images: the images they were made from; gives keys their true extensions (else .JPEG), and must hold them all.
+        workers: processes that read; as many as there are cores if None, and if 0 the main one reads.
     Raises:
         InputError: no maps there, a compressed tar, maps without an image, files that are no such tensors (all of a
             shard's are named), or another label set in the folder.
@@ -90,8 +93,8 @@ def import_maps(
         if folder is None or judge is None:
             raise InputError("--axes auto needs images and an annotator to judge by: pass --images and --model")
         axes = judged_axes(places, folder, judge, num_classes, choose_device(device))
-    first = read_map(places[keys[0]], axes, num_classes)
-    _, topk, rows, columns = first.shape
+    first = fit_maps([places[keys[0]]], axes, num_classes)
+    _, _, topk, rows, columns = first.shape
     manifest = Manifest(
         model="published maps",
         model_kwargs={},
@@ -115,14 +118,12 @@ def import_maps(
     )
     try:
         labels.mkdir(parents=True, exist_ok=True)
-        with only_run_on(labels, ALONE), tqdm(total=len(keys), unit="map", desc="import", disable=None) as bar:
+        with deaths_told(), only_run_on(labels, ALONE):
             pending = prepare(labels, manifest, ALONE)
-            bar.update(len(keys) - sum(len(keys_of(shard, keys, manifest)) for shard in pending))
-            for shard in pending:
-                of_shard = keys_of(shard, keys, manifest)
-                maps = read_shard(of_shard, places, axes, manifest, shard)
+            files = MapFiles([places.pop(key) for key in keys], axes, manifest)
+            for shard, maps in read_shards(pending, files, manifest, ALONE.decoding_workers(workers)):
+                of_shard = keys[shard * shard_size : (shard + 1) * shard_size]
                 append_shard_line(labels, write_shard(labels, shard, of_shard, maps, manifest))
-                bar.update(len(of_shard))
             finish(labels, manifest)
     except OSError as error:
         raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are safe; rerun") from error
@@ -140,14 +141,10 @@ def judged_axes(
         tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; another --model would judge better")
     keys = sorted(places)
     sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
-    maps = [read_map(places[keys[i]], "yx", num_classes) for i in sample]
-    verdict = decide_axes(maps, [folder.index(keys[i]) for i in sample], folder, annotator, squash)
+    maps = fit_maps([places[keys[i]] for i in sample], "yx", num_classes)
+    verdict = decide_axes(list(maps), [folder.index(keys[i]) for i in sample], folder, annotator, squash)
     tqdm.write(str(verdict))
     return verdict.axes
-
-
-def keys_of(shard: int, keys: list[str], manifest: Manifest) -> list[str]:
-    return keys[shard * manifest.shard_size : (shard + 1) * manifest.shard_size]
 
 
 def index_folder(source: Path) -> dict[str, Place]:
@@ -205,55 +202,120 @@ def with_extensions(places: dict[str, Place], folder: ImageSet) -> dict[str, Pla
     return found
 
 
-def read_map(place: Place, axes: Axes, num_classes: int) -> Tensor:
-    """One map as (2, k, H, W) float32: scores, then classes.
+class MapFiles(Dataset[tuple[Tensor, list[str]]]):
+    """`read_maps` of the files in a range of all keys' places, for processes that read."""
+
+    def __init__(self, places: list[Place], axes: Axes, manifest: Manifest) -> None:
+        self.places, self.axes, self.num_classes = places, axes, manifest.num_classes
+        self.shape = (2, manifest.topk, *(manifest.grid[::-1] if axes == "xy" else manifest.grid))
+
+    def __getitem__(self, part: range) -> tuple[Tensor, list[str]]:
+        return read_maps(self.places[part.start : part.stop], self.axes, self.num_classes, self.shape)
+
+
+def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers: int) -> Iterator[tuple[int, LabelMaps]]:
+    """The maps of each pending shard, in order.
 
     Raises:
-        InputError: no such tensor, or classes beyond num_classes.
+        InputError: files of a shard are unfit; all of them are named together.
+    """
+    parts = {shard: parts_of(shard, manifest) for shard in pending}
+    wanted = [part for of_shard in parts.values() for part in of_shard]
+    done = manifest.image_count - sum(map(len, wanted))
+    loader = DataLoader(
+        files,
+        batch_size=None,
+        sampler=wanted,
+        num_workers=workers if wanted else 0,
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
+    with tqdm(total=manifest.image_count, initial=done, unit="map", desc="import", disable=None) as bar:
+        read = iter(loader)
+        for shard, of_shard in parts.items():
+            made: list[Tensor] = []
+            unfit: list[str] = []
+            for part in of_shard:
+                maps, messages = next(read)
+                made.append(maps)
+                unfit += messages
+                bar.update(len(part))
+            if unfit:
+                listed = "\n  ".join(unfit)
+                found = f"{len(unfit)} unfit maps in shard {shard} of {manifest.shard_count}"
+                raise InputError(f"{found}:\n  {listed}\nMend them and rerun")
+            scores, classes = torch.cat(made).unbind(1)
+            yield shard, LabelMaps(scores, classes.int(), torch.zeros(len(scores), *manifest.grid))
+
+
+def parts_of(shard: int, manifest: Manifest) -> list[range]:
+    """The places of a shard's maps among all, in the parts that are read at a time."""
+    stop = min((shard + 1) * manifest.shard_size, manifest.image_count)
+    return [range(at, min(at + TOGETHER, stop)) for at in range(shard * manifest.shard_size, stop, TOGETHER)]
+
+
+def fit_maps(places: list[Place], axes: Axes, num_classes: int) -> Tensor:
+    """(n, 2, k, H, W) float32 of `read_maps`.
+
+    Raises:
+        InputError: a file that is unfit.
+    """
+    maps, unfit = read_maps(places, axes, num_classes)
+    if unfit:
+        raise InputError(unfit[0])
+    return maps
+
+
+def read_maps(
+    places: Sequence[Place], axes: Axes, num_classes: int, shape: Sequence[int] | None = None
+) -> tuple[Tensor, list[str]]:
+    """Maps as (n, 2, k, H, W) float32: scores, largest first, then classes; and what is wrong with the files left out.
+
+    Args:
+        shape: 2, k, H, W of every map; that of the first one if None.
+    """
+    read: list[tuple[Place, Tensor]] = []
+    unfit: list[str] = []
+    for place in places:
+        try:
+            one = tensor_in(place)
+        except InputError as error:
+            unfit.append(str(error))
+            continue
+        shape = shape or one.shape
+        if tuple(one.shape) != tuple(shape):
+            unfit.append(f"{place.name}: {list(one.shape)}, the first map is {list(shape)}")
+        else:
+            read.append((place, one))
+    if not read:
+        return torch.empty(0, *(shape or (2, 0, 0, 0))), unfit
+    together = torch.stack([one for _, one in read])
+    scores, classes = together.unbind(1)
+    for wrong, what in (
+        (
+            (classes < 0) | (classes >= num_classes) | (classes != classes.round()),
+            f"its second half is not class indices below {num_classes}; check --num-classes",
+        ),
+        (~scores.isfinite(), "its scores are not finite"),
+    ):
+        unfit += [f"{read[i][0].name}: {what}" for i in wrong.flatten(1).any(1).nonzero().flatten().tolist()]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranked = torch.stack([scores.gather(1, order), classes.gather(1, order)], dim=1)
+    return ranked.transpose(3, 4) if axes == "xy" else ranked, unfit
+
+
+def tensor_in(place: Place) -> Tensor:
+    """One file's map, (2, k, H, W) float32, as it is stored.
+
+    Raises:
+        InputError: no such file, or no such tensor in it.
     """
     try:
         stored = torch.load(io.BytesIO(place.read()), map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except OSError as error:
+        raise InputError(f"{place.name}: {error.strerror}") from error
     except Exception as error:  # a damaged file comes out of torch as one of many types
         raise InputError(f"{place.name}: no tensor ({first_line(error)})") from error
     if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:
         found = list(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
         raise InputError(f"{place.name}: {found}, expected a tensor [2, k, H, W] of scores and class indices")
-    stored = stored.float()
-    scores, classes = stored
-    if not bool(((classes >= 0) & (classes < num_classes) & (classes == classes.round())).all()):
-        raise InputError(f"{place.name}: its second half is not class indices below {num_classes}; check --num-classes")
-    if not bool(scores.isfinite().all()):
-        raise InputError(f"{place.name}: its scores are not finite")
-    order = scores.argsort(dim=0, descending=True, stable=True)
-    ranked = torch.stack([scores.gather(0, order), classes.gather(0, order)])
-    return ranked.transpose(2, 3) if axes == "xy" else ranked
-
-
-def read_shard(keys: list[str], places: dict[str, Place], axes: Axes, manifest: Manifest, shard: int) -> LabelMaps:
-    """The maps of one shard; all files that are unfit are named together."""
-    maps: list[Tensor] = []
-    unfit: list[str] = []
-    for key in keys:
-        with collecting(unfit):
-            one = read_map(places[key], axes, manifest.num_classes)
-            if one.shape[1:] != (manifest.topk, *manifest.grid):
-                expected = [2, manifest.topk, *manifest.grid]
-                raise InputError(f"{places[key].name}: {list(one.shape)}, the first map is {expected}")
-            maps.append(one)
-    if unfit:
-        listed = "\n  ".join(unfit)
-        raise InputError(
-            f"{len(unfit)} unfit maps in shard {shard} of {manifest.shard_count}:\n  {listed}\nMend them and rerun"
-        )
-    together = torch.stack(maps)  # (n, 2, k, H, W)
-    return LabelMaps(together[:, 0], together[:, 1].int(), torch.zeros(len(keys), *manifest.grid))
-
-
-@contextmanager
-def collecting(messages: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        messages.append(str(error))
+    return stored.float()

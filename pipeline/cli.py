@@ -432,6 +432,7 @@ def import_maps(
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[Path | None, typer.Option(help="For --axes auto: its weights, if your own.")] = None,
     input_size: Annotated[str | None, typer.Option(help="For --axes auto: its pixels, N or ROWSxCOLUMNS.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read. As many as there are cores.")] = None,
     device: Device = None,
 ) -> None:
     """Make a label set of the published maps, one .pt file per image. A rerun keeps finished shards."""
@@ -455,7 +456,7 @@ def import_maps(
             input_size=parse_size(input_size),
             class_token=True,
         )
-    run(source, labels, num_classes, axes, images, shard_size, judge, device)  # type: ignore[arg-type]
+    run(source, labels, num_classes, axes, images, shard_size, judge, workers, device)  # type: ignore[arg-type]
 
 
 @app.command("export-maps")

@@ -55,7 +55,7 @@ def test_folder_and_tar_give_the_same_label_set(maps: Path, tmp_path: Path) -> N
         for name in NAMES[::-1]:  # in another order
             tar.add(maps / f"{name}.pt", f"imagenet_top3/{name}.pt")
     import_maps(maps, tmp_path / "of_folder", CLASSES, shard_size=2)
-    import_maps(tmp_path / "maps.tar", tmp_path / "of_tar", CLASSES, shard_size=2)
+    import_maps(tmp_path / "maps.tar", tmp_path / "of_tar", CLASSES, shard_size=2, workers=0)
     assert_holds_the_maps(tmp_path / "of_folder")
     assert_holds_the_maps(tmp_path / "of_tar")
     for shard in (tmp_path / "of_folder").glob("*.h5"):
@@ -105,6 +105,13 @@ def test_unfit_files_are_named_together_and_a_rerun_keeps_finished_shards(maps: 
     import_maps(maps, tmp_path / "labels", CLASSES, shard_size=2)
     assert_holds_the_maps(tmp_path / "labels")
     assert (tmp_path / "labels" / "shard-00000.h5").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_file_that_is_gone_when_it_is_read_is_named(maps: Path, tmp_path: Path, workers: int) -> None:
+    (maps / "cat/c.pt").symlink_to("gone.pt")
+    with pytest.raises(InputError, match=r"1 unfit maps in shard 0 of 1:\n  .*cat/c\.pt: No such file or directory\nMend"):
+        import_maps(maps, tmp_path / "labels", CLASSES, workers=workers)
 
 
 class Malice:
