@@ -85,14 +85,14 @@ def import_maps(
             shard's are named), or another label set in the folder.
     """
     places = index_tar(source) if source.is_file() else index_folder(source)
-    folder = find_images(images) if images is not None else None
-    if folder is not None:
-        places = with_extensions(places, folder)
+    image_set = find_images(images) if images is not None else None
+    if image_set is not None:
+        places = with_extensions(places, image_set)
     keys = sorted(places)
     if axes == "auto":
-        if folder is None or judge is None:
+        if image_set is None or judge is None:
             raise InputError("--axes auto needs images and an annotator to judge by: pass --images and --model")
-        axes = judged_axes(places, folder, judge, num_classes, choose_device(device))
+        axes = judged_axes(places, image_set, judge, num_classes, choose_device(device))
     first = fit_maps([places[keys[0]]], axes, num_classes)
     _, _, topk, rows, columns = first.shape
     manifest = Manifest(
@@ -130,7 +130,7 @@ def import_maps(
 
 
 def judged_axes(
-    places: dict[str, Place], folder: ImageSet, judge: AnnotateConfig, num_classes: int, device: torch.device
+    places: dict[str, Place], image_set: ImageSet, judge: AnnotateConfig, num_classes: int, device: torch.device
 ) -> Literal["yx", "xy"]:
     """Decide on a random sample of the maps, and say by what margin."""
     annotator, squash = load_annotator(judge, device)
@@ -142,7 +142,7 @@ def judged_axes(
     keys = sorted(places)
     sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
     maps = fit_maps([places[keys[i]] for i in sample], "yx", num_classes)
-    verdict = decide_axes(list(maps), [folder.index(keys[i]) for i in sample], folder, annotator, squash)
+    verdict = decide_axes(list(maps), [image_set.index(keys[i]) for i in sample], image_set, annotator, squash)
     tqdm.write(str(verdict))
     return verdict.axes
 
@@ -186,18 +186,20 @@ def whole(places: dict[str, Place], source: Path) -> dict[str, Place]:
     return places
 
 
-def with_extensions(places: dict[str, Place], folder: ImageSet) -> dict[str, Place]:
+def with_extensions(places: dict[str, Place], image_set: ImageSet) -> dict[str, Place]:
     """The same places under the images' own keys."""
     stems: dict[str, str] = {}
-    for key in folder.keys:
+    for key in image_set.keys:
         other = stems.setdefault(key.rpartition(".")[0], key)
         if other != key:
-            raise InputError(f"{folder.source}: {other} and {key} differ in their endings alone; a map could be of either")
+            raise InputError(
+                f"{image_set.source}: {other} and {key} differ in their endings alone; a map could be of either"
+            )
     found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
     strange = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
     if strange:
         raise InputError(
-            f"{len(strange)} maps have no image in {folder.source} (first: {strange[0]}); name the images they are of"
+            f"{len(strange)} maps have no image in {image_set.source} (first: {strange[0]}); name the images they are of"
         )
     return found
 

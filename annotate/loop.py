@@ -27,19 +27,19 @@ from pipeline.shards import MAPS, LabelMaps, shard_name, write_shard
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
     """(index, (3, S, T) uint8, "") of image `index`, or (index, None, why) where it cannot be read."""
 
-    def __init__(self, folder: ImageSet, squash: Squash) -> None:
-        self.folder, self.squash = folder, squash
+    def __init__(self, image_set: ImageSet, squash: Squash) -> None:
+        self.image_set, self.squash = image_set, squash
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         try:
-            return index, self.squash(self.folder.read(index)), ""
+            return index, self.squash(self.image_set.read(index)), ""
         except UnreadableImage as error:
             return index, None, str(error)
 
 
 @dataclass
 class Batch:
-    """Readable images of one batch: indices into the folder, (B, 3, S, T) uint8, and what was unreadable, with reasons."""
+    """Readable images of one batch: indices into the set, (B, 3, S, T) uint8, and what was unreadable, with reasons."""
 
     indices: list[int]
     images: Tensor
@@ -59,7 +59,7 @@ def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
 
 
 def images_of(shard: int, manifest: Manifest) -> range:
-    """A shard's images, as indices into the folder."""
+    """A shard's images, as indices into the set."""
     first = shard * manifest.shard_size
     return range(first, min(first + manifest.shard_size, manifest.image_count))
 
@@ -74,7 +74,7 @@ def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> lis
 
 
 def annotate_shards(
-    folder: ImageSet,
+    image_set: ImageSet,
     labels: Path,
     shards: list[int],
     manifest: Manifest,
@@ -98,7 +98,7 @@ def annotate_shards(
     cuda = group.device.type == "cuda"
     workers = 0 if workers is None and not cuda else group.decoding_workers(workers)
     loader = DataLoader(
-        SquashedImages(folder, forward.squash),
+        SquashedImages(image_set, forward.squash),
         batch_sampler=batches,
         num_workers=min(workers, len(batches)),
         collate_fn=collate,
@@ -131,7 +131,7 @@ def annotate_shards(
                 )
             if written is not None:
                 written.result()  # so that two shards at most are in memory
-            keys, skipped = ([folder.keys[i] for i in some] for some in (indices, sorted(unreadable)))
+            keys, skipped = ([image_set.keys[i] for i in some] for some in (indices, sorted(unreadable)))
             said = None
             if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
                 of_process = f" of the first of {group.world} processes" if group.world > 1 else ""

@@ -62,15 +62,15 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
     for name in ("topk", "batch_size", "shard_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
-    folder = find_images(images)
+    image_set = find_images(images)
     with processes(device) as group:
         annotator, squash = load_annotator(config, group.device)
-        outputs = outputs_by_name(config.classes, annotator.classifier, folder) if config.classes else None
+        outputs = outputs_by_name(config.classes, annotator.classifier, image_set) if config.classes else None
         if outputs is not None:
             annotator.select(outputs)
         if annotator.kind == "token" and group.is_first:
             tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
-        manifest = describe(config, annotator, squash, folder, outputs)
+        manifest = describe(config, annotator, squash, image_set, outputs)
         forward = Forward(annotator, squash, manifest, config.batch_size)
         if config.compile:
             forward.compile()
@@ -79,7 +79,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             with only_run_on(labels, group):
                 pending = prepare(labels, manifest, group, config.skip_unreadable)
                 mine = pending[group.rank :: group.world]
-                annotate_shards(folder, labels, mine, manifest, forward, group, config.workers, config.skip_unreadable)
+                annotate_shards(image_set, labels, mine, manifest, forward, group, config.workers, config.skip_unreadable)
                 group.barrier()
                 if group.is_first:
                     finish(labels, manifest)
@@ -121,7 +121,7 @@ def describe(
     config: AnnotateConfig,
     annotator: FullyConvolutional,
     squash: Squash,
-    folder: ImageSet,
+    image_set: ImageSet,
     outputs: list[int] | None = None,
 ) -> Manifest:
     """The manifest of the set that these settings make."""
@@ -147,10 +147,10 @@ def describe(
         topk=config.topk,
         tail=config.tail,
         grid=(rows, columns),
-        image_count=len(folder),
-        image_digest=digest_of(folder.keys),
+        image_count=len(image_set),
+        image_digest=digest_of(image_set.keys),
         shard_size=config.shard_size,
-        classes=tuple(folder.classes) if len(folder.classes) == num_classes else None,
+        classes=tuple(image_set.classes) if len(image_set.classes) == num_classes else None,
         outputs=tuple(outputs) if outputs is not None else None,
         num_outputs=annotator.classifier.num_classes if outputs is not None else None,  # type: ignore[arg-type]
         recentre=config.recentre,

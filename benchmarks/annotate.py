@@ -63,9 +63,9 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
     assert config.checkpoint is not None
     torch.manual_seed(0)
     torch.save(timm.create_model(config.model).state_dict(), config.checkpoint)
-    folder = write_pictures(scratch / "images", load.images)
+    image_set = write_pictures(scratch / "images", load.images)
     annotator, squash = load_annotator(config, group.device)
-    manifest = describe(config, annotator, squash, folder)
+    manifest = describe(config, annotator, squash, image_set)
     pixels = torch.randint(256, (config.batch_size, 3, *squash.input_size), dtype=torch.uint8, device=group.device)
     batch = squash.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
@@ -73,7 +73,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
         labels = Path(tempfile.mkdtemp(dir=scratch))
         forward = Forward(annotator, squash, manifest, config.batch_size)
         with contextlib.redirect_stdout(None):  # what it says of its shards
-            annotate_shards(folder, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)
+            annotate_shards(image_set, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)
 
     @torch.inference_mode()
     def bare() -> None:

@@ -34,9 +34,9 @@ def main() -> None:
     print(hardware(torch.device("cpu")))
     for title, size in SIZES.items():
         with tempfile.TemporaryDirectory() as scratch:
-            folder = write_photographs(Path(scratch), size)
+            image_set = write_photographs(Path(scratch), size)
             for side in SIDES:
-                compare(title, folder, load("relabel", [f"image_size={side}", "hflip=0.0"]))
+                compare(title, image_set, load("relabel", [f"image_size={side}", "hflip=0.0"]))
 
 
 def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:
@@ -48,11 +48,11 @@ def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:
     return find_images(root)
 
 
-def compare(title: str, folder: ImageSet, recipe: Recipe) -> None:
+def compare(title: str, image_set: ImageSet, recipe: Recipe) -> None:
     epoch = iter(range(10**6))  # other crops in every round, the same for all arms
 
     def crops(recipe: Recipe, epoch: int, images: int = PICTURES) -> torch.Tensor:
-        dataset = RandomCrops(folder, recipe)
+        dataset = RandomCrops(image_set, recipe)
         return collate([dataset[(epoch, index)] for index in range(images)]).images
 
     whole, four = dataclasses.replace(recipe, reduced_decode=False), dataclasses.replace(recipe, crops_per_image=4)
@@ -69,7 +69,7 @@ def compare(title: str, folder: ImageSet, recipe: Recipe) -> None:
     of_reduced, of_filter = [], []
     for epoch_ in range(8):
         full, half = crops(whole, epoch_).float(), crops(recipe, epoch_).float()
-        cubic = crops_by(Image.Resampling.BICUBIC, folder, whole, epoch_).float()
+        cubic = crops_by(Image.Resampling.BICUBIC, image_set, whole, epoch_).float()
         differs = ((full - half).abs().amax((1, 2, 3)) > 0).nonzero().flatten()
         of_reduced += [float((full[i] - half[i]).abs().mean()) for i in differs]
         of_filter += [float((full[i] - cubic[i]).abs().mean()) for i in differs]
@@ -82,12 +82,12 @@ def compare(title: str, folder: ImageSet, recipe: Recipe) -> None:
         print("  no crop is large enough to be reduced")
 
 
-def crops_by(filter_: Image.Resampling, folder: ImageSet, recipe: Recipe, epoch: int) -> torch.Tensor:
+def crops_by(filter_: Image.Resampling, image_set: ImageSet, recipe: Recipe, epoch: int) -> torch.Tensor:
     """The same crops, resized by another filter."""
-    dataset = RandomCrops(folder, recipe)
+    dataset = RandomCrops(image_set, recipe)
     images = []
-    for index in range(len(folder)):
-        image = Image.open(folder.name(index))
+    for index in range(len(image_set)):
+        image = Image.open(image_set.name(index))
         box = dataset[(epoch, index)].boxes[0].numpy() * np.array([*image.size, *image.size])
         crop = image.crop(tuple(box.round().astype(int).tolist())).resize((recipe.image_size,) * 2, filter_)
         images.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))

@@ -73,20 +73,20 @@ def main() -> None:
     given = load_for(device)
     print(hardware(device))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_pictures(Path(scratch, "images"), given.batch * given.steps)
-        maps = generated_maps(min(len(folder), 4096), torch.Generator().manual_seed(0))
+        image_set = write_pictures(Path(scratch, "images"), given.batch * given.steps)
+        maps = generated_maps(min(len(image_set), 4096), torch.Generator().manual_seed(0))
         maps = dataclasses.replace(maps, classes=maps.classes.int() % CLASSES)
-        write_label_set(Path(scratch, "labels"), folder.keys, maps, CLASSES)
-        compare(given, folder, Path(scratch), device)
+        write_label_set(Path(scratch, "labels"), image_set.keys, maps, CLASSES)
+        compare(given, image_set, Path(scratch), device)
 
 
-def compare(given: Load, folder: ImageSet, scratch: Path, device: torch.device) -> None:
+def compare(given: Load, image_set: ImageSet, scratch: Path, device: torch.device) -> None:
     plain = ["colour_jitter=[0, 0, 0]", "lighting=0"]
     size = [f"batch_size={given.batch}", f"image_size={given.side}"]
     recipe = load("relabel", [*plain, *size, "epochs=2", "warmup_epochs=0", "lr=1e-3"])
     arms: dict[str, Callable[[], float]] = {
         "model alone": lambda: model_alone(given, recipe, scratch / "labels", device),
-        "loader alone": lambda: loader_alone(given, recipe, folder, device),
+        "loader alone": lambda: loader_alone(given, recipe, image_set, device),
         "the loop": lambda: the_loop(given, recipe, scratch, device),
         "timm": lambda: timms_loop(given, recipe, scratch / "images", device),
     }
@@ -118,10 +118,10 @@ def model_alone(given: Load, recipe: Recipe, labels: Path, device: torch.device)
     return images_per_s(given, device, lambda: step(crops, 0, 0))
 
 
-def loader_alone(given: Load, recipe: Recipe, folder: ImageSet, device: torch.device) -> float:
+def loader_alone(given: Load, recipe: Recipe, image_set: ImageSet, device: torch.device) -> float:
     loader = DataLoader(
-        RandomCrops(folder, recipe),
-        batch_sampler=TrainingBatches(len(folder), recipe, 0, 0, 1),
+        RandomCrops(image_set, recipe),
+        batch_sampler=TrainingBatches(len(image_set), recipe, 0, 0, 1),
         num_workers=given.workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",

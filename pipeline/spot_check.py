@@ -66,7 +66,7 @@ def spot_check(
     """
     if count < 1:
         raise InputError(f"--spot-check {count}: expected at least 1 image")
-    store, folder = LabelStore.open(labels), find_images(images)
+    store, image_set = LabelStore.open(labels), find_images(images)
     manifest = store.manifest
     annotator, squash = recorded_annotator(manifest, labels, checkpoint, choose_device(device))
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +76,7 @@ def spot_check(
     kl: dict[tuple[int, Tail], list[Tensor]] = {(k, tail): [] for k in ks for tail in tails}
     difference, same = 0.0, []
     for rows in tqdm(torch.split(chosen, BATCH), desc="spot check", unit="batch", disable=None):
-        logits = annotate_again(annotator, squash, folder, [store.keys[i] for i in rows.tolist()], manifest)
+        logits = annotate_again(annotator, squash, image_set, [store.keys[i] for i in rows.tolist()], manifest)
         stored = store.gather(rows)
         now = logits.gather(1, stored.classes.long())
         scores = stored.scores.float()

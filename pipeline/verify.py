@@ -48,9 +48,9 @@ def verify(
     """
     manifest = Manifest.load(labels)
     lines = read_shard_lines(labels)
-    folder = find_images(images) if images is not None else None
+    image_set = find_images(images) if images is not None else None
     report = Report()
-    examine = functools.partial(examine_shard, labels, lines, manifest, pool=folder is not None)
+    examine = functools.partial(examine_shard, labels, lines, manifest, pool=image_set is not None)
     with ThreadPoolExecutor(cores()) as threads:  # hashing and numpy let others run meanwhile
         examined = threads.map(examine, range(manifest.shard_count))
         shards = list(tqdm(examined, total=manifest.shard_count, desc="verify", unit="shard", disable=None))
@@ -64,11 +64,11 @@ def verify(
     complete = not report.findings
     keys = np.concatenate([shard.keys for shard in shards])  # (N,) bytes
     check_keys(report, labels, manifest, keys, encoded(unreadable), complete)
-    if folder is not None:
-        check_coverage(report, labels, folder, keys, encoded(unreadable), complete)
+    if image_set is not None:
+        check_coverage(report, labels, image_set, keys, encoded(unreadable), complete)
         if len(keys):
             named, top1 = names or ClassNames(), np.concatenate([shard.top1 for shard in shards])
-            check_agreement(report, labels, manifest, folder, keys, top1, min_agreement, named)
+            check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, named)
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(
@@ -160,21 +160,21 @@ def check_keys(
 
 
 def check_coverage(
-    report: Report, labels: Path, folder: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
+    report: Report, labels: Path, image_set: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
     """Every image has a map, and every map an image."""
-    images = encoded(folder.keys)
+    images = encoded(image_set.keys)
     missing = images[KeyIndex(np.concatenate([keys, unreadable])).find(images) < 0]
     surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
     if len(missing) and complete:  # else the unfinished shards, found above, are the reason
         report.findings.append(
-            f"{labels}: {len(missing)} of {len(folder)} images of {folder.source} have no label map (first:"
+            f"{labels}: {len(missing)} of {len(image_set)} images of {image_set.source} have no label map (first:"
             f" {name_of(missing[0])}); annotate this folder into a new label set"
         )
     if len(surplus):
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {folder.source} (first: {name_of(surplus[0])}); name the"
-            " images they were made from, or annotate anew"
+            f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {name_of(surplus[0])}); name"
+            " the images they were made from, or annotate anew"
         )
 
 
@@ -182,32 +182,32 @@ def check_agreement(
     report: Report,
     labels: Path,
     manifest: Manifest,
-    folder: ImageSet,
+    image_set: ImageSet,
     keys: np.ndarray,
     top1: np.ndarray,
     min_agreement: float,
     names: ClassNames,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
-    misfit = manifest.misfit(folder.classes)
+    misfit = manifest.misfit(image_set.classes)
     if misfit is not None:
         report.findings.append(
-            f"{labels / MANIFEST}: {misfit} ({folder.source}); use an annotator with the images' classes, or tell annotate"
-            " its classes by --classes"
+            f"{labels / MANIFEST}: {misfit} ({image_set.source}); use an annotator with the images' classes, or tell"
+            " annotate its classes by --classes"
         )
         return
-    image_of = KeyIndex(encoded(folder.keys)).find(keys)
+    image_of = KeyIndex(encoded(image_set.keys)).find(keys)
     known = image_of >= 0
     if not known.any():
         return
-    targets = folder.targets[image_of[known]]
+    targets = image_set.targets[image_of[known]]
     agrees = top1[known] == targets
     share = float(agrees.mean())
-    counts = np.bincount(targets, minlength=len(folder.classes))
-    per_class = np.bincount(targets, weights=agrees, minlength=len(folder.classes)) / np.maximum(counts, 1)
+    counts = np.bincount(targets, minlength=len(image_set.classes))
+    per_class = np.bincount(targets, weights=agrees, minlength=len(image_set.classes)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
     worst = present[np.argsort(per_class[present], kind="stable")][:WORST]
-    named = ", ".join(f"{names(folder.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
+    named = ", ".join(f"{names(image_set.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
     report.notes.append(
         f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
     )
@@ -215,7 +215,7 @@ def check_agreement(
         report.findings.append(
             f"{labels}: whole-image top-1 is the folder's class for {100 * share:.1f}% of images, expected at least"
             f" {100 * min_agreement:.0f}%: the annotator's class order or preprocessing is probably not that of"
-            f" {folder.source}; if it is, lower --min-agreement"
+            f" {image_set.source}; if it is, lower --min-agreement"
         )
 
 

@@ -29,7 +29,7 @@ class Crops:
     Attributes:
         images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes and convolutions like it.
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
-        indices: (B,) int64 place of each image in the folder. They stay on the host, as row numbers of label maps that are
+        indices: (B,) int64 place of each image in the set. They stay on the host, as row numbers of label maps that are
             not in a GPU's memory do.
         targets: (B,) int64 class by folder.
         draws: (B, DRAWS) float32 random numbers, for what is done to the crops in batch, on the device: train/augment.py.
@@ -70,8 +70,8 @@ class RandomCrops(Dataset[Crops]):
         maps_of: (n,) places of images -> their label maps on the host, where crops are to bring them along.
     """
 
-    def __init__(self, folder: ImageSet, recipe: Recipe, maps_of: Callable[[Tensor], LabelMaps] | None = None) -> None:
-        self.folder, self.recipe, self.maps_of = folder, recipe, maps_of
+    def __init__(self, image_set: ImageSet, recipe: Recipe, maps_of: Callable[[Tensor], LabelMaps] | None = None) -> None:
+        self.image_set, self.recipe, self.maps_of = image_set, recipe, maps_of
         self.scale, self.ratio = list(recipe.crop_scale), list(recipe.crop_ratio)
 
     def __getitem__(self, place: tuple[int, int]) -> Crops:
@@ -93,7 +93,7 @@ class RandomCrops(Dataset[Crops]):
             if self.recipe.reduced_decode:
                 reduction = reduce(image, windows, side)
 
-        image = self.folder.read(index, draw)
+        image = self.image_set.read(index, draw)
         crops = [resized_window(image, window, reduction, side) for window in windows]
         boxes = np.array(windows) / (columns, rows, columns, rows)
         indices = torch.full((len(crops),), index)
@@ -101,7 +101,7 @@ class RandomCrops(Dataset[Crops]):
             torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
             torch.from_numpy(boxes.astype(np.float32)),
             indices,
-            torch.full((len(crops),), int(self.folder.targets[index])),
+            torch.full((len(crops),), int(self.image_set.targets[index])),
             torch.stack(draws),
             self.maps_of(indices) if self.maps_of is not None else None,
         )

@@ -24,7 +24,7 @@ NAMED = 4  # images in the message; all are in the file
 
 
 def refuse_divergence(
-    losses: list[tuple[Tensor, float]], step: int, folder: ImageSet, recipe: Recipe, run: Path, group: Processes
+    losses: list[tuple[Tensor, float]], step: int, image_set: ImageSet, recipe: Recipe, run: Path, group: Processes
 ) -> None:
     """Look at the losses of the steps up to `step`; every process has to.
 
@@ -42,9 +42,9 @@ def refuse_divergence(
     at, lr = step - len(losses) + first, losses[first][1]  # steps before this one
     keys = []
     for rank in [rank for rank, place in places if place == first]:  # one that is hurt hurts all in the next step
-        batch = next(iter(TrainingBatches(len(folder), recipe, at, rank, group.world)))
-        keys += [folder.keys[index] for _, index in batch]
-    epoch = at // (len(folder) // recipe.batch_size) + 1
+        batch = next(iter(TrainingBatches(len(image_set), recipe, at, rank, group.world)))
+        keys += [image_set.keys[index] for _, index in batch]
+    epoch = at // (len(image_set) // recipe.batch_size) + 1
     place = f"all in {run / DIVERGED}"
     if group.is_first:
         found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}

@@ -106,24 +106,24 @@ def train(
         require_tensorboard()
     with processes(device) as group:
         # Data: which images, and their label maps
-        folder = find_images(images)
+        image_set = find_images(images)
         store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
         if store is not None and store.unreadable:
-            folder = folder.without(set(store.unreadable))
+            image_set = image_set.without(set(store.unreadable))
             say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
         if store is not None and recipe.confirmed_only:
-            left_out = unconfirmed(store, folder)
-            folder = folder.without(left_out)
+            left_out = unconfirmed(store, image_set)
+            image_set = image_set.without(left_out)
             say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
-        row_of_image = match_labels(store, folder) if store is not None and recipe.reads_maps else None
-        val_folder = find_images(val) if val is not None else None
-        if val_folder is not None:
-            refuse_other_classes(val_folder, folder.classes, f"the training images in {images}")
-        shown = read_multilabels(multilabels, val_folder) if multilabels is not None and val_folder is not None else None
-        steps_per_epoch = len(folder) // recipe.batch_size
+        row_of_image = match_labels(store, image_set) if store is not None and recipe.reads_maps else None
+        val_set = find_images(val) if val is not None else None
+        if val_set is not None:
+            refuse_other_classes(val_set, image_set.classes, f"the training images in {images}")
+        shown = read_multilabels(multilabels, val_set) if multilabels is not None and val_set is not None else None
+        steps_per_epoch = len(image_set) // recipe.batch_size
         if steps_per_epoch == 0:
             raise InputError(
-                f"{images} has {len(folder)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
+                f"{images} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
             )
         if (recipe.batch_size // recipe.crops_per_image) % group.world:
             of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
@@ -140,7 +140,7 @@ def train(
 
         # Model, optimiser, schedule
         torch.manual_seed(seed_of(recipe.seed))
-        classes = len(folder.classes)
+        classes = len(image_set.classes)
         kwargs = model_kwargs or {}
         if recipe.start == "pretrained" and not pretrained and initial_weights is None:
             raise InputError(
@@ -159,8 +159,8 @@ def train(
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, "bilinear", settings["mean"], settings["std"])
-        card = ModelCard(arch, kwargs, folder.classes, view, recipe.loss)
-        asked = load_teacher(teacher, recipe, folder, group.device, autocast)
+        card = ModelCard(arch, kwargs, image_set.classes, view, recipe.loss)
+        asked = load_teacher(teacher, recipe, image_set, group.device, autocast)
         if sync_bn:
             model = convert_sync_batchnorm(model)
         torch.backends.cudnn.benchmark = True  # batches have one size: worth looking for the fastest kernels
@@ -171,7 +171,7 @@ def train(
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, folder, pretrained, initial_weights, teacher, val_folder)
+        description = describe(card, recipe, store, image_set, pretrained, initial_weights, teacher, val_set)
         how = {"precision": name_of(autocast), "sync_bn": sync_bn, "compile": compile, "processes": group.world}
         state = begin(run, description, how, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
@@ -210,8 +210,8 @@ def train(
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
-            RandomCrops(folder, recipe, maps.read if maps is not None and not maps.store.resident else None),
-            batch_sampler=TrainingBatches(len(folder), recipe, step, group.rank, group.world),
+            RandomCrops(image_set, recipe, maps.read if maps is not None and not maps.store.resident else None),
+            batch_sampler=TrainingBatches(len(image_set), recipe, step, group.rank, group.world),
             num_workers=decoders,
             collate_fn=collate,
             pin_memory=cuda,
@@ -242,9 +242,9 @@ def train(
         def record(metrics: dict[str, Any]) -> None:
             """Evaluate after an epoch, where the recipe says so, and record it; its state is saved by then."""
             began, epoch = time.perf_counter(), metrics["epoch"]
-            if val_folder is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
+            if val_set is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
                 group.same_buffers(judged)
-                evaluation = evaluate(judged, val_folder, view, group, multilabels=shown, workers=decoders, amp=autocast)
+                evaluation = evaluate(judged, val_set, view, group, multilabels=shown, workers=decoders, amp=autocast)
                 metrics["val"] = evaluation.summary()
             metrics["wall_s"] += time.perf_counter() - began
             if group.is_first:
@@ -280,7 +280,7 @@ def train(
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
                 save = stop or (look and group.any(time.perf_counter() - saved > 60 * save_every))
                 if look or stop:
-                    refuse_divergence(losses, step, folder, recipe, run, group)
+                    refuse_divergence(losses, step, image_set, recipe, run, group)
                     losses.clear()
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)

@@ -48,7 +48,7 @@ class LabelMapTargets:
         return target if paste is None else by_area(self.dense(target), paste)
 
     def read(self, indices: Tensor) -> LabelMaps:
-        """Maps of (n,) images of the folder, on the host: for the loader's workers, where the store is not resident."""
+        """Maps of (n,) images, on the host: for the loader's workers, where the store is not resident."""
         return self.store.read(self.row_of_image[indices])
 
     def maps_of(self, crops: Crops) -> LabelMaps:
@@ -143,41 +143,41 @@ def as_probabilities(target: Tensor, classes: int) -> Tensor:
     return target if target.is_floating_point() else F.one_hot(target, classes).float()
 
 
-def match_labels(store: LabelStore, folder: ImageSet) -> Tensor:
-    """(N,) int64 row of each image of the folder.
+def match_labels(store: LabelStore, image_set: ImageSet) -> Tensor:
+    """(N,) int64 row of each image.
 
     Raises:
         InputError: images without a label map, or other classes than the label set's.
     """
-    misfit = store.manifest.misfit(folder.classes)
+    misfit = store.manifest.misfit(image_set.classes)
     if misfit is not None:
         raise InputError(
-            f"{store.labels} does not go with {folder.source}: {misfit}; use labels of an annotator with the images'"
+            f"{store.labels} does not go with {image_set.source}: {misfit}; use labels of an annotator with the images'"
             " classes, or tell annotate its classes by --classes"
         )
-    rows = store.find(folder.keys)
-    missing = [folder.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
+    rows = store.find(image_set.keys)
+    missing = [image_set.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(folder)} images of {folder.source} have no label map in {store.labels} (first:"
+            f"{len(missing)} of {len(image_set)} images of {image_set.source} have no label map in {store.labels} (first:"
             f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
         )
     return rows
 
 
-def unconfirmed(store: LabelStore, folder: ImageSet, batch_size: int = 1024) -> set[str]:
+def unconfirmed(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
     """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
 
     Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
     """
-    rows, targets = match_labels(store, folder), torch.from_numpy(folder.targets)
+    rows, targets = match_labels(store, image_set), torch.from_numpy(image_set.targets)
     left_out = set()
-    for first in range(0, len(folder), batch_size):
+    for first in range(0, len(image_set), batch_size):
         part = slice(first, first + batch_size)
         maps = store.gather(rows[part])
         top1 = label_pool(maps, whole_image(len(maps)), store.manifest.num_classes).argmax(1)
         left_out |= {
-            key for key, differs in zip(folder.keys[part], (top1 != targets[part]).tolist(), strict=True) if differs
+            key for key, differs in zip(image_set.keys[part], (top1 != targets[part]).tolist(), strict=True) if differs
         }
     return left_out
 

@@ -61,7 +61,7 @@ class Teacher:
 
 
 def load_teacher(
-    choice: TeacherChoice | None, recipe: Recipe, folder: ImageSet, device: torch.device, amp: torch.dtype | None
+    choice: TeacherChoice | None, recipe: Recipe, image_set: ImageSet, device: torch.device, amp: torch.dtype | None
 ) -> Teacher | None:
     """Make the classifier and put it on the device, if the recipe's target asks one.
 
@@ -79,9 +79,9 @@ def load_teacher(
     if model is None:
         assert choice.checkpoint is not None
         card = read_card(choice.checkpoint, "--teacher")
-        refuse_other_classes(folder, card.classes, str(choice.checkpoint))
+        refuse_other_classes(image_set, card.classes, str(choice.checkpoint))
         model, kwargs, view = card.arch, card.model_kwargs | kwargs, card.view
-    classes = None if choice.checkpoint is None else len(folder.classes)
+    classes = None if choice.checkpoint is None else len(image_set.classes)
     classifier = create_classifier(
         model,
         pretrained=choice.checkpoint is None,
@@ -92,7 +92,7 @@ def load_teacher(
     )
     if view is None:  # it does not say which classes it knows
         whose = f"the teacher {model}"
-        class_numbers(folder, classes_of(classifier, folder, whose), whose)
+        class_numbers(image_set, classes_of(classifier, image_set, whose), whose)
     settings = resolve_model_data_config(classifier)
     rows, columns = choice.input_size or ((view.size, view.size) if view else settings["input_size"][-2:])
     return Teacher(

@@ -44,14 +44,14 @@ class Benchmark:
     """
 
     name: str
-    folder: ImageSet
+    image_set: ImageSet
     numbers: np.ndarray
     subset: bool
 
     @property
     def targets(self) -> np.ndarray:
         """(N,) class of each image, among the model's."""
-        targets: np.ndarray = self.numbers[self.folder.targets]
+        targets: np.ndarray = self.numbers[self.image_set.targets]
         return targets
 
 
@@ -103,9 +103,9 @@ def find_benchmarks(
     for name, places in PLAIN.items():
         at = next((suite / place for place in places if (suite / place).is_dir()), None)
         if at is not None:
-            folder = find_images(at)
+            image_set = find_images(at)
             subset = name in SUBSETS
-            found.append(Benchmark(name, folder, class_numbers(folder, classes, whose, subset=subset), subset))
+            found.append(Benchmark(name, image_set, class_numbers(image_set, classes, whose, subset=subset), subset))
     found += [find_corrupted(suite / name, classes, whose) for name in CORRUPTED if (suite / name).is_dir()]
     absent = [name for name in (*PLAIN, *CORRUPTED) if name not in {benchmark.name for benchmark in found}]
     if not found:
@@ -133,13 +133,15 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
             continue
         folders[corruption] = []
         for severity in SEVERITIES:
-            folder = of_folder(root / corruption / str(severity))
-            first = folder if first is None else first
-            if folder.keys != first.keys:
-                differing = sorted(set(folder.keys) ^ set(first.keys))[0]
-                raise InputError(f"{folder.source} has not the images of {first.source} (first: {differing}); complete them")
+            image_set = of_folder(root / corruption / str(severity))
+            first = image_set if first is None else first
+            if image_set.keys != first.keys:
+                differing = sorted(set(image_set.keys) ^ set(first.keys))[0]
+                raise InputError(
+                    f"{image_set.source} has not the images of {first.source} (first: {differing}); complete them"
+                )
             folders[corruption].append(
-                dataclasses.replace(first, source=folder.source, open=folder.open)
+                dataclasses.replace(first, source=image_set.source, open=image_set.open)
             )  # one list of keys for all
     if first is None:
         raise InputError(f"{root} has no corruption with severities 1 to 5; expected {root}/CORRUPTION/SEVERITY/CLASS/*")

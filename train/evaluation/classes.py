@@ -15,12 +15,12 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(wordnet().label_names())
 
 
-def by_number(folder: ImageSet) -> bool:
+def by_number(image_set: ImageSet) -> bool:
     """Whether the class folders are named 0 ... 999, which are ImageNet's classes, as in ImageNetV2."""
-    return folder.classes == tuple(map(str, range(len(imagenet_classes()))))
+    return image_set.classes == tuple(map(str, range(len(imagenet_classes()))))
 
 
-def class_numbers(folder: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
+def class_numbers(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
     """(classes of the folder,) int64 place of each class folder among the model's classes.
 
     Folders named 0 ... 999, as in ImageNetV2, are ImageNet's classes by number.
@@ -32,30 +32,30 @@ def class_numbers(folder: ImageSet, classes: tuple[str, ...], whose: str, *, sub
     Raises:
         InputError: the folder has other classes; the first three that differ are named.
     """
-    if classes == imagenet_classes() and by_number(folder):
+    if classes == imagenet_classes() and by_number(image_set):
         return np.arange(len(classes))
     numbers = {name: i for i, name in enumerate(classes)}
     if not subset:
-        refuse_other_classes(folder, classes, whose)
-    unknown = [name for name in folder.classes if name not in numbers]
+        refuse_other_classes(image_set, classes, whose)
+    unknown = [name for name in image_set.classes if name not in numbers]
     if unknown:
         raise InputError(
-            f"{folder.source}: {len(unknown)} of {len(folder.classes)} class folders are no classes of {whose}"
+            f"{image_set.source}: {len(unknown)} of {len(image_set.classes)} class folders are no classes of {whose}"
             f" ({', '.join(unknown[:3])})"
         )
-    return np.array([numbers[name] for name in folder.classes])
+    return np.array([numbers[name] for name in image_set.classes])
 
 
-def refuse_other_classes(folder: ImageSet, classes: tuple[str, ...], whose: str) -> None:
+def refuse_other_classes(image_set: ImageSet, classes: tuple[str, ...], whose: str) -> None:
     """Raises InputError where the folder's class names are not those that a model was trained with, in order."""
-    if folder.classes == classes:
+    if image_set.classes == classes:
         return
-    if len(folder.classes) != len(classes):
-        surplus = [f"{name} is no class of it" for name in folder.classes if name not in set(classes)]
-        missing = [f"{name} has no folder" for name in classes if name not in set(folder.classes)]
+    if len(image_set.classes) != len(classes):
+        surplus = [f"{name} is no class of it" for name in image_set.classes if name not in set(classes)]
+        missing = [f"{name} has no folder" for name in classes if name not in set(image_set.classes)]
         raise InputError(
-            f"{folder.source} has {len(folder.classes)} class folders, {whose} was trained with {len(classes)} classes:"
-            f" {'; '.join((surplus + missing)[:3])}"
+            f"{image_set.source} has {len(image_set.classes)} class folders, {whose} was trained with {len(classes)}"
+            f" classes: {'; '.join((surplus + missing)[:3])}"
         )
-    differing = [f"{a} is not {b}" for a, b in zip(folder.classes, classes, strict=True) if a != b]
-    raise InputError(f"{folder.source} has other classes than {whose}: {'; '.join(differing[:3])}")
+    differing = [f"{a} is not {b}" for a, b in zip(image_set.classes, classes, strict=True) if a != b]
+    raise InputError(f"{image_set.source} has other classes than {whose}: {'; '.join(differing[:3])}")

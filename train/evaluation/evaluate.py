@@ -44,7 +44,7 @@ class Evaluation:
 
 def evaluate(
     classifier: nn.Module,
-    folder: ImageSet,
+    image_set: ImageSet,
     view: View,
     group: Processes,
     *,
@@ -67,13 +67,13 @@ def evaluate(
         top1; top5 for more than 5 classes; and with labels of all that images show: multilabel_accuracy, or
         multilabel_accuracy_by_class where it is a mean over classes; real; the figure multilabel_map.
     """
-    targets = torch.from_numpy(folder.targets)
+    targets = torch.from_numpy(image_set.targets)
     predictions = predict(
         classifier,
-        folder,
+        image_set,
         view,
         group,
-        len(folder.classes),
+        len(image_set.classes),
         attack=(attack_epsilon, targets) if attack_epsilon is not None else None,
         scores_of=average_precision_of if multilabels is not None else None,
         batch_size=batch_size,
@@ -81,11 +81,11 @@ def evaluate(
         amp=amp,
         title=title,
     )
-    measures = accuracies(predictions, folder.targets, len(folder.classes), multilabels, real)
+    measures = accuracies(predictions, image_set.targets, len(image_set.classes), multilabels, real)
     figures = {}
     if predictions.scores is not None and multilabels is not None:
         figures["multilabel_map"] = mean_average_precision(predictions.scores, multilabels)
-    return Evaluation(len(folder), measures, figures)
+    return Evaluation(len(image_set), measures, figures)
 
 
 def accuracies(

@@ -42,7 +42,7 @@ class Shown:
     mean_over_classes: bool = False
 
 
-def read_multilabels(path: Path, folder: ImageSet) -> Shown:
+def read_multilabels(path: Path, image_set: ImageSet) -> Shown:
     """Read a labels JSON, of either layout.
 
     Raises:
@@ -55,63 +55,67 @@ def read_multilabels(path: Path, folder: ImageSet) -> Shown:
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not JSON: {type(error).__name__} {error}") from error
     if isinstance(content, dict) and "initial_annots" in content:
-        return of_shankar(content, path, folder)
+        return of_shankar(content, path, image_set)
     try:
         images = content["images"]
-        classes_of = {key: images[key]["classes"] for key in folder.keys if key in images}
+        classes_of = {key: images[key]["classes"] for key in image_set.keys if key in images}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is neither {LAYOUTS}: {type(error).__name__} {error}") from error
-    missing = [key for key in folder.keys if key not in classes_of]
+    missing = [key for key in image_set.keys if key not in classes_of]
     if missing:
-        raise InputError(f"{path} says nothing of {len(missing)} of {len(folder)} images (first: {', '.join(missing[:3])})")
-    numbers = {name: i for i, name in enumerate(folder.classes)}
-    shown = torch.zeros(len(folder), len(folder.classes), dtype=torch.bool)
-    for i, key in enumerate(folder.keys):
-        shown[i, numbers_of(classes_of[key], numbers, key, path, folder)] = True
-    return Shown(shown, torch.ones(len(folder), dtype=torch.bool))
+        raise InputError(
+            f"{path} says nothing of {len(missing)} of {len(image_set)} images (first: {', '.join(missing[:3])})"
+        )
+    numbers = {name: i for i, name in enumerate(image_set.classes)}
+    shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
+    for i, key in enumerate(image_set.keys):
+        shown[i, numbers_of(classes_of[key], numbers, key, path, image_set)] = True
+    return Shown(shown, torch.ones(len(image_set), dtype=torch.bool))
 
 
-def of_shankar(content: dict[str, Any], path: Path, folder: ImageSet) -> Shown:
+def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> Shown:
     """`correct` and `unclear` count as right; images that nobody annotated, and problematic ones, do not count.
 
     Its classes are WordNet ids, also where the folder's are ImageNet's by number.
     """
-    numbers = {name: i for i, name in enumerate(imagenet_classes() if by_number(folder) else folder.classes)}
-    shown = torch.zeros(len(folder), len(folder.classes), dtype=torch.bool)
-    judged = torch.zeros(len(folder), dtype=torch.bool)
+    numbers = {name: i for i, name in enumerate(imagenet_classes() if by_number(image_set) else image_set.classes)}
+    shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
+    judged = torch.zeros(len(image_set), dtype=torch.bool)
     try:
         annotations, problematic = content["initial_annots"], set(content["problematic_images"])
-        for i, key in enumerate(folder.keys):
+        for i, key in enumerate(image_set.keys):
             file = PurePosixPath(key).name
             if file in annotations and file not in problematic:
                 right = [*annotations[file].get("correct", []), *annotations[file].get("unclear", [])]
-                shown[i, numbers_of(right, numbers, key, path, folder)] = True
+                shown[i, numbers_of(right, numbers, key, path, image_set)] = True
                 judged[i] = True
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{path} has "initial_annots", but is not of the layout of Shankar et al.: {type(error).__name__} {error}'
         ) from error
     if not judged.any():
-        raise InputError(f"{path} annotates none of the {len(folder)} images of {folder.source} (first: {folder.keys[0]})")
+        raise InputError(
+            f"{path} annotates none of the {len(image_set)} images of {image_set.source} (first: {image_set.keys[0]})"
+        )
     return Shown(shown, judged, mean_over_classes=True)
 
 
-def numbers_of(names: Iterable[str], numbers: dict[str, int], key: str, path: Path, folder: ImageSet) -> list[int]:
+def numbers_of(names: Iterable[str], numbers: dict[str, int], key: str, path: Path, image_set: ImageSet) -> list[int]:
     for name in names:
         if name not in numbers:
-            raise InputError(f"{path}: {key} shows {name!r}, which is no class folder of {folder.source}")
+            raise InputError(f"{path}: {key} shows {name!r}, which is no class folder of {image_set.source}")
     return [numbers[name] for name in names]
 
 
-def real_labels(folder: ImageSet) -> Shown | None:
+def real_labels(image_set: ImageSet) -> Shown | None:
     """ReaL, where the folder holds images of ImageNet's validation set by class. Images without a label do not count."""
-    if folder.classes != imagenet_classes():
+    if image_set.classes != imagenet_classes():
         return None
     data = pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json")
     assert data is not None, "timm carries it"
     labels_of = {VALIDATION_FILE.format(i): labels for i, labels in enumerate(json.loads(data), start=1)}
-    shown = torch.zeros(len(folder), len(folder.classes), dtype=torch.bool)
-    for i, key in enumerate(folder.keys):
+    shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
+    for i, key in enumerate(image_set.keys):
         shown[i, labels_of.get(PurePosixPath(key).stem, [])] = True
     judged = shown.any(1)
     return Shown(shown, judged) if judged.any() else None

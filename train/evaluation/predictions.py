@@ -37,7 +37,7 @@ class Predictions:
 @torch.no_grad()  # not inference_mode: the attack needs gradients within
 def predict(
     classifier: nn.Module,
-    folder: ImageSet,
+    image_set: ImageSet,
     view: View,
     group: Processes,
     classes: int,
@@ -61,18 +61,18 @@ def predict(
     """
     was_training = classifier.training
     classifier.eval()
-    indices = range(group.rank, len(folder), group.world)
+    indices = range(group.rank, len(image_set), group.world)
     loader = DataLoader(
-        CentreCrops(folder, view, indices),
+        CentreCrops(image_set, view, indices),
         batch_size,
         num_workers=workers,
         pin_memory=group.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
     )
     among = among.to(group.device) if among is not None else None
-    seen = torch.zeros(len(folder), dtype=torch.int64)
-    best = torch.zeros(len(folder), min(BEST, classes if among is None else len(among)), dtype=torch.int64)
-    scores = torch.zeros(len(folder), classes) if scores_of is not None else None
+    seen = torch.zeros(len(image_set), dtype=torch.int64)
+    best = torch.zeros(len(image_set), min(BEST, classes if among is None else len(among)), dtype=torch.int64)
+    scores = torch.zeros(len(image_set), classes) if scores_of is not None else None
     bar = tqdm(total=len(indices), unit="img", desc=title, leave=False, disable=None if group.is_first else True)
     with bar:
         for pixels, index in batches_of(loader):

@@ -34,14 +34,14 @@ class Questions:
     """What every model is asked.
 
     Attributes:
-        folder: the images, whose classes are the models'.
+        image_set: the images, whose classes are the models'.
         shown: all that each of them shows, if known; real: by ReaL.
         fgsm_epsilon: the attack's step, if there is to be one.
         benchmarks: further data sets.
         autocast: what the models compute in; float32 if None.
     """
 
-    folder: ImageSet
+    image_set: ImageSet
     shown: Shown | None
     real: Shown | None
     fgsm_epsilon: float | None
@@ -92,20 +92,22 @@ def evaluate_checkpoint(
         raise InputError(f"--compare-arch {compare_arch}: there is no --compare whose model it names")
     check_options(batch_size, eval_size, eval_crop, fgsm_epsilon)
     names = ClassNames(class_names)
-    folder = find_images(images)
-    shown = read_multilabels(multilabels, folder) if multilabels is not None else None
+    image_set = find_images(images)
+    shown = read_multilabels(multilabels, image_set) if multilabels is not None else None
     with processes(device) as group:
         autocast = autocast_of(amp, amp_dtype, group.device)
         models = [(checkpoint, arch)]
         if compare is not None:
             models.append((compare, compare_arch or arch))
         subjects = [
-            load_subject(weights, of, model_kwargs, folder, size=eval_size, crop=eval_crop) for weights, of in models
+            load_subject(weights, of, model_kwargs, image_set, size=eval_size, crop=eval_crop) for weights, of in models
         ]
         first = subjects[0]
         benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
         workers = group.decoding_workers(workers)
-        questions = Questions(folder, shown, real_labels(folder), fgsm_epsilon, benchmarks, batch_size, workers, autocast)
+        questions = Questions(
+            image_set, shown, real_labels(image_set), fgsm_epsilon, benchmarks, batch_size, workers, autocast
+        )
         evaluations = [ask(subject, questions, group) for subject in subjects]
         if not group.is_first:
             return None
@@ -113,7 +115,7 @@ def evaluate_checkpoint(
     result = results[0]
     if suite is not None:
         result["absent"] = absent
-    result |= extremes(evaluations[0][IMAGES].measures["top1"], folder.targets, [names(name) for name in first.classes])
+    result |= extremes(evaluations[0][IMAGES].measures["top1"], image_set.targets, [names(name) for name in first.classes])
     if compare is not None:
         result["compared_with"] = results[1]
         for name, evaluation in evaluations[0].items():
@@ -146,7 +148,7 @@ def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, E
         "amp": questions.autocast,
     }
     of_images = {"multilabels": questions.shown, "average_precision_of": subject.loss, **options}
-    images = subject.classifier, questions.folder, subject.view, group
+    images = subject.classifier, questions.image_set, subject.view, group
     evaluations = {IMAGES: evaluate(*images, real=questions.real, **of_images)}
     if questions.fgsm_epsilon is not None:
         evaluations[FGSM] = evaluate(*images, attack_epsilon=questions.fgsm_epsilon, title=FGSM, **of_images)
@@ -162,7 +164,7 @@ def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, E
 def on_benchmark(subject: Subject, benchmark: Benchmark, group: Processes, options: dict[str, Any]) -> Evaluation:
     predictions = predict(
         subject.classifier,
-        benchmark.folder,
+        benchmark.image_set,
         subject.view,
         group,
         len(subject.classes),
@@ -170,8 +172,8 @@ def on_benchmark(subject: Subject, benchmark: Benchmark, group: Processes, optio
         title=benchmark.name,
         **options,
     )
-    measures = accuracies(predictions, benchmark.targets, len(benchmark.folder.classes))
-    return Evaluation(len(benchmark.folder), measures, notes={"data": benchmark.folder.source})
+    measures = accuracies(predictions, benchmark.targets, len(benchmark.image_set.classes))
+    return Evaluation(len(benchmark.image_set), measures, notes={"data": benchmark.image_set.source})
 
 
 def under_corruption(
@@ -180,15 +182,15 @@ def under_corruption(
     """corruption_error, the plain mean, and its parts error_NAME; multilabel_corruption_error where the images have labels;
     mce where all of ImageNet-C is there."""
     view = dataclasses.replace(subject.view, crop=1.0) if corrupted.published else subject.view
-    shown = questions.shown if corrupted.images.keys == questions.folder.keys else None
+    shown = questions.shown if corrupted.images.keys == questions.image_set.keys else None
     targets = torch.from_numpy(corrupted.targets)
     top1: dict[str, list[Measure]] = {}
     multilabel: dict[str, list[Measure]] = {}
     for corruption, folders in corrupted.folders.items():
         top1[corruption], multilabel[corruption] = [], []
-        for folder in folders:
-            title = f"{corruption} {Path(folder.source).name}"
-            best = predict(subject.classifier, folder, view, group, len(subject.classes), title=title, **options).best
+        for image_set in folders:
+            title = f"{corruption} {Path(image_set.source).name}"
+            best = predict(subject.classifier, image_set, view, group, len(subject.classes), title=title, **options).best
             top1[corruption].append(top_k(best, targets, 1))
             if shown is not None:
                 multilabel[corruption].append(multilabel_accuracy(best, shown, targets))
@@ -205,7 +207,7 @@ def result_of(subject: Subject, evaluations: dict[str, Evaluation], questions: Q
     """The evaluations of one model as they stand in the JSON."""
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights}
-    result |= {"precision": name_of(questions.autocast), "data": questions.folder.source}
+    result |= {"precision": name_of(questions.autocast), "data": questions.image_set.source}
     result |= summaries.pop(IMAGES)
     if FGSM in summaries:
         result[FGSM] = {"epsilon": questions.fgsm_epsilon, **summaries.pop(FGSM)}

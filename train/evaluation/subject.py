@@ -38,7 +38,7 @@ def load_subject(
     checkpoint: Path | None,
     arch: str | None,
     model_kwargs: dict[str, Any] | None,
-    folder: ImageSet,
+    image_set: ImageSet,
     *,
     size: int | None = None,
     crop: float | None = None,
@@ -60,29 +60,29 @@ def load_subject(
     if checkpoint is not None:
         card = card_of(checkpoint) if arch is not None else read_card(checkpoint, "--arch")
     if card is not None:
-        class_numbers(folder, card.classes, str(checkpoint))  # before anything is loaded
+        class_numbers(image_set, card.classes, str(checkpoint))  # before anything is loaded
         arch, model_kwargs = card.arch, card.model_kwargs
     assert arch is not None
     classifier = create_classifier(
         arch,
         pretrained=checkpoint is None,
         checkpoint=checkpoint,
-        num_classes=len(folder.classes) if checkpoint is not None else None,
+        num_classes=len(image_set.classes) if checkpoint is not None else None,
         model_kwargs=model_kwargs,
     )
     whose = str(checkpoint) if checkpoint is not None else f"the published {arch}"
-    classes = card.classes if card is not None else classes_of(classifier, folder, whose)
-    class_numbers(folder, classes, whose)
+    classes = card.classes if card is not None else classes_of(classifier, image_set, whose)
+    class_numbers(image_set, classes, whose)
     view = card.view if card is not None else view_of(classifier)
     view = dataclasses.replace(view, size=size or view.size, crop=crop or view.crop)
     return Subject(arch, str(checkpoint or "published"), classifier, classes, view, card.loss if card is not None else "ce")
 
 
-def classes_of(classifier: nn.Module, folder: ImageSet, whose: str) -> tuple[str, ...]:
+def classes_of(classifier: nn.Module, image_set: ImageSet, whose: str) -> tuple[str, ...]:
     """The classes of a model that does not say: ImageNet's for 1,000, else those of the folder, if they are as many."""
     count = int(classifier.num_classes)  # type: ignore[arg-type]
     if count == len(imagenet_classes()):
         return imagenet_classes()
-    if count != len(folder.classes):
-        raise InputError(f"{whose} has {count} classes, {folder.source} has {len(folder.classes)} class folders")
-    return folder.classes
+    if count != len(image_set.classes):
+        raise InputError(f"{whose} has {count} classes, {image_set.source} has {len(image_set.classes)} class folders")
+    return image_set.classes

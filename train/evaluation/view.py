@@ -32,8 +32,8 @@ class View:
 class CentreCrops(Dataset[tuple[Tensor, int]]):
     """((3, size, size) uint8, index) of the folder's images at `indices`."""
 
-    def __init__(self, folder: ImageSet, view: View, indices: Sequence[int]) -> None:
-        self.folder, self.indices = folder, indices
+    def __init__(self, image_set: ImageSet, view: View, indices: Sequence[int]) -> None:
+        self.image_set, self.indices = image_set, indices
         self.transform = create_transform(
             (3, view.size, view.size),
             is_training=False,
@@ -49,7 +49,7 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         index = self.indices[i]
-        return self.transform(self.folder.read(index)), index
+        return self.transform(self.image_set.read(index)), index
 
 
 def view_of(classifier: nn.Module) -> View:
