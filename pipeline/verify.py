@@ -24,6 +24,7 @@ REMAKE = "delete it and run the command that made the label set again"
 WORST = 5  # classes named
 POOL_BATCH = 256
 INFINITE = 0x7C00  # bits of float16's infinity; those of NaN are larger
+CACHED = 256  # rows judged at a time, so that what it takes stays in a core's cache
 
 
 @dataclass
@@ -112,23 +113,30 @@ def examine_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest,
 
 def findings_in(shard: MappedShard, manifest: Manifest) -> list[str]:
     """What is wrong with a shard's values, each with the first row that shows it."""
-    scores, classes, tail = comparable(shard.scores), shard.classes, comparable(shard.tail)
+    parts = [slice(first, first + CACHED) for first in range(0, len(shard.keys), CACHED)]
+    of_parts = [faults_in(shard.scores[part], shard.classes[part], shard.tail[part], manifest) for part in parts]
+    found = []
+    for what in of_parts[0] if of_parts else []:
+        bad = np.concatenate([faults[what] for faults in of_parts])
+        if bad.any():
+            first = int(bad.argmax())
+            found.append(f"row {first} ({name_of(shard.keys[first])}): {what}, in {int(bad.sum())} rows in all")
+    return found
+
+
+def faults_in(scores: np.ndarray, classes: np.ndarray, tail: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
+    """(n,) whether a row has it, of everything that can be wrong with the values of n rows."""
+    scores, tail = comparable(scores), comparable(tail)
     twice = np.zeros(len(classes), dtype=bool)
     for apart in range(1, manifest.topk):  # comparing the few classes of a cell in pairs is faster than sorting them
         twice |= (classes[:, apart:] == classes[:, :-apart]).any((1, 2, 3))
-    checks = {
+    return {
         "scores are not finite": np.abs(scores).max((1, 2, 3), initial=0) >= INFINITE,
         "tail is not finite": np.abs(tail).max((1, 2), initial=0) >= INFINITE,
         "scores are not sorted, largest first": (scores[:, 1:] > scores[:, :-1]).any((1, 2, 3)),
         f"classes are beyond the {manifest.num_classes} of the manifest": (classes >= manifest.num_classes).any((1, 2, 3)),
         "a cell stores a class twice": twice,
     }
-    found = []
-    for what, bad in checks.items():
-        if bad.any():
-            first = int(bad.argmax())
-            found.append(f"row {first} ({name_of(shard.keys[first])}): {what}, in {int(bad.sum())} rows in all")
-    return found
 
 
 def comparable(values: np.ndarray) -> np.ndarray:

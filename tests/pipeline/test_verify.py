@@ -179,6 +179,16 @@ def test_wrong_values_in_several_rows_are_one_finding_with_their_number(verify: 
     assert "row 1 (dog/dog_0.JPEG): tail is not finite, in 2 rows in all" in found
 
 
+def test_wrong_values_far_down_a_shard_are_named_by_their_row(relabel_here: Relabel, tmp_path: Path) -> None:
+    keys = [f"cat/{number:04}.JPEG" for number in range(600)]
+    maps = LabelMaps(torch.ones(600, 1, 1, 1), torch.zeros(600, 1, 1, 1, dtype=torch.int64), torch.zeros(600, 1, 1))
+    for row in (258, 599):
+        maps.classes[row] = 7
+    write_label_set(tmp_path / "set", keys, maps, 7)
+    said = relabel_here("verify", tmp_path / "set").stdout
+    assert "row 258 (cat/0258.JPEG): classes are beyond the 7 of the manifest, in 2 rows in all" in said
+
+
 # --- keys -----------------------------------------------------------------------------------------------------------------
 
 
