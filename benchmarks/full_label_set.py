@@ -68,7 +68,7 @@ def measure(labels: Path, maps: LabelMaps, device: torch.device) -> None:
             store.to(device, resident)
         [seconds] = median_seconds(device, ROUNDS, random_batch)
         print(f"    random batches      {BATCH / seconds:12,.0f} rows/s")
-    store.to("cpu", resident=False)  # gives the memory back
+    store.to("cpu")  # gives the memory back
     with timed("verify"):
         assert verify(labels).findings == []
 

@@ -34,7 +34,7 @@ def main() -> None:
         labels, files = Path(folder, "labels"), Path(folder, "files")
         write_label_set(labels, imagenet_keys(IMAGES), maps)
         write_files(files, maps)
-        resident, mapped = LabelStore.open(labels).to(cpu), LabelStore.open(labels)
+        resident, mapped = LabelStore.open(labels).to(cpu, resident=True), LabelStore.open(labels)
         read_alike(resident, mapped, files)
         resident_s, mapped_s, files_s = median_seconds(
             cpu,

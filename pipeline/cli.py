@@ -42,7 +42,7 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
             print(f"relabel: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            print("relabel: interrupted; what is finished is kept, rerun to go on", file=sys.stderr)
+            print("relabel: interrupted; what is finished is kept, rerun (train: with --resume) to go on", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error
 
     return run

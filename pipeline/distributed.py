@@ -82,8 +82,8 @@ def deaths_told() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the device's memory is full: {first_line(error)} Make the batch smaller (--set batch_size=N for train,"
-            " --batch-size N else) or the images; what is finished is kept"
+            f"the device's memory is full: {first_line(error)} Make the batch smaller (--batch-size N; train: a new run with"
+            " --set batch_size=N) or the images; what is finished is kept"
         ) from error
     except RuntimeError as error:
         if "DataLoader worker" in str(error):

@@ -1,4 +1,4 @@
-"""The machine that this runs on: its processor, its cores, its memory, and the versions of what computes."""
+"""The machine that this runs on: its processor, its cores, and the versions of what computes."""
 
 import contextlib
 import importlib.metadata
@@ -26,19 +26,6 @@ def cores() -> int:
     """This process's share of the cores that it and its neighbours of torchrun may use; at least 1."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def memory_available() -> int:
-    """Bytes that this process may still take, its neighbours of torchrun the same; what Linux says, or all there is."""
-    said = Path("/proc/meminfo")
-    lines = said.read_text().splitlines() if said.exists() else []
-    available = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
-    if available is None:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.exists() and (bound := limit.read_text().strip()).isdigit():
-        available = min(available, int(bound))
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.keys import KeyIndex, decoded, encoded
-from pipeline.machine import cores, memory_available
+from pipeline.machine import cores
 from pipeline.manifest import Manifest, ShardLine, read_shard_lines, write_whole
 
 MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
@@ -228,15 +228,15 @@ class LabelStore:
         """Hand out maps on this device from now on; 1.28 M maps of 15x15x5 are about 6 GB.
 
         Args:
-            resident: whether the whole set moves into the device's memory. If None, it does unless that would take more
-                than half of what is free there, which training needs for itself; a message then says so. On a CPU each
-                process of torchrun has its share of the memory, and would have a copy of its own. A set that is not
-                resident stays in the mapped files, of which all processes of a machine share one copy, in the page
-                cache: nothing to agree on between them, to clean up, or to fit into a container's shared memory.
+            resident: whether the whole set moves into the device's memory. If None, it does on a GPU, unless that would
+                take more than half of what is free there, which training needs for itself; a message then says so. A set
+                that is not resident stays in the mapped files, of which all processes of a machine share one copy, in the
+                page cache: nothing to agree on between them, to clean up, or to fit into a container's memory. On a CPU
+                that copy is as near as one of the process's own would be.
         """
         self._device = torch.device(device)
         if resident is None:
-            resident = self._fits()
+            resident = self._device.type == "cuda" and self._fits()
         if resident:
             self._whole = LabelMaps(*(self._on_device([getattr(shard, name) for shard in self._shards]) for name in MAPS))
         else:
@@ -244,12 +244,12 @@ class LabelStore:
         return self
 
     def _fits(self) -> bool:
-        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else memory_available()
+        free, _ = torch.cuda.mem_get_info(self._device)
         if self.nbytes <= free / 2:
             return True
         tqdm.write(
             f"{self.labels}: {self.nbytes / 1e9:.1f} GB of label maps are read from the files, through the page cache:"
-            f" {self._device} has {free / 1e9:.1f} GB free for this process, and half of that is left to training"
+            f" {self._device} has {free / 1e9:.1f} GB free, and half of that is left to training"
         )
         return False
 

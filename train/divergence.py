@@ -55,7 +55,7 @@ def refuse_divergence(
     more = f" and {len(keys) - NAMED} more, {place}" if len(keys) > NAMED else ""
     raise InputError(
         f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:NAMED])}{more}."
-        f" {kept(run)}. A smaller lr or amp off may help"
+        f" {remedy(run)}"
     )
 
 
@@ -66,11 +66,13 @@ def refuse_infinite_weights(model: nn.Module, step: int, lr: float, run: Path) -
         InputError: a weight is not finite.
     """
     if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
-        raise InputError(
-            f"weights are not finite after step {step} (lr {lr:.3g}), though its loss was. {kept(run)}. A smaller lr or amp"
-            " off may help"
-        )
+        raise InputError(f"weights are not finite after step {step} (lr {lr:.3g}), though its loss was. {remedy(run)}")
 
 
-def kept(run: Path) -> str:
-    return f"{run / LAST} holds the last good state" if (run / LAST).exists() else "Nothing was saved yet"
+def remedy(run: Path) -> str:
+    if not (run / LAST).exists():
+        return "Nothing was saved yet. A smaller lr or --no-amp may help"
+    return (
+        f"{run / LAST} holds the last good state. --resume with --no-amp may get further; so may a new run with a smaller"
+        f" lr, from there: --initial-weights {run / LAST}"
+    )

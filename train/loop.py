@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from pipeline.classifier import create_classifier
 from pipeline.distributed import Processes, processes
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 from pipeline.image_sources import find_images
-from pipeline.images import batches_of, leave_signals_to_the_main_process
+from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
 from pipeline.shards import LabelStore
 from train import checkpoint
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
@@ -125,13 +125,13 @@ def train(
             raise InputError(
                 f"{images} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
             )
+        of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
         if (recipe.batch_size // recipe.crops_per_image) % group.world:
-            of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
             raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
-        if recipe.cutmix and group.world > 1 and recipe.batch_size // group.world % 2:
+        if recipe.cutmix and group.world > 1 and recipe.batch_size // recipe.crops_per_image // group.world % 2:
             raise InputError(
-                f"CutMix pairs the images of a process, and batch_size {recipe.batch_size} gives each of {group.world} an"
-                " odd number; make it even"
+                f"CutMix pairs the images of a process, and batch_size {recipe.batch_size}{of} gives each of {group.world}"
+                " an odd number; make it even"
             )
         cuda = group.device.type == "cuda"
         autocast = autocast_of(amp, amp_dtype, group.device)
@@ -156,6 +156,7 @@ def train(
             new_head=True,
             weights_option="--initial-weights",
         )
+        refuse_sizes(model, arch, recipe)
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, "bilinear", settings["mean"], settings["std"])
@@ -189,7 +190,8 @@ def train(
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
             keep_metrics(run, step // steps_per_epoch)
-        writer = open_writer(run, step // steps_per_epoch) if tensorboard and group.is_first else None
+        recorded = [metrics["epoch"] for metrics in read_metrics(run)]
+        writer = open_writer(run, max(recorded, default=0)) if tensorboard and group.is_first else None
         judged = bare(model) if ema is None else ema.module  # what is evaluated and kept
         if grid is not None:
             model = WithTokens(model)
@@ -199,10 +201,12 @@ def train(
         # Label maps move to the device once, or are read by the loader's workers; targets are made on the device
         maps = None
         if store is not None and row_of_image is not None:
+            size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
             if store.to(group.device).resident:
                 row_of_image = row_of_image.to(group.device)
-                size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
                 say(group, f"label maps: {size} in the memory of {group.device}")
+            else:
+                say(group, f"label maps: {size}, read from their files through the page cache")
             maps = LabelMapTargets(store, row_of_image, recipe)
         targets = Supervision(recipe, classes, maps, asked, grid)
         forward = compiled(model) if compile else model
@@ -244,21 +248,36 @@ def train(
             began, epoch = time.perf_counter(), metrics["epoch"]
             if val_set is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
                 group.same_buffers(judged)
-                evaluation = evaluate(judged, val_set, view, group, multilabels=shown, workers=decoders, amp=autocast)
+                try:
+                    evaluation = evaluate(
+                        judged,
+                        val_set,
+                        view,
+                        group,
+                        multilabels=shown,
+                        batch_size=min(recipe.batch_size // group.world, 256),  # what fits in training fits here
+                        workers=decoders,
+                        amp=autocast,
+                    )
+                except UnreadableImage as error:
+                    raise UnreadableImage(f"{error}. Epoch {epoch} is saved; mend it and run again with --resume") from None
                 metrics["val"] = evaluation.summary()
             metrics["wall_s"] += time.perf_counter() - began
+            if writer is not None:
+                write_epoch(writer, metrics)
             if group.is_first:
                 append_metrics(run, metrics)
                 if "val" in metrics or epoch == recipe.epochs:
                     draw_curves(run)
-            if writer is not None:
-                write_epoch(writer, metrics)
             say(group, summary(metrics, recipe))
 
         with stop_signals() as stopped:
             ended = json.loads(state.get("metrics", "null")) if state is not None else None
-            if ended is not None and not group.from_first(len(read_metrics(run)) >= ended["epoch"]):
-                record(ended)
+            if ended is not None:
+                if group.from_first(ended["epoch"] not in recorded):
+                    record(ended)
+                elif group.is_first:
+                    draw_curves(run)  # it may have ended between the two
             bar = progress(step, steps_per_epoch, recipe, group)
             began = saved = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
@@ -324,6 +343,27 @@ def train(
         group.barrier()
 
 
+def refuse_sizes(model: nn.Module, arch: str, recipe: Recipe) -> None:
+    """Show the model one image of each size that it will see.
+
+    Raises:
+        InputError: it takes no images of that size, as many transformers take one size alone.
+    """
+    was_training = model.training
+    model.eval()
+    for setting in ("image_size", "eval_size"):
+        size = getattr(recipe, setting)
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{arch} takes no images of {setting} = {size} ({first_line(error)}); set {setting} to the size that it is"
+                f" made for, or make it for another: --model-kwargs img_size={size}"
+            ) from error
+    model.train(was_training)
+
+
 def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
     if labels is None:
         if not recipe.needs_labels:
@@ -363,12 +403,14 @@ def say(group: Processes, message: str) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[Any]:
-    """Within, Ctrl-C and SIGTERM only raise a flag, so that a step is never left half done. A second one acts at once."""
+    """Within, Ctrl-C and SIGTERM only raise a flag, so that a step is never left half done. A second Ctrl-C acts at once; a
+    second SIGTERM may be torchrun's, which passes on what a cluster has sent to every process already."""
     received: list[int] = []
 
     def remember(number: int, _: Any) -> None:
         received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -36,7 +36,7 @@ def append_metrics(run: Path, metrics: dict[str, Any]) -> None:
 
 def keep_metrics(run: Path, epochs: int) -> None:
     """Keep the first epochs only: what a resumed run will write again goes."""
-    lines = "".join(json.dumps(line) + "\n" for line in read_metrics(run)[:epochs])
+    lines = "".join(json.dumps(line) + "\n" for line in read_metrics(run) if line["epoch"] <= epochs)
     write_whole(run / METRICS, lines.encode())
 
 

@@ -92,7 +92,8 @@ def begin(
     Args:
         how: HOW it trains from here on; a line says where that is not as at the last start.
     Raises:
-        InputError: the folder holds a run already and `resume` was not asked for, or one of other settings.
+        InputError: the folder holds a run already and `resume` was not asked for, or one of other settings; or it is not
+            the same for all processes.
     """
     said = json.loads(json.dumps(description))  # as it reads back: lists for tuples
     path = run / RUN_FILE
@@ -115,6 +116,9 @@ def begin(
     state = checkpoint.load(last) if last.exists() else None
     if state is not None and "step" not in state:
         raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")
+    step = state["step"] if state is not None else 0
+    if group.any(step != group.from_first(step)):
+        raise InputError(f"not all processes find the same {last}; --run-dir must be a folder that they share")
     group.barrier()  # all have read run.json before it is written again
     if group.is_first:
         if state is not None and starts:
@@ -123,7 +127,7 @@ def begin(
             ]
             if otherwise:
                 tqdm.write(f"{run} goes on otherwise than it was last started: {'; '.join(otherwise)}")
-        starts.append(start_of(state["step"] if state is not None else 0, group) | how)
+        starts.append(start_of(step, group) | how)
         try:
             run.mkdir(parents=True, exist_ok=True)
             write_whole(path, (json.dumps(said | {"starts": starts}, indent=2) + "\n").encode())

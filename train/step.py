@@ -55,7 +55,7 @@ def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> 
             momentum=recipe.momentum,
             filter_bias_and_bn=not recipe.decay_all,
             **fused,
-            **OWN_DEFAULTS.get(recipe.optimizer, {}),
+            **OWN_DEFAULTS.get(recipe.optimizer.lower(), {}),
         )
     except (ValueError, TypeError, AssertionError, ImportError) as error:  # of packages that are not there, too
         raise InputError(

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.machine import memory_available
 from pipeline.manifest import SHARD_LINES, append_shard_line, read_shard_lines
 from pipeline.shards import MAPS, LabelMaps, LabelStore, MappedShard, sha256_of, shard_name, write_shard
 from tests.label_sets import manifest_of, write_label_set
@@ -75,33 +73,14 @@ def test_gather_gives_the_same_maps_and_types_wherever_the_set_is(tmp_path: Path
     rows = torch.tensor([4, 0, 3, 3, 1, 2, 4])
     expected = LabelMaps(*(t[rows] for t in vars(random_maps(5, 7)).values()))
     stores = [LabelStore.open(tmp_path / "set") for _ in range(3)]
-    stores[1].to("cpu")
-    stores[2].to("cpu").to("cpu", resident=False)
+    stores[1].to("cpu", resident=True)
+    stores[2].to("cpu", resident=True).to("cpu")
     assert [store.resident for store in stores] == [False, True, False]
     for store in stores:
         maps = store.gather(rows)
         assert_same(maps, expected)
         assert maps.classes.dtype == {7: torch.uint16, 70_000: torch.int32}[num_classes]
         assert store.nbytes == 5 * 3 * 5 * (2 * (2 + {7: 2, 70_000: 4}[num_classes]) + 2)
-
-
-@pytest.mark.parametrize(("processes", "resident"), [(1, True), (2, False)])
-def test_set_moves_into_memory_if_half_of_this_process_share_holds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], processes: int, resident: bool
-) -> None:
-    write_label_set(tmp_path / "set", KEYS, random_maps(5, 7), 7)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    of_one = memory_available() * processes
-    store = LabelStore.open(tmp_path / "set")
-    monkeypatch.setattr(LabelStore, "nbytes", of_one // 3)  # as a set that is half as large as one process may have
-    assert store.to("cpu").resident == resident
-    assert ("read from the files, through the page cache: cpu has" in capsys.readouterr().out) != resident
-
-
-def test_memory_is_what_the_machine_has_and_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    of_four = memory_available()
-    assert 0 < 4 * of_four <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
@@ -176,7 +155,7 @@ def write_with_unreadable(labels: Path, readable: list[list[int]]) -> None:
 
 def test_shard_whose_images_were_all_unreadable_is_empty_and_harmless(tmp_path: Path) -> None:
     write_with_unreadable(tmp_path / "set", [[1], [], [4]])
-    mapped, resident = LabelStore.open(tmp_path / "set"), LabelStore.open(tmp_path / "set").to("cpu")
+    mapped, resident = LabelStore.open(tmp_path / "set"), LabelStore.open(tmp_path / "set").to("cpu", resident=True)
     assert mapped.keys == [KEYS[1], KEYS[4]]
     assert mapped.unreadable == (KEYS[0], KEYS[2], KEYS[3])
     whole = random_maps(5, 7)

@@ -1,6 +1,7 @@
 """The training loop on a few small images: it learns, resumes exactly, and refuses at the start what cannot end well."""
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -116,8 +117,9 @@ def test_label_set_that_does_not_fit_is_read_by_the_workers_for_the_same_weights
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     settings = recipe("scenes-relabel", "crops_per_image=2", epochs=2)
-    run_training(data, tmp_path / "resident", settings)
-    monkeypatch.setattr(LabelStore, "_fits", lambda self: False)  # as on a GPU with less memory
+    with monkeypatch.context() as as_on_a_gpu:
+        as_on_a_gpu.setattr(LabelStore, "to", functools.partialmethod(LabelStore.to, resident=True))
+        run_training(data, tmp_path / "resident", settings)
     monkeypatch.setattr(LabelStore, "gather", None)  # never on the main thread
     run_training(data, tmp_path / "read", settings, workers=workers)
     assert_same_weights(tmp_path / "resident", tmp_path / "read")
@@ -205,23 +207,6 @@ def test_killed_and_resumed_training_is_the_uninterrupted_one(data: Path, uninte
     assert [m["epoch"] for m in read_metrics(run)] == list(range(1, 26))
 
 
-def test_killed_within_an_epoch_goes_on_from_what_was_saved_in_it(data: Path, tmp_path: Path) -> None:
-    settings = recipe("scenes-relabel", "batch_size=2", "loss=bce", epochs=9)  # 16 steps an epoch, a look in every 20
-    steps, options = 16, {"model_kwargs": DROPPED, "save_every": 1e-9}
-    run_training(data, tmp_path / "whole", settings, **options)
-    run = tmp_path / "killed"
-    process = FORK.Process(target=run_training, args=(data, run, settings), kwargs=options)
-    process.start()
-    while not (run / "last.pt").exists() or checkpoint.load(run / "last.pt")["step"] % steps == 0:
-        assert process.is_alive()
-    process.kill()
-    process.join()
-    assert checkpoint.load(run / "last.pt")["step"] % steps != 0 and not (run / "weights.pth").exists()
-    run_training(data, run, settings, **options, resume=True)
-    assert_same_weights(tmp_path / "whole", run)
-    assert [m["loss"] for m in read_metrics(run)] == [m["loss"] for m in read_metrics(tmp_path / "whole")]
-
-
 def killed_in_mid_checkpoint(run: Path, process: Any, epochs: int) -> bool:
     """SIGKILL the process while it writes a checkpoint, after so many epochs; whether it was still writing."""
     while process.is_alive():
@@ -305,15 +290,6 @@ def test_several_crops_an_image_train_and_resume_exactly(data: Path, tmp_path: P
     assert [m["step"] for m in read_metrics(tmp_path / "whole")] == [4 * epoch for epoch in range(1, 10)]
 
 
-def test_label_maps_read_from_their_files_train_the_same_weights(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_training(data, tmp_path / "resident", recipe())
-    monkeypatch.setattr(LabelStore, "_fits", lambda store: False)  # as on a GPU that has no room for them
-    run_training(data, tmp_path / "mapped", recipe())
-    assert_same_weights(tmp_path / "resident", tmp_path / "mapped")
-
-
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -386,52 +362,93 @@ def test_two_processes_killed_and_resumed_are_two_that_were_not(data: Path, tmp_
     assert_same_weights(tmp_path / "whole", run)
 
 
+def start(processes: int, *arguments: Any, **options: Any) -> list[Any]:
+    if processes == 2:
+        return start_two(*arguments, **options)
+    one = FORK.Process(target=run_training, args=arguments, kwargs=options)
+    one.start()
+    return [one]
+
+
+def exit_codes(started: list[Any]) -> list[int]:
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_within_an_epoch_goes_on_from_what_was_saved_in_it(data: Path, tmp_path: Path, processes: int) -> None:
+    settings = recipe("scenes-relabel", "batch_size=4", "ema=0.9", epochs=9)  # 8 steps an epoch, a look at the 20th
+    steps, options = 8, {"model_kwargs": DROPPED, "save_every": 1e-9}
+    assert exit_codes(start(processes, data, tmp_path / "whole", settings, **options)) == [0] * processes
+    run = tmp_path / "killed"
+    started = start(processes, data, run, settings, **options)
+    while not (run / "last.pt").exists() or checkpoint.load(run / "last.pt")["step"] % steps == 0:
+        assert all(process.is_alive() for process in started)
+    for process in started:
+        process.kill()
+        process.join()
+    assert checkpoint.load(run / "last.pt")["step"] % steps != 0 and not (run / "weights.pth").exists()
+    assert exit_codes(start(processes, data, run, settings, **options, resume=True)) == [0] * processes
+    assert_same_weights(tmp_path / "whole", run)
+    assert [m["loss"] for m in read_metrics(run)] == [m["loss"] for m in read_metrics(tmp_path / "whole")]
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_that_fails_costs_nothing_of_what_was_learnt(data: Path, tmp_path: Path, processes: int) -> None:
     settings = recipe("scenes-relabel", "eval_epochs=1")
 
-    def start(run: Path, val: Path, resume: bool) -> list[int]:
-        """The exit codes."""
-        options = {"val": val, "model_kwargs": DROPPED, "resume": resume}
-        if processes == 2:
-            started = start_two(data, run, settings, **options)
-        else:
-            started = [FORK.Process(target=run_training, args=(data, run, settings), kwargs=options)]
-            started[0].start()
-        for process in started:
-            process.join()
-        return [process.exitcode for process in started]
+    def codes(run: Path, val: Path, resume: bool = False) -> list[int]:
+        return exit_codes(start(processes, data, run, settings, val=val, model_kwargs=DROPPED, resume=resume))
 
-    assert start(tmp_path / "whole", data / "val", False) == [0] * processes
+    assert codes(tmp_path / "whole", data / "val") == [0] * processes
     torn = shutil.copytree(data / "val", tmp_path / "val") / "red" / "1.JPEG"
     torn.write_bytes(torn.read_bytes()[:300])
     run = tmp_path / "run"
-    assert start(run, tmp_path / "val", False) == [1] * processes
+    assert codes(run, tmp_path / "val") == [1] * processes
     assert checkpoint.load(run / "last.pt")["step"] == 4 and read_metrics(run) == [], "learnt and not yet evaluated"
     shutil.copy(data / "val" / "red" / "1.JPEG", torn)
-    assert start(run, tmp_path / "val", True) == [0] * processes
+    assert codes(run, tmp_path / "val", resume=True) == [0] * processes
     assert_same_weights(tmp_path / "whole", run)
     of_run, of_whole = read_metrics(run), read_metrics(tmp_path / "whole")
     assert [(m["epoch"], m["loss"], m["val"]) for m in of_run] == [(m["epoch"], m["loss"], m["val"]) for m in of_whole]
 
 
-def test_ctrl_c_at_torchrun_saves_the_state_once_and_resumes(data: Path, tmp_path: Path) -> None:
-    """As a terminal sends it, to every process; torchrun then sends its own SIGTERM after it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_torchrun_and_all_its_processes_saves_the_state(data: Path, tmp_path: Path, number: int) -> None:
+    """As a terminal sends it, or a cluster; torchrun then sends a SIGTERM of its own to those that have one already."""
     run = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment(), "text": True, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*launch, *command(data, run)], **options, start_new_session=True)
+    process = subprocess.Popen(
+        [*launch, *command(data, run)],
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while not (run / "metrics.jsonl").exists() or not read_metrics(run):
         assert process.poll() is None
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0 and "the same command with --resume goes on" in stderr, stderr
-    step = checkpoint.load(run / "last.pt")["step"]
-    assert 4 <= step < 100 and not (run / "weights.pth").exists()
-    done = subprocess.run([*launch, *command(data, run, "--resume")], **options)
-    assert done.returncode == 0, done.stderr
-    assert [m["epoch"] for m in read_metrics(run)] == list(range(1, 26))
+    assert 4 <= checkpoint.load(run / "last.pt")["step"] < 100 and not (run / "weights.pth").exists()
+
+
+def test_processes_that_find_different_states_are_told_to_share_a_folder(data: Path, tmp_path: Path) -> None:
+    run_training(data, tmp_path / "of_0", recipe())
+    port = free_port()
+    two = [
+        FORK.Process(
+            target=train_as_rank, args=(rank, port, data, tmp_path / f"of_{rank}", recipe()), kwargs={"resume": True}
+        )
+        for rank in (0, 1)
+    ]
+    for process in two:
+        process.start()
+    assert exit_codes(two) == [1, 1]
+    assert not (tmp_path / "of_1").exists()
 
 
 def test_two_gloo_processes_are_one_but_for_rounding(data: Path, tmp_path: Path) -> None:
@@ -491,6 +508,7 @@ def test_images_that_annotate_could_not_read_are_left_out_and_said(
         (recipe("scenes-single", "batch_size=64"), {}, "has 33 images, fewer than one batch of 64"),
         (recipe(), {"labels": Path("/nonexistent/labels")}, "is no label set"),
         (recipe(), {"sync_bn": True}, "--sync-bn needs CUDA"),
+        (recipe(), {"save_every": 0.0}, r"--save-every 0\.0: expected a positive number of minutes"),
         (recipe("scenes-relabel", "optimizer=sdg"), {}, "optimizer = 'sdg': .*list_optimizers"),
     ],
 )
@@ -499,6 +517,28 @@ def test_run_that_cannot_start_says_why(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run_training(data, tmp_path / "run", settings, **options)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "settings", "message"),
+    [
+        ({}, [], r"vit_tiny_patch16_224 takes no images of image_size = 16 .*--model-kwargs img_size=16"),
+        ({"img_size": 16}, ["eval_size=32"], r"takes no images of eval_size = 32 .*; set eval_size to"),
+    ],
+)
+def test_sizes_that_the_model_does_not_take_are_refused_at_the_start(
+    data: Path, tmp_path: Path, kwargs: dict[str, Any], settings: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(
+            data / "train",
+            tmp_path / "run",
+            "vit_tiny_patch16_224",
+            recipe("scenes-single", *settings),
+            model_kwargs={"depth": 1, **kwargs},
+            device="cpu",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_validation_images_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:

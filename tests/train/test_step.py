@@ -46,9 +46,11 @@ def test_published_recipes_have_the_references_optimisers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     (sgd,) = create_optimizer(model, load("relabel"), torch.device("cpu")).param_groups
     assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.1, 0.9, True, 1e-4)
-    (adamp,) = create_optimizer(model, load("relabel-cutmix"), torch.device("cpu")).param_groups
-    assert (adamp["lr"], adamp["betas"], adamp["nesterov"], adamp["weight_decay"]) == (2e-3, (0.9, 0.999), True, 1e-2)
-    assert (adamp["wd_ratio"], adamp["delta"], adamp["eps"]) == (0.1, 0.1, 1e-8)
+    for name in ("adamp", "AdamP"):
+        recipe = load("relabel-cutmix", [f"optimizer={name}"])
+        (adamp,) = create_optimizer(model, recipe, torch.device("cpu")).param_groups
+        assert (adamp["lr"], adamp["betas"], adamp["nesterov"], adamp["weight_decay"]) == (2e-3, (0.9, 0.999), True, 1e-2)
+        assert (adamp["wd_ratio"], adamp["delta"], adamp["eps"]) == (0.1, 0.1, 1e-8)
 
 
 def test_compiled_model_gives_the_models_logits_and_gradients() -> None:

@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import InputError
 from train.loop import train
-from train.metrics import read_metrics
+from train.metrics import CURVES, read_metrics
 from train.recipe import load
 from train.tensorboard import FOLDER, open_writer, write_epoch
 
@@ -29,18 +30,14 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 def test_every_epoch_is_there_as_in_metrics_jsonl(image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     recipe = load("scenes-single", ["image_size=16", "eval_size=16", "batch_size=4", "epochs=3", "warmup_epochs=1"])
-    kwargs = {"stem_width": 8, "channels": (8, 8, 8, 16)}
-    train(
-        image_folder,
-        tmp_path,
-        "resnet10t",
-        recipe,
-        val=image_folder,
-        model_kwargs=kwargs,
-        workers=0,
-        device="cpu",
-        tensorboard=True,
-    )
+    options: dict[str, Any] = {"val": image_folder, "workers": 0, "device": "cpu", "tensorboard": True}
+    options["model_kwargs"] = {"stem_width": 8, "channels": (8, 8, 8, 16)}
+    (tmp_path / CURVES).mkdir()  # the last thing that is written of an epoch; it stops the run after the last one
+    with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
+        train(image_folder, tmp_path, "resnet10t", recipe, **options)
+    (tmp_path / CURVES).rmdir()
+    train(image_folder, tmp_path, "resnet10t", recipe, **options, resume=True)
+    assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
     shown, metrics = scalars(tmp_path), read_metrics(tmp_path)
     assert shown["loss"] == [(m["epoch"], pytest.approx(m["loss"])) for m in metrics]
     assert shown["val/top1"] == [(3, pytest.approx(metrics[-1]["val"]["top1"]))]
