@@ -30,6 +30,9 @@ REFUSED = {
     "token": "its head reads a class token, so its patch tokens were never trained to name what they show",
     "other": "its head pools locations in a way of its own, so a map of single locations is not what it computes",
 }
+# Outputs of timm's published CLIP image towers; its published classifiers have 1,000 classes or more than 11,000
+EMBEDDINGS = (384, 512, 640, 768, 1024, 1152, 1280)
+NO_CLASSES = "its outputs are an embedding, made to be compared with that of a text, and no classes"
 TOLERANCE = 1e-2  # of the logits' standard deviation; rounding is below 1e-5 of it, the gaps of other kinds above 3e-2
 
 

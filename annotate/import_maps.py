@@ -38,6 +38,7 @@ from pipeline.tar_members import TarMember, read_member, tar_members
 
 Axes = Literal["yx", "xy", "auto"]
 ALONE = Processes(0, 1, torch.device("cpu"))
+WHOLE_NUMBERS = {torch.float16: 2048, torch.bfloat16: 256}  # up to which each is held exactly
 TOGETHER = 256  # maps that are read at a time: 5 MB of 15x15x5
 
 
@@ -283,6 +284,10 @@ def read_maps(
         except InputError as error:
             unfit.append(str(error))
             continue
+        most = WHOLE_NUMBERS.get(one.dtype, num_classes)
+        if num_classes - 1 > most:
+            unfit.append(f"{place.name}: class indices as {one.dtype}, which holds whole numbers to {most} alone")
+            continue
         shape = shape or one.shape
         if tuple(one.shape) != tuple(shape):
             unfit.append(f"{place.name}: {list(one.shape)}, the first map is {list(shape)}")
@@ -290,7 +295,7 @@ def read_maps(
             read.append((place, one))
     if not read:
         return torch.empty(0, *(shape or (2, 0, 0, 0))), unfit
-    together = torch.stack([one for _, one in read])
+    together = torch.stack([one.float() for _, one in read])
     scores, classes = together.unbind(1)
     for wrong, what in (
         (
@@ -306,7 +311,7 @@ def read_maps(
 
 
 def tensor_in(place: Place) -> Tensor:
-    """One file's map, (2, k, H, W) float32, as it is stored.
+    """One file's map, (2, k, H, W), as it is stored.
 
     Raises:
         InputError: no such file, or no such tensor in it.
@@ -320,4 +325,4 @@ def tensor_in(place: Place) -> Tensor:
     if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:
         found = list(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
         raise InputError(f"{place.name}: {found}, expected a tensor [2, k, H, W] of scores and class indices")
-    return stored.float()
+    return stored

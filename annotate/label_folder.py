@@ -14,6 +14,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import (
     MANIFEST,
     SHARD_LINES,
+    DamagedManifest,
     Manifest,
     ShardLine,
     lock,
@@ -40,48 +41,71 @@ def only_run_on(labels: Path, group: Processes) -> Iterator[None]:
                 tqdm.write(f"warning: {labels} lies on a file system without locks; see that no other run writes it")
         except (BlockingIOError, PermissionError) as error:
             raise InputError(
-                f"another `relabel annotate` is writing {labels}; wait for it, or use another --labels"
+                f"another `relabel annotate` or `import-maps` is writing {labels}; wait for it, or use another --labels"
             ) from error
         yield
 
 
 def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable: bool = True) -> list[int]:
-    """Make or check the manifest, drop what a killed run left half done, and list the shards still to make.
+    """Make, check or mend the manifest, drop what a killed run left half done, and list the shards still to make.
 
     A shard that lacks unreadable images is made again where they are not to be skipped: they may have been replaced.
     """
+    pending: list[int] = []
     if group.is_first:
-        if (labels / MANIFEST).exists():
-            differences = Manifest.load(labels).differences(manifest)
-            if differences:
-                raise InputError(
-                    f"{labels} holds another label set ({'; '.join(differences)} of this run); use another --labels,"
-                    " or delete the folder to replace it"
-                )
-        else:
-            strangers = sorted(p.name for p in labels.iterdir() if p.name != LOCK and not p.name.startswith("."))
-            if strangers:
-                raise InputError(f"{labels} is not empty and no label set (it holds {strangers[0]}); use an empty folder")
-            manifest.save(labels)
+        lines = read_shard_lines(labels, drop_damaged=True)
+        settle_manifest(labels, manifest, lines)
         for leftover in labels.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)  # a dying process of the run before may just have done so
-        lines = read_shard_lines(labels)
-        kept = {i: line for i, line in lines.items() if skip_unreadable or not line.unreadable}
-        sound = {i: line for i, line in kept.items() if is_sound(labels, line, manifest)}
+        sound = {i: line for i, line in lines.items() if is_sound(labels, line, manifest)}
         if lines or (labels / SHARD_LINES).exists():
-            write_shard_lines(labels, sound)  # also drops a torn last line
-        for i in sorted(kept.keys() - sound.keys()):
+            write_shard_lines(labels, sound)  # also drops torn and damaged lines
+        for i in sorted(lines.keys() - sound.keys()):
             tqdm.write(f"{labels / shard_name(i)} is missing or damaged: made again")
-        if sound and len(sound) == manifest.shard_count:
+        again = {i for i, line in sound.items() if line.unreadable and not skip_unreadable}
+        pending = [i for i in range(manifest.shard_count) if i not in sound or i in again]
+        if not pending:
             tqdm.write(f"{labels}: all {manifest.shard_count} shards are there and sound, nothing to do")
-        elif sound:
-            tqdm.write(f"{labels}: {len(sound)} of {manifest.shard_count} shards are there and sound, making the rest")
+        elif len(pending) < manifest.shard_count:
+            done = manifest.shard_count - len(pending)
+            tqdm.write(f"{labels}: {done} of {manifest.shard_count} shards are there and sound, making the rest")
     group.barrier()
     differences = Manifest.load(labels).differences(manifest)
     if differences:  # another node may have other images, or other weights under the same name
         raise InputError(f"process {group.rank} would write another label set than the first: {'; '.join(differences)}")
-    finished = read_shard_lines(labels) if group.is_first else {}
-    return group.from_first([i for i in range(manifest.shard_count) if i not in finished])
+    return group.from_first(pending)
+
+
+def settle_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine]) -> None:
+    """See that LABELS/manifest.json is this one: write it where there is none, or where it is damaged and every finished
+    shard says that it was made by this one.
+
+    Raises:
+        InputError: the folder holds another label set, or other files.
+    """
+    made_by_it = all(line.manifest == manifest.identity for line in lines.values())
+    if not (labels / MANIFEST).exists():
+        strangers = sorted(p.name for p in labels.iterdir() if p.name != LOCK and not p.name.startswith("."))
+        if strangers and not (lines and made_by_it):
+            raise InputError(f"{labels} is not empty and no label set (it holds {strangers[0]}); use an empty folder")
+        if strangers:
+            tqdm.write(f"{labels / MANIFEST} is missing: written again, as every finished shard was made by it")
+        manifest.save(labels)
+        return
+    try:
+        found = Manifest.load(labels)
+    except DamagedManifest as error:
+        if not made_by_it:
+            raise DamagedManifest(f"{error}, with the same settings and versions") from error
+        tqdm.write(f"{labels / MANIFEST} is damaged: written again, as every finished shard was made by it")
+        manifest.save(labels)
+        return
+    differences = found.differences(manifest)
+    if differences:
+        raise InputError(
+            f"{labels} holds another label set ({'; '.join(differences)} of this run); use another --labels, or delete the"
+            " folder to replace it"
+        )
 
 
 def is_sound(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
@@ -89,6 +113,8 @@ def is_sound(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
     first = line.shard * manifest.shard_size
     images = min(manifest.shard_size, manifest.image_count - first)
     if line.file != shard_name(line.shard) or line.rows + len(line.unreadable) != images:
+        return False
+    if line.manifest not in (None, manifest.identity):
         return False
     try:
         MappedShard.open(labels, line, manifest)

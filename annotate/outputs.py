@@ -42,7 +42,7 @@ def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> li
 def read_names(path: Path) -> list[str]:
     """The lines; what follows a tab is for the reader."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # Windows marks its UTF-8
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--classes {path}: {error}; expected a text file of class names, or {OF_TIMM}") from error
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]

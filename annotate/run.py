@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from annotate.convert import REFUSED, FullyConvolutional, fully_convolutional
+from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, fully_convolutional
 from annotate.forward import Forward
 from annotate.label_folder import finish, only_run_on, prepare
 from annotate.loop import annotate_shards
@@ -23,6 +23,7 @@ from pipeline.images import ImageSet, digest_of
 from pipeline.manifest import Manifest, Precision, Tail
 from pipeline.shards import sha256_of
 
+TOPK = 5  # logits kept per cell, unless said otherwise: the paper's
 WEIGHTS = (".safetensors", ".pth", ".bin")  # what timm loads from a folder
 
 
@@ -34,7 +35,7 @@ class AnnotateConfig:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None  # own weights instead of the published ones
     num_classes: int | None = None
-    topk: int = 5
+    topk: int | None = None  # TOPK, or all of fewer classes, if None
     tail: Tail = "mean"
     input_size: tuple[int, int] | None = None  # rows, columns of pixels; the model's own if None
     batch_size: int = 32
@@ -60,7 +61,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             the pass over their shard, all named), or a disk that cannot be written. Finished shards stay.
     """
     for name in ("topk", "batch_size", "shard_size"):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
     image_set = find_images(images)
     with processes(device) as group:
@@ -71,6 +72,11 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         if annotator.kind == "token" and group.is_first:
             tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
         manifest = describe(config, annotator, squash, image_set, outputs)
+        if manifest.num_classes != len(image_set.classes) and group.is_first:
+            tqdm.write(
+                f"warning: {annotator.name} has {manifest.num_classes} classes, {image_set.source} {len(image_set.classes)};"
+                " train takes such maps for images of as many classes alone. --classes finds outputs by name"
+            )
         forward = Forward(annotator, squash, manifest, config.batch_size)
         if config.compile:
             forward.compile()
@@ -106,6 +112,8 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
             f"the published {config.model} has {published.get('num_classes')} classes, not {config.num_classes}: a head of"
             " another size would be random; pass your own weights with --checkpoint"
         )
+    if config.checkpoint is None and ":" not in config.model and classifier.num_classes in EMBEDDINGS:
+        raise InputError(f"{config.model} cannot annotate: {NO_CLASSES}; pass weights of a classifier with --checkpoint")
     squash = Squash.of_model(classifier, config.input_size)
     annotator = fully_convolutional(
         classifier.to(device).to(memory_format=torch.channels_last),
@@ -128,9 +136,10 @@ def describe(
     device = next(annotator.parameters()).device
     with torch.inference_mode():
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
-    if config.topk > num_classes:
+    topk = config.topk or min(TOPK, num_classes)
+    if topk > num_classes:
         of = " of its outputs, by --classes" if outputs is not None else ""
-        raise InputError(f"--topk {config.topk}: {config.model} gives {num_classes} classes{of}; keep at most as many")
+        raise InputError(f"--topk {topk}: {config.model} gives {num_classes} classes{of}; keep at most as many")
     own_weights = config.checkpoint or weights_in(config.model)
     return Manifest(
         model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),
@@ -144,7 +153,7 @@ def describe(
         std=squash.std,
         interpolation=squash.interpolation,
         precision=config.precision,
-        topk=config.topk,
+        topk=topk,
         tail=config.tail,
         grid=(rows, columns),
         image_count=len(image_set),

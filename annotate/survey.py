@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from annotate.annotators import TABLE, Annotator
-from annotate.convert import REFUSED, FullyConvolutional, kind_on, own_size
+from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, kind_on, own_size
 from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
 
@@ -85,15 +85,21 @@ def probe_published(models: Iterable[str]) -> list[Annotator]:
         settings = timm.get_pretrained_cfg(model)
         assert settings is not None
         alike = (settings.architecture, settings.input_size, settings.num_classes)
-        if alike not in measured:
+        if settings.num_classes in EMBEDDINGS:
+            measured[alike] = refused(model, settings, NO_CLASSES)
+        elif alike not in measured:
             try:
                 measured[alike] = probe(model)
             except InputError as error:
-                size = "x".join(map(str, settings.input_size[1:]))
                 reason = str(error) if settings.num_classes else "no classes: its output is features"
-                measured[alike] = Annotator(model, "", size, "", 0, settings.num_classes, reason)
+                measured[alike] = refused(model, settings, reason)
         rows.append(dataclasses.replace(measured[alike], model=model))
     return rows
+
+
+def refused(model: str, settings: Any, reason: str) -> Annotator:
+    """A row without a measurement."""
+    return Annotator(model, "", "x".join(map(str, settings.input_size[1:])), "", 0, settings.num_classes, reason)
 
 
 def write_table(rows: list[Annotator]) -> None:

@@ -163,7 +163,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         InputError: missing, or no weights file.
     """
     if not checkpoint.is_file():
-        raise InputError(f"checkpoint {checkpoint} does not exist")
+        hub = "; a model on the hub is named as the model" if str(checkpoint).startswith("hf-hub:") else ""
+        raise InputError(f"checkpoint {checkpoint} does not exist{hub}")
     refuse_damaged(checkpoint)
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):

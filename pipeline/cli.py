@@ -35,9 +35,12 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+            sys.stdout.flush()
         except InputError as error:
             print(f"relabel: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
+        except BrokenPipeError:  # its reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:  # a disk that is full, read-only or gone: whatever was finished is whole
             print(f"relabel: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
@@ -88,7 +91,7 @@ def annotate(
             " among them by name, and only those are stored. Without it, output i is the images' i-th class.",
         ),
     ] = None,
-    topk: Annotated[int, typer.Option(help="Logits kept per cell.")] = 5,
+    topk: Annotated[int | None, typer.Option(help="Logits kept per cell; 5, or all of fewer classes, by default.")] = None,
     tail: Annotated[str, typer.Option(help="What stands for the others: mean, logmeanexp or zero.")] = "mean",
     input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
@@ -184,24 +187,26 @@ def verify(
     if spot_check is None and (checkpoint is not None or device is not None):
         raise InputError("--checkpoint and --device are for --spot-check; give it too")
     report = run(labels, images, min_agreement, ClassNames(class_names))
-    if spot_check is not None and report.findings:
-        report.notes.append("no spot check: what was found comes first")
-    if spot_check is not None and images is not None and not report.findings:
+    notes, findings = report.notes, report.findings
+    if spot_check is not None and findings:
+        notes.append("no spot check: what was found comes first")
+    say(notes, findings)
+    if spot_check is not None and images is not None and not findings:
         from pipeline import spot_check as spot
         from pipeline.manifest import Manifest
 
         manifest = Manifest.load(labels)
         check = spot.spot_check(labels, images, spot_check, checkpoint, device)
-        report.notes += spot.notes_of(check, manifest)
-        report.findings += spot.findings_of(check, manifest, labels)
-    for note in report.notes:
-        print(note)
-    for finding in report.findings:
-        print(f"FOUND {finding}")
-    if report.findings:
-        print(f"{len(report.findings)} findings")
+        findings = spot.findings_of(check, manifest, labels)
+        say(spot.notes_of(check, manifest), findings)
+    if findings:
+        print(f"{len(findings)} findings")
         raise typer.Exit(1)
     print("all sound")
+
+
+def say(notes: list[str], findings: list[str]) -> None:
+    print("\n".join([*notes, *(f"FOUND {finding}" for finding in findings)]), flush=True)
 
 
 @app.command()
@@ -218,6 +223,8 @@ def compare(
 
     names = ClassNames(class_names)
     found = run(first, second, boxes)
+    for difference in found.made_otherwise:
+        print(f"made otherwise        {difference}")
     only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
     print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
     print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
@@ -464,11 +471,17 @@ def import_maps(
 def export_maps(
     labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
     output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
+    axes: Annotated[
+        str,
+        typer.Option(help="yx: a map's first axis is the image's rows; xy: its columns, as the reference code takes them."),
+    ] = "yx",
 ) -> None:
-    """Write a label set as one .pt file per image, as the reference code reads them."""
+    """Write a label set as one .pt file per image, as the reference code and TokenLabeling read them."""
     from pipeline.export_maps import export_maps as run
 
-    print(f"{output}: {run(labels, output)} maps")
+    if axes not in ("yx", "xy"):
+        raise InputError(f"--axes {axes}: expected yx or xy")
+    print(f"{output}: {run(labels, output, axes)} maps")  # type: ignore[arg-type]
 
 
 @app.command("demo-data")
@@ -536,6 +549,8 @@ def annotators(
     from annotate import annotators as table
 
     if probe:
+        if any(sign in pattern for sign in "*?["):
+            raise InputError(f"--probe measures one model, not all that match {pattern!r}; name it")
         from annotate.survey import probe as measure
         from pipeline.classifier import parse_model_kwargs
 
@@ -545,10 +560,7 @@ def annotators(
     else:
         found = table.matching(pattern)
     shown = [row for row in found if row.taken or refused] or found
-    try:
-        print("\n".join([*table.as_text(shown), *table.legend(shown, len(found) - len(shown))]), flush=True)
-    except BrokenPipeError:  # its reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("\n".join([*table.as_text(shown), *table.legend(shown, len(found) - len(shown))]))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from train.label_pooling import label_pool
 
 BATCH = 256
 NAMED = 5  # images and classes named
+SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Comparison:
     """What compare found, over the images that both sets hold.
 
     Attributes:
+        made_otherwise: settings in which the sets differ, as "name: the first's, not the second's".
         images: how many both hold; only_first, only_second: how many only one holds.
         agreement: share of images whose maps, pooled over the whole image, have the same class on top.
         kl: mean Kullback-Leibler divergence, in nats, of the second set's pooled target from the first's, over random boxes.
@@ -28,6 +30,7 @@ class Comparison:
         worst_folders: (class folder, mean KL), largest first.
     """
 
+    made_otherwise: list[str]
     images: int
     only_first: int
     only_second: int
@@ -83,6 +86,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) 
     by_folder = sorted(((name, sum(v) / len(v)) for name, v in folders.items()), key=lambda item: -item[1])
     order = kl.argsort(descending=True)[:NAMED].tolist()
     return Comparison(
+        made_otherwise=[d for d in a.manifest.differences(b.manifest) if d.partition(":")[0] in SETTINGS],
         images=len(keys),
         only_first=len(a) - len(keys),
         only_second=len(b) - len(keys),

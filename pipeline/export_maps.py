@@ -1,8 +1,13 @@
 """Write a label set as one `.pt` file per image, [2, k, H, W]: scores, then class indices, as the reference code and
-TokenLabeling read them. The tail is lost: for them a class that is not stored counts as 0."""
+TokenLabeling read them. The tail is lost: for them a class that is not stored counts as 0.
+
+Both hand a crop's top and left to RoIAlign as its x and y. With transposed maps ("xy") they pool what the crop shows; but
+TokenLabeling mirrors a map along its last axis, which is then the image's rows.
+"""
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -11,9 +16,11 @@ from pipeline.errors import InputError
 from pipeline.shards import LabelStore
 
 
-def export_maps(labels: Path, output: Path) -> int:
+def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") -> int:
     """Write OUTPUT/CLASS/NAME.pt for every label map; returns how many.
 
+    Args:
+        axes: "yx": a map's first axis is the rows of the image; "xy": its columns.
     Raises:
         InputError: no label set, an output folder that is not empty, a key that leads out of it, or a full disk.
     """
@@ -31,7 +38,8 @@ def export_maps(labels: Path, output: Path) -> int:
         for row, path in enumerate(tqdm(paths, desc="export", unit="map", disable=None)):
             maps = store.gather(torch.tensor([row]))
             buffer = io.BytesIO()
-            torch.save(torch.stack([maps.scores[0].float(), maps.classes[0].float()]), buffer)
+            stored = torch.stack([maps.scores[0].float(), maps.classes[0].float()])
+            torch.save(stored.transpose(2, 3).contiguous() if axes == "xy" else stored, buffer)
             (output / path).parent.mkdir(parents=True, exist_ok=True)
             (output / path).write_bytes(buffer.getvalue())
     except OSError as error:

@@ -62,17 +62,28 @@ def of_folder(root: Path) -> ImageSet:
         raise InputError(f"{root} has no sub-folders; expected one folder of images per class (ROOT/CLASS/*.JPEG)")
     keys: list[str] = []
     for name in folders:
-        files = [p.name for p in (root / name).iterdir() if is_image(p.name)]
+        there = list((root / name).iterdir())
+        files = [path.name for path in there if is_image(path.name)]
+        inner = [path for path in there if not is_image(path.name) and is_folder(path)]
         if not files:
-            inner = sum(p.is_dir() for p in (root / name).iterdir())
-            hint = f"; it holds {inner} folders: did you mean {root / name}?" if inner else "; fill it or remove it"
+            hint = f"; it holds {len(inner)} folders: did you mean {root / name}?" if inner else "; fill it or remove it"
             raise InputError(f"{root / name} holds no image ({', '.join(sorted(extensions()))}){hint}")
+        for path in inner:
+            if any(is_image(p.name) for p in path.iterdir()):
+                raise InputError(
+                    f"{path} holds images within the folder of class {name}; an image's class is the folder that it lies in:"
+                    f" move them up, or {path.name} beside {name}"
+                )
         keys += [f"{name}/{file}" for file in files]
     return image_set(str(root), folders, keys, strings(keys), functools.partial(within, root))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    return in_order(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return in_order(p.name for p in root.iterdir() if is_folder(p))
+
+
+def is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def of_list(path: Path) -> ImageSet:

@@ -28,7 +28,7 @@ def decoded(keys: np.ndarray) -> list[str]:
     """
 
     def safe(key: str) -> str:
-        if key.startswith("/") or ".." in key.split("/") or "\0" in key:
+        if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"the key {key!r} is no path within a folder")
         return key
 

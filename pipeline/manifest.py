@@ -1,7 +1,7 @@
 """What a label set says of itself: manifest.json, and shards.jsonl with one line per finished shard.
 
-manifest.json is written before the first shard and never changed. shards.jsonl is appended to, so that a killed writer
-tears one line at most; a torn last line is dropped.
+manifest.json is written before the first shard and never changed. shards.jsonl is appended to, so that a killed writer tears
+one line at most; a torn last line is dropped. Each line says by which manifest its shard was made.
 """
 
 import dataclasses
@@ -31,6 +31,10 @@ COUNTS = ("num_classes", "topk", "image_count", "shard_size")
 TYPES: dict[str, type] = dict.fromkeys(COUNTS, int) | dict.fromkeys(("model", "weights", "kind", "image_digest"), str)
 TYPES |= {"model_kwargs": dict, "recentre": bool, "flip": bool}
 CHOICES = {"tail": get_args(Tail), "precision": get_args(Precision)}
+
+
+class DamagedManifest(InputError):
+    """manifest.json is not what was written: torn, or changed."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ class Manifest:
         """Read LABELS/manifest.json.
 
         Raises:
-            InputError: it is missing, torn, changed since it was written, of another format version, or has other fields
-                than this version's.
+            DamagedManifest: it is torn, or changed since it was written.
+            InputError: it is missing, of another format version, or has other fields than this version's.
         """
         path = labels / MANIFEST
         if not path.is_file():
@@ -113,24 +117,25 @@ class Manifest:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}); annotate again into an empty folder") from error
+            raise DamagedManifest(f"{path} is not JSON ({error}); run the command that made the label set again") from error
         if not isinstance(fields, dict):
-            raise InputError(f"{path} is no JSON object; annotate again into an empty folder")
+            raise DamagedManifest(f"{path} is no JSON object; run the command that made the label set again")
         if fields.get("format") != FORMAT_VERSION:
             raise InputError(
                 f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
                 " annotate again, or install the relabel that wrote it"
             )
-        written = fields.pop("sha256", None)
+        changed = fields.pop("sha256", None) not in (None, digest_of(fields))
+        wrong = DamagedManifest if changed else InputError
         known = {field.name: field.default for field in dataclasses.fields(cls)}
         needed = {name for name, default in known.items() if default is dataclasses.MISSING}
         if not needed <= fields.keys() <= known.keys():
             odd = ", ".join(sorted((needed - fields.keys()) | (fields.keys() - known.keys())))
-            raise InputError(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
+            raise wrong(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
         for name in ("input_size", "mean", "std", "grid", "classes", "outputs"):
             unknown = fields.setdefault(name, None) is None and name != "grid"  # of imported maps
             if not unknown and not isinstance(fields[name], list):
-                raise InputError(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
+                raise wrong(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
             fields[name] = None if unknown else tuple(fields[name])
         odd_ones = [name for name, kind in TYPES.items() if name in fields and type(fields[name]) is not kind]
         odd_ones += [name for name in COUNTS if name not in odd_ones and fields[name] < 1]
@@ -139,11 +144,10 @@ class Manifest:
             odd_ones.append("grid")
         if odd_ones:
             found = ", ".join(f"{name} is {fields[name]!r}" for name in odd_ones)
-            raise InputError(f"{path}: {found}; annotate again into an empty folder")
-        if written not in (None, digest_of(fields)):
-            raise InputError(
-                f"{path} changed after it was written (sha256); restore it, or annotate again into an empty folder. Who"
-                " changed it on purpose removes its sha256"
+            raise wrong(f"{path}: {found}; annotate again into an empty folder")
+        if changed:
+            raise DamagedManifest(
+                f"{path} changed after it was written (sha256); restore it, or run the command that made the label set again"
             )
         return cls(**fields)
 
@@ -152,11 +156,18 @@ class Manifest:
 
         Versions are no reason, nor is a checkpoint's name: its sha256 tells.
         """
-        ignored = {"timm_version", "torch_version"} | (
-            {"weights"} if self.weights_sha256 and other.weights_sha256 else set()
-        )
-        mine, theirs = self.as_json(), other.as_json()
-        return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n not in ignored and mine[n] != theirs[n]]
+        mine, theirs = self.telling(), other.telling()
+        return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n in theirs and mine[n] != theirs[n]]
+
+    def telling(self) -> dict[str, Any]:
+        """The fields that tell one set's labels from another's."""
+        silent = {"timm_version", "torch_version"} | ({"weights"} if self.weights_sha256 else set())
+        return {name: value for name, value in self.as_json().items() if name not in silent}
+
+    @property
+    def identity(self) -> str:
+        """sha256 of what tells its labels from those of another set."""
+        return digest_of(self.telling())
 
 
 def digest_of(fields: dict[str, Any]) -> str:
@@ -173,14 +184,17 @@ class ShardLine:
     rows: int
     sha256: str
     unreadable: tuple[str, ...] = ()
+    manifest: str | None = None  # Manifest.identity of the one that it was made by
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self)) + "\n"
 
 
-def read_shard_lines(labels: Path) -> dict[int, ShardLine]:
+def read_shard_lines(labels: Path, drop_damaged: bool = False) -> dict[int, ShardLine]:
     """The finished shards by number. A torn last line is a killed writer's and is left out.
 
+    Args:
+        drop_damaged: leave out damaged lines too: their shards are made again.
     Raises:
         InputError: a line that is not the last one is damaged.
     """
@@ -193,21 +207,26 @@ def read_shard_lines(labels: Path) -> dict[int, ShardLine]:
         try:
             fields = json.loads(line)
             entry = ShardLine(**{**fields, "unreadable": tuple(fields["unreadable"])})
-            values = (entry.shard, entry.file, entry.rows, entry.sha256, *entry.unreadable)
-            if [type(value) for value in values] != [int, str, int, str, *[str] * len(entry.unreadable)]:
+            values = (entry.shard, entry.file, entry.rows, entry.sha256, entry.manifest or "", *entry.unreadable)
+            if [type(value) for value in values] != [int, str, int, str, str, *[str] * len(entry.unreadable)]:
                 raise ValueError("it describes no shard")
         except (ValueError, TypeError, KeyError) as error:
+            if drop_damaged:
+                continue
             raise InputError(
-                f"{path} line {number} is damaged ({error}); delete that line and run the command that made the label set"
-                " again"
+                f"{path} line {number} is damaged ({error}); run the command that made the label set again"
             ) from error
         finished[entry.shard] = entry
     return finished
 
 
 def append_shard_line(labels: Path, line: ShardLine) -> None:
-    with (labels / SHARD_LINES).open("ab") as file:
+    with (labels / SHARD_LINES).open("a+b") as file:
         lock(file, wait=True)  # two machines that append through a network file system would overwrite each other's line
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # what another process could not finish spoils its own line alone
+                file.write(b"\n")
         file.write(line.to_json().encode())
         file.flush()
         os.fsync(file.fileno())

@@ -83,7 +83,8 @@ def write_shard(
         file.flush()
         image = file.id.get_file_image()
     write_whole(labels / shard_name(shard), image)
-    return ShardLine(shard, shard_name(shard), len(keys), hashlib.sha256(image).hexdigest(), tuple(unreadable))
+    sha256 = hashlib.sha256(image).hexdigest()
+    return ShardLine(shard, shard_name(shard), len(keys), sha256, tuple(unreadable), manifest.identity)
 
 
 def sha256_of(path: Path) -> str:

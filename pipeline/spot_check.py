@@ -45,9 +45,11 @@ class SpotCheck:
 
     Attributes:
         images: how many were annotated again.
-        largest_difference: of a stored logit from the one made now for that class, relative to max(1, |logit|).
+        largest_difference: of a stored logit from the one made now for that class and for that rank, and of a stored tail
+            from that made now; relative to max(1, |stored|).
         same_top1: share of cells whose best class is the stored one.
-        fidelity: (k, tail) -> mean KL in nats from the full map's target.
+        fidelity: (k, tail) -> mean KL in nats from the full map's target: of the stored maps for the stored choice, of maps
+            made now for the others.
     """
 
     images: int
@@ -78,9 +80,13 @@ def spot_check(
     for rows in tqdm(torch.split(chosen, BATCH), desc="spot check", unit="batch", disable=None):
         logits = annotate_again(annotator, squash, image_set, [store.keys[i] for i in rows.tolist()], manifest)
         stored = store.gather(rows)
-        now = logits.gather(1, stored.classes.long())
-        scores = stored.scores.float()
-        difference = max(difference, float(((now - scores).abs() / scores.abs().clamp(min=1)).max()))
+        scores, again = stored.scores.float(), sparsify(logits, manifest.topk, manifest.tail)
+        for now, then in (
+            (logits.gather(1, stored.classes.long()), scores),
+            (again.scores, scores),
+            (again.tail, stored.tail.float()),
+        ):
+            difference = max(difference, float(((now - then).abs() / then.abs().clamp(min=1)).max()))
         same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
         boxes = [random_boxes(len(rows), generator) for _ in range(BOXES_PER_IMAGE)]
         whole = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
@@ -88,8 +94,10 @@ def spot_check(
         for k in ks:
             for tail in tails:
                 sparse = sparsify(logits, k, tail)
-                as_stored = LabelMaps(sparse.scores.half(), sparse.classes, sparse.tail.half())
-                kl[k, tail].append(mean_kl(full, log_targets(as_stored, boxes, manifest.num_classes)))
+                maps = LabelMaps(sparse.scores.half(), sparse.classes, sparse.tail.half())
+                if (k, tail) == (manifest.topk, manifest.tail):
+                    maps = stored
+                kl[k, tail].append(mean_kl(full, log_targets(maps, boxes, manifest.num_classes)))
     return SpotCheck(
         images=len(chosen),
         largest_difference=difference,
@@ -105,6 +113,8 @@ def recorded_annotator(
     if manifest.kind == "imported":
         raise InputError(f"{labels} was imported; what made its maps is not on record, so they cannot be made again")
     own = checkpoint or weights_in(manifest.model)
+    if manifest.weights_sha256 is None and checkpoint is not None:
+        raise InputError(f"{labels} was made with the published weights of {manifest.model}; leave --checkpoint out")
     if manifest.weights_sha256 is not None:
         if own is None:
             raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")
@@ -149,9 +159,9 @@ def findings_of(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]
     if check.largest_difference <= CLOSE[manifest.precision]:
         return []
     return [
-        f"{labels}: a stored logit differs by {100 * check.largest_difference:.3g}% from what {manifest.model} says now (and"
-        f" {100 * check.same_top1:.1f}% of cells have the same best class): other images, another timm, or damaged maps;"
-        " annotate anew"
+        f"{labels}: a stored logit or tail differs by {100 * check.largest_difference:.3g}% from what {manifest.model} says"
+        f" now (and {100 * check.same_top1:.1f}% of cells have the same best class): other images, another timm, or damaged"
+        " maps; annotate anew"
     ]
 
 
@@ -159,12 +169,12 @@ def notes_of(check: SpotCheck, manifest: Manifest) -> list[str]:
     """The fidelity table, the stored choice marked."""
     tails: tuple[Tail, ...] = get_args(Tail)
     rows = [
-        f"{check.images} images annotated again: stored logits differ by {100 * check.largest_difference:.2g}% at most,"
-        f" {100 * check.same_top1:.1f}% of cells with the same best class",
+        f"{check.images} images annotated again: stored logits and tails differ by {100 * check.largest_difference:.2g}% at"
+        f" most, {100 * check.same_top1:.1f}% of cells with the same best class",
         f"mean KL of a crop's target from the full map's, {BOXES_PER_IMAGE} crops an image (* is what is stored):",
         f"  {'k':>4}" + "".join(f"{tail + ' tail':>18}" for tail in tails),
     ]
     for k in sorted({k for k, _ in check.fidelity}):
         cells = [(check.fidelity[k, tail], "*" if (k, tail) == (manifest.topk, manifest.tail) else " ") for tail in tails]
-        rows.append(f"  {k:>4}" + "".join(f"{value:>17.4f}{mark}" for value, mark in cells))
+        rows.append(f"  {k:>4}" + "".join(f"{max(value, 0):>17.4f}{mark}" for value, mark in cells))
     return rows

@@ -103,6 +103,8 @@ def examine_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest,
     if sha256_of(path) != line.sha256:  # its values cannot be trusted, so they are not judged
         return Examined([f"{path}: its bytes changed after it was written (sha256); {REMAKE}"])
     findings = [f"{path} {finding}; {REMAKE}" for finding in findings_in(shard, manifest)]
+    if line.manifest not in (None, manifest.identity):
+        findings.append(f"{path}: {MANIFEST} is not the one that it was made by; {REMAKE}")
     try:
         decoded(shard.keys)
     except ValueError as error:

@@ -13,7 +13,7 @@ from tests.conftest import CLASS_SIZES, THIN, Relabel, randomise, write_images
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own-data.md"
 KWARGS = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
-SIZES = ["--input-size=64", "--topk=2"]
+SIZES = ["--input-size=64"]
 SHORT = [f"--set={s}" for s in ("epochs=2", "batch_size=4", "warmup_epochs=0", "image_size=32", "eval_size=32")]
 
 

@@ -114,6 +114,12 @@ def test_file_that_is_gone_when_it_is_read_is_named(maps: Path, tmp_path: Path, 
         import_maps(maps, tmp_path / "labels", CLASSES, workers=workers)
 
 
+def test_indices_that_their_type_cannot_hold_are_refused(maps: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class indices as torch\.float16, which holds whole numbers to 2048 alone"):
+        import_maps(maps, tmp_path / "labels", 2050)
+    import_maps(maps, tmp_path / "other", 2049)
+
+
 class Malice:
     def __init__(self, trace: Path) -> None:
         self.trace = trace

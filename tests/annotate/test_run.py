@@ -318,6 +318,19 @@ def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
     verified = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
     assert verified.returncode == 0, verified.stdout
     assert "5 unreadable images left out" in verified.stdout
+    assert annotate().returncode == 1  # they are still unreadable
+    assert relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0).returncode == 0
+
+
+def test_by_default_five_logits_are_kept_or_all_of_fewer_classes_and_a_misfit_of_classes_is_told_at_once(
+    relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path
+) -> None:
+    shutil.rmtree(image_folder / "eel")
+    options = [option for option in tiny_options if not option.startswith("--topk")]
+    finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *options)
+    assert finished.returncode == 0, finished.stderr
+    assert LabelStore.open(tmp_path / "labels").manifest.topk == 3
+    assert f"warning: resnet10t has 3 classes, {image_folder} 2; train takes such maps" in finished.stdout
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_killed_in_mid_shard_and_rerun_gives_the_bytes_of_an_undisturbed_run(
         assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
         second = relabel_here(*again, "--topk=1")  # were there no lock, it would stop at this and not at the held image
         assert second.returncode == 1
-        assert f"another `relabel annotate` is writing {labels}; wait for it" in second.stderr
+        assert f"another `relabel annotate` or `import-maps` is writing {labels}; wait for it" in second.stderr
         held.process.send_signal(signal.SIGKILL)
         assert held.process.wait() == -signal.SIGKILL
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
@@ -105,7 +105,7 @@ def test_killed_runs_lock_goes_with_it_even_while_its_decoding_workers_live_on(
         held.process.wait()
         # The image is still held, so the rerun is made to stop at its options; the lock comes first.
         rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
-    assert "another `relabel annotate` is writing" not in rerun.stderr
+    assert "is writing" not in rerun.stderr
     assert "topk: 2, not 1 of this run" in rerun.stderr
 
 

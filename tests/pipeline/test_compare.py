@@ -38,6 +38,12 @@ def test_agreement_and_kl_are_those_by_hand(tmp_path: Path) -> None:
     assert found.worst_folders[0] == ("cat", pytest.approx((same_class + other_class) / 2, rel=1e-4))
 
 
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    for name, tail in (("a", "mean"), ("b", "zero")):
+        write_label_set(tmp_path / name, KEYS, uniform_maps([0, 1, 2], 3.0), 3, tail=tail)
+    assert compare(tmp_path / "a", tmp_path / "b").made_otherwise == ["tail: 'mean', not 'zero'"]
+
+
 def test_label_set_does_not_differ_from_itself(tmp_path: Path) -> None:
     write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
     found = compare(tmp_path / "a", tmp_path / "a")

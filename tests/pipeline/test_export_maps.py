@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.ops import roi_align
 
+from pipeline.boxes import random_boxes
 from pipeline.errors import InputError
 from pipeline.export_maps import export_maps
 from pipeline.shards import LabelMaps
 from tests.label_sets import write_label_set
+from train.label_pooling import label_pool
 
 
-@pytest.mark.parametrize("key", ["../outside.JPEG", "cat/../../outside.JPEG", "/tmp/relabel-outside.JPEG"])
+@pytest.mark.parametrize("key", ["../outside.JPEG", "cat/../../outside.JPEG", "/tmp/relabel-outside.JPEG", "", ".", "cat/."])
 def test_key_that_leads_out_of_the_folder_is_refused_before_anything_is_written(tmp_path: Path, key: str) -> None:
     maps = LabelMaps(torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2, dtype=torch.int32), torch.zeros(2, 2, 2))
     write_label_set(tmp_path / "labels", ["aaa/first.JPEG", key], maps, 3)
@@ -26,3 +29,22 @@ def test_images_that_differ_in_their_endings_alone_are_not_written_over_one_anot
     with pytest.raises(InputError, match=r"cat/a\.JPEG and cat/a\.png would both be cat/a\.pt"):
         export_maps(tmp_path / "labels", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_reference_code_pools_transposed_maps_as_we_pool_ours(tmp_path: Path) -> None:
+    """Its arithmetic (utils/relabel_functions.py): dense, and a crop by top, left, bottom, right as x0, y0, x1, y1."""
+    generator = torch.Generator().manual_seed(0)
+    scores, classes = torch.randn(1, 7, 8, 8, generator=generator).topk(3, dim=1)
+    maps = LabelMaps(scores, classes, torch.zeros(1, 8, 8))
+    write_label_set(tmp_path / "labels", ["cat/a.JPEG"], maps, num_classes=7)
+    export_maps(tmp_path / "labels", tmp_path / "out", axes="xy")
+    stored = torch.load(tmp_path / "out" / "cat" / "a.pt", weights_only=True)
+    dense = torch.zeros(1, 7, 8, 8).scatter_(1, stored[1].long().unsqueeze(0), stored[0].unsqueeze(0))
+    boxes = random_boxes(40, generator)
+    x0, y0, x1, y1 = boxes.unbind(1)
+    theirs = roi_align(dense, [torch.stack([y0, x0, y1, x1], 1) * 8 - 0.5], (1, 1)).flatten(1)
+    stored_maps = LabelMaps(scores.half().expand(40, -1, -1, -1), classes.expand(40, -1, -1, -1), torch.zeros(40, 8, 8))
+    ours = label_pool(stored_maps, boxes, 7)
+    large = (torch.stack([x1 - x0, y1 - y0]) * 8 > 1).all(0)  # smaller ones roi_align takes for a cell, unless aligned
+    assert large.sum() > 20
+    torch.testing.assert_close(theirs[large], ours[large], atol=1e-4, rtol=1e-4)

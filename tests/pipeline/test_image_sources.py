@@ -85,6 +85,14 @@ def test_folder_above_the_split_is_told_to_name_the_split(tmp_path: Path) -> Non
         find_images(tmp_path)
 
 
+def test_images_deeper_than_their_class_folder_are_not_left_out_unsaid(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.JPEG", "a/more/y.JPEG", "b/x.JPEG", "b/.thumbnails/x.JPEG")
+    with pytest.raises(InputError, match=rf"{tmp_path}/a/more holds images within the folder of class a; .* move them up"):
+        find_images(tmp_path)
+    (tmp_path / "a" / "more" / "y.JPEG").unlink()
+    assert find_images(tmp_path).keys == ("a/x.JPEG", "b/x.JPEG")
+
+
 def test_file_name_that_is_not_utf8_gets_one_message(tmp_path: Path) -> None:
     put(tmp_path, "a/x.JPEG")
     (tmp_path / "a" / "x.JPEG").rename(tmp_path / "a" / b"caf\xe9.JPEG".decode(errors="surrogateescape"))

@@ -118,7 +118,9 @@ def test_field_of_another_type_gets_a_message(tmp_path: Path, field: str, value:
 @pytest.mark.parametrize("text", ["", '{"format": 1, "mod', "[1]", "\x80binary"])
 def test_torn_manifest_is_refused_by_path(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=rf"{tmp_path}/manifest\.json is (not JSON|no JSON object).*; annotate again"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/manifest\.json is (not JSON|no JSON object).*; run the command that made"
+    ):
         Manifest.load(tmp_path)
 
 

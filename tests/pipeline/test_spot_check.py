@@ -7,6 +7,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
 
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, append_shard_line
@@ -55,6 +56,32 @@ def test_maps_of_other_images_are_found_though_every_checksum_is_right(
     append_shard_line(wrong, write_shard(wrong, 0, store.keys, shifted, manifest))
     check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
     assert len(findings_of(check, manifest, wrong)) == 1
+
+
+def other_tail(maps: LabelMaps) -> LabelMaps:
+    return LabelMaps(maps.scores, maps.classes, torch.full_like(maps.tail, 50))
+
+
+def second_best_alone(maps: LabelMaps) -> LabelMaps:
+    return LabelMaps(maps.scores[:, 1:], maps.classes[:, 1:], maps.tail)
+
+
+@pytest.mark.parametrize("spoil", [other_tail, second_best_alone])
+def test_tails_and_ranks_are_judged_and_the_stored_maps_fidelity_is_their_own(
+    labels: Path, image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, spoil: Callable[[LabelMaps], LabelMaps]
+) -> None:
+    store = LabelStore.open(labels)
+    maps = spoil(store.gather(store.rows(store.keys)))
+    manifest = replace(store.manifest, shard_size=len(store), topk=maps.scores.shape[1])
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    manifest.save(wrong)
+    append_shard_line(wrong, write_shard(wrong, 0, store.keys, maps, manifest))
+    check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
+    assert len(findings_of(check, manifest, wrong)) == 1
+    right = spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu")
+    assert check.fidelity[manifest.topk, "mean"] > 10 * right.fidelity[2, "mean"] + 0.01
+    assert check.fidelity[3, "mean"] == right.fidelity[3, "mean"]
 
 
 def test_checkpoint_has_to_be_the_recorded_one(
