@@ -86,8 +86,8 @@ def annotate_shards(
     """Make these shards, one after the other.
 
     Args:
-        workers: decoding processes; if None as many as this process has cores, or none on a CPU, whose cores the forward
-            pass wants for itself.
+        workers: decoding processes; if None as many as this process has cores, on a CPU too: they decode where a forward
+            pass leaves a core idle.
     Raises:
         InputError: unreadable images (after the pass over their shard, all named), logits that cannot be stored, or a
             decoding process that died. OSError: a shard cannot be written. Shards before it are finished.
@@ -96,11 +96,10 @@ def annotate_shards(
         return
     batches = whole_batches(shards, manifest, forward.batch_size)
     cuda = group.device.type == "cuda"
-    workers = 0 if workers is None and not cuda else group.decoding_workers(workers)
     loader = DataLoader(
         SquashedImages(image_set, forward.squash),
         batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
+        num_workers=min(group.decoding_workers(workers), len(batches)),
         collate_fn=collate,
         pin_memory=cuda,
         worker_init_fn=leave_signals_to_the_main_process,

@@ -10,7 +10,12 @@ SETTLE_S = 0.1  # before a call: threads of the arm before still spin for a whil
 
 
 def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object]) -> list[float]:
-    """The median wall-clock time of one call of each arm; on CUDA until its last kernel has ended."""
+    """The median wall-clock time of one call of each arm."""
+    return [statistics.median(of_arm) for of_arm in all_seconds(device, rounds, *arms)]
+
+
+def all_seconds(device: torch.device, rounds: int, *arms: Callable[[], object]) -> list[list[float]]:
+    """The wall-clock time of each call of each arm; on CUDA until its last kernel has ended."""
     seconds: list[list[float]] = [[] for _ in arms]
     for _ in range(rounds):
         for arm, of_arm in zip(arms, seconds, strict=True):
@@ -20,7 +25,7 @@ def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object
             arm()
             wait_for(device)
             of_arm.append(time.perf_counter() - start)
-    return [statistics.median(of_arm) for of_arm in seconds]
+    return seconds
 
 
 def wait_for(device: torch.device) -> None:
