@@ -139,7 +139,7 @@ def test_every_family_of_timm_is_in_the_sweep_or_left_out_with_a_reason() -> Non
 @pytest.fixture(scope="module")
 def listed() -> dict[str, str]:
     """Kind by architecture, of the published."""
-    return {row.model.split(".")[0]: row.kind for row in load()}
+    return {row.model.split(".")[0]: row.kind for row in load() if row.kind}  # the rest is refused without a measurement
 
 
 @pytest.mark.parametrize("family", FAMILIES)

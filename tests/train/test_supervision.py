@@ -269,7 +269,9 @@ def test_a_step_reads_nothing_back_from_the_device(store: LabelStore, settings: 
     assert (paste is not None) == bool(recipe.cutmix)
     if paste is not None:
         paste_in(images, paste)
-    targets = Supervision(recipe, 3, LabelMapTargets(store.to("meta"), ROWS.to(meta), recipe), token_grid=(2, 2))
+    targets = Supervision(
+        recipe, 3, LabelMapTargets(store.to("meta", resident=True), ROWS.to(meta), recipe), token_grid=(2, 2)
+    )
     target, tokens = targets(crops, images, paste)
     logits = torch.randn(2, 3, device=meta, requires_grad=True)
     loss, _ = loss_with_tokens((logits, torch.randn(2, 4, 3, device=meta)), target, tokens, recipe)
