@@ -36,6 +36,7 @@ def test_table_lists_every_tag_that_timm_has_weights_for() -> None:
         "crossvit_tiny_240.in1k",  # no map
         "vit_small_patch14_dinov2.lvd142m",  # no classes
         "fastvit_mci0.apple_mclip",  # an embedding
+        "vitamin_xlarge_336.datacomp1b_clip",  # timm would make another; an embedding either way
     ],
 )
 def test_table_says_what_a_measurement_says_today(model: str) -> None:

@@ -206,22 +206,32 @@ def test_flipped_byte_anywhere_in_the_list_of_shards_is_noticed(labels: Path) ->
             assert str(labels / SHARD_LINES) in str(error)
 
 
+@pytest.fixture
+def mended(
+    relabel_here: Relabel, image_folder: Path, labels: Path, tiny_options: list[str], undisturbed: Path, contents: Contents
+) -> Callable[[], str]:
+    """`mended()`: a rerun on the copied label set gives the undisturbed one; what it said."""
+
+    def rerun() -> str:
+        finished = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options)
+        assert finished.returncode == 0, finished.stderr
+        assert contents(labels) == contents(undisturbed)
+        return finished.stdout
+
+    return rerun
+
+
 @pytest.mark.parametrize("field", ['"shard": 1', "shard-00001.h5", '"rows": 3', '"sha256": "', '"manifest": "'])
 def test_rerun_mends_the_list_of_shards(
-    relabel_here: Relabel,
-    image_folder: Path,
     labels: Path,
-    tiny_options: list[str],
-    undisturbed: Path,
-    contents: Contents,
+    mended: Callable[[], str],
     field: str,
 ) -> None:
     whole = (labels / SHARD_LINES).read_bytes()
     place = whole.index(field.encode()) + len(field) - (not field.endswith(': "'))  # the last digit, or that after it
     (labels / SHARD_LINES).write_bytes(flipped(whole, place))
     assert verify(labels).findings
-    assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0
-    assert contents(labels) == contents(undisturbed)
+    mended()
 
 
 @pytest.mark.parametrize("left", [None, b"", 0.3, "flipped"], ids=["missing", "empty", "cut", "flipped"])
@@ -230,8 +240,8 @@ def test_rerun_mends_the_manifest_of_shards_that_say_they_were_made_by_it(
     image_folder: Path,
     labels: Path,
     tiny_options: list[str],
-    undisturbed: Path,
     contents: Contents,
+    mended: Callable[[], str],
     left: bytes | float | str | None,
 ) -> None:
     whole = (labels / MANIFEST).read_bytes()
@@ -243,19 +253,11 @@ def test_rerun_mends_the_manifest_of_shards_that_say_they_were_made_by_it(
     before = contents(labels)
     other = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
     assert other.returncode == 1 and contents(labels) == before, "another label set's settings"
-    rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options)
-    assert rerun.returncode == 0, rerun.stderr
-    assert "written again, as every finished shard was made by it" in rerun.stdout
-    assert contents(labels) == contents(undisturbed)
+    assert "written again, as every finished shard was made by it" in mended()
 
 
 def test_rerun_mends_a_line_that_another_process_has_appended_behind_a_torn_one(
-    relabel_here: Relabel,
-    image_folder: Path,
-    labels: Path,
-    tiny_options: list[str],
-    undisturbed: Path,
-    contents: Contents,
+    labels: Path, mended: Callable[[], str]
 ) -> None:
     lines = read_shard_lines(labels)
     first, second, third = (lines[i].to_json() for i in range(3))
@@ -265,8 +267,7 @@ def test_rerun_mends_a_line_that_another_process_has_appended_behind_a_torn_one(
     with pytest.raises(InputError, match=r"line 2 is damaged .* run the command that made the label set again"):
         read_shard_lines(labels)
     third_shard = (labels / shard_name(2)).stat().st_mtime_ns
-    assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0
-    assert contents(labels) == contents(undisturbed)
+    mended()
     assert (labels / shard_name(2)).stat().st_mtime_ns == third_shard
 
 

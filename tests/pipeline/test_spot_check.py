@@ -43,17 +43,21 @@ def test_fidelity_is_exact_with_all_classes_and_falls_with_fewer(
     assert fidelity[2, "zero"] > 1e-3
 
 
+def write_instead(labels: Path, store: LabelStore, maps: LabelMaps) -> Manifest:
+    """A label set that says of itself what the store's does, with these maps in the place of its own; its manifest."""
+    manifest = replace(store.manifest, shard_size=len(store), topk=maps.scores.shape[1])
+    labels.mkdir()
+    manifest.save(labels)
+    append_shard_line(labels, write_shard(labels, 0, store.keys, maps, manifest))
+    return manifest
+
+
 def test_maps_of_other_images_are_found_though_every_checksum_is_right(
     labels: Path, image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     store = LabelStore.open(labels)
-    maps = store.gather(store.rows(store.keys[::-1]))
-    shifted = LabelMaps(maps.scores, maps.classes, maps.tail)
-    manifest = replace(store.manifest, shard_size=len(store))
     wrong = tmp_path / "wrong"
-    wrong.mkdir()
-    manifest.save(wrong)
-    append_shard_line(wrong, write_shard(wrong, 0, store.keys, shifted, manifest))
+    manifest = write_instead(wrong, store, store.gather(store.rows(store.keys[::-1])))
     check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
     assert len(findings_of(check, manifest, wrong)) == 1
 
@@ -71,12 +75,8 @@ def test_tails_and_ranks_are_judged_and_the_stored_maps_fidelity_is_their_own(
     labels: Path, image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, spoil: Callable[[LabelMaps], LabelMaps]
 ) -> None:
     store = LabelStore.open(labels)
-    maps = spoil(store.gather(store.rows(store.keys)))
-    manifest = replace(store.manifest, shard_size=len(store), topk=maps.scores.shape[1])
     wrong = tmp_path / "wrong"
-    wrong.mkdir()
-    manifest.save(wrong)
-    append_shard_line(wrong, write_shard(wrong, 0, store.keys, maps, manifest))
+    manifest = write_instead(wrong, store, spoil(store.gather(store.rows(store.keys))))
     check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
     assert len(findings_of(check, manifest, wrong)) == 1
     right = spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu")

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -80,6 +82,28 @@ def command(data: Path, run: Path, *more: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def said_after(number: int, arguments: list[str], run: Path, to_group: bool) -> tuple[int, str]:
+    """Start Python with these arguments, send it a signal when an epoch is recorded; its exit code and what it says.
+
+    Args:
+        to_group: to all processes that it has started too, as a terminal and a cluster do.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
+        assert process.poll() is None
+        time.sleep(0.002)
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
 
 
 def train_as_rank(rank: int, port: int, *arguments: Any, **options: Any) -> None:

@@ -4,7 +4,6 @@ Afterwards what was saved is whole, and the resumed run gives the weights of one
 """
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from tests.train.runs import (
     exit_codes,
     recipe,
     run_training,
+    said_after,
     start,
     start_two,
     stop_in,
@@ -198,15 +198,8 @@ def test_full_disk_stops_the_run_and_a_freed_one_lets_it_go_on_as_if_nothing_had
 
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, *command(data, run)], cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130
+    code, stderr = said_after(signal.SIGINT, command(data, run), run, to_group=False)
+    assert code == 130
     assert "the same command with --resume goes on" in stderr and "Traceback" not in stderr
     assert checkpoint.load(run / "last.pt")["step"] > 0
 
@@ -216,20 +209,8 @@ def test_sigterm_to_the_whole_process_group_saves_the_state_though_decoding_work
 ) -> None:
     """As torchrun passes it on where a cluster takes the machine back."""
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, *command(data, run), "--workers=2"],
-        cwd=REPOSITORY,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    code, stderr = said_after(signal.SIGTERM, [*command(data, run), "--workers=2"], run, to_group=True)
+    assert code == 130, stderr
     assert "the same command with --resume goes on" in stderr and "a decoding process died" not in stderr
     assert checkpoint.load(run / "last.pt")["step"] > 0
 
@@ -238,21 +219,9 @@ def test_sigterm_to_the_whole_process_group_saves_the_state_though_decoding_work
 def test_signal_to_torchrun_and_all_its_processes_saves_the_state(data: Path, tmp_path: Path, number: int) -> None:
     """As a terminal sends it, or a cluster; torchrun then sends a SIGTERM of its own to those that have one already."""
     run = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [*launch, *command(data, run)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.killpg(process.pid, number)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode != 0 and "the same command with --resume goes on" in stderr, stderr
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    code, stderr = said_after(number, [*launch, *command(data, run)], run, to_group=True)
+    assert code != 0 and "the same command with --resume goes on" in stderr, stderr
     assert 4 <= checkpoint.load(run / "last.pt")["step"] < 100 and not (run / "weights.pth").exists()
 
 
