@@ -74,7 +74,7 @@ help:
 	@echo '  SCRATCH=$(SCRATCH)              folder for bench-full; the system'"'"'s temporary one'
 	@echo '  MULTILABELS=$(MULTILABELS)          JSON of all the classes that each validation image shows'
 	@echo '  EVAL_ARGS=$(EVAL_ARGS)            more options of `relabel eval`, such as --suite DIR --fgsm'
-	@echo '  TABLES=$(TABLES)               of make results: targets, robustness, recipes, lengths'
+	@echo '  TABLES=$(TABLES)               of make results: targets, robustness, recipes'
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 

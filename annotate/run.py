@@ -20,11 +20,11 @@ from pipeline.distributed import processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
-from pipeline.manifest import Manifest, Precision, Tail
+from pipeline.manifest import PUBLISHED, Manifest, Precision, Tail
 from pipeline.shards import sha256_of
+from pipeline.weights import weights_from_hub, weights_in_folder
 
 TOPK = 5  # logits kept per cell, unless said otherwise: the paper's
-WEIGHTS = (".safetensors", ".pth", ".bin")  # what timm loads from a folder
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,13 @@ def describe(
     if topk > num_classes:
         of = " of its outputs, by --classes" if outputs is not None else ""
         raise InputError(f"--topk {topk}: {config.model} gives {num_classes} classes{of}; keep at most as many")
-    own_weights = config.checkpoint or weights_in(config.model)
+    own_weights = config.checkpoint or weights_in_folder(config.model)
+    weights = own_weights or weights_from_hub(annotator.classifier)
     return Manifest(
         model=config.model if config.checkpoint or ":" in config.model else tagged_name(annotator.classifier),
         model_kwargs=config.model_kwargs,
-        weights=own_weights.name if own_weights else "pretrained",
-        weights_sha256=sha256_of(own_weights) if own_weights else None,
+        weights=own_weights.name if own_weights else PUBLISHED,
+        weights_sha256=sha256_of(weights) if weights else None,
         num_classes=num_classes,
         kind=annotator.kind,
         input_size=squash.input_size,
@@ -167,28 +168,6 @@ def describe(
         timm_version=timm.__version__,
         torch_version=torch.__version__,
     )
-
-
-def weights_in(model: str) -> Path | None:
-    """The file of weights of "local-dir:FOLDER": these may change under the same name.
-
-    Raises:
-        InputError: there are several, and none has the name that timm looks for first.
-    """
-    scheme, _, folder = model.partition(":")
-    if scheme != "local-dir":
-        return None
-    files = sorted(file for file in Path(folder).glob("*") if file.suffix in WEIGHTS)
-    safetensors, pickled = Path(folder, "model.safetensors"), Path(folder, "pytorch_model.bin")
-    for first in (safetensors, pickled):  # timm's order
-        if first in files:
-            return first
-    if len(files) > 1:
-        raise InputError(
-            f"{folder} holds several files of weights ({', '.join(file.name for file in files)}); leave one, or call the one"
-            f" that is meant {safetensors.name} if it is safetensors, else {pickled.name}"
-        )
-    return next(iter(files), None)
 
 
 def tagged_name(classifier: nn.Module) -> str:

@@ -4,26 +4,15 @@ import ast
 import difflib
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import InputError, first_line
-
-# What a number of numpy's is pickled as, by numpy 1 and 2: a learning rate that a schedule of numpy's has left beside the
-# weights, as the reference's has. Nothing in it can run.
-NUMPY_NUMBER: Any = np.float64(0).__reduce__()[0]
-NUMPY_NUMBERS: list[Any] = [
-    (NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
-    (NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
-]
+from pipeline.weights import load_weights
 
 
 def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
@@ -154,87 +143,6 @@ def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     except Exception:
         return False
     return True
-
-
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name, through timm: EMA weights if it has them, without `module.` prefixes, never unpickled.
-
-    Raises:
-        InputError: missing, or no weights file.
-    """
-    if not checkpoint.is_file():
-        hub = "; a model on the hub is named as the model" if str(checkpoint).startswith("hf-hub:") else ""
-        raise InputError(f"checkpoint {checkpoint} does not exist{hub}")
-    refuse_damaged(checkpoint)
-    try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            loaded = timm.models.load_state_dict(str(checkpoint), weights_only=True)
-    except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
-        raise InputError(
-            f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
-            " .safetensors, or .pth saved from a state_dict"
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"{checkpoint} holds no state_dict of tensors")
-    loaded.pop("n_averaged", None)  # torch.optim.swa_utils counts in it, beside the averaged weights
-    return loaded
-
-
-def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: bool = False) -> None:
-    """Load a checkpoint of `model`; with `new_head`, a head of other classes is left as it was made.
-
-    Raises:
-        InputError: missing, no weights file, or its tensors are not those of `model`.
-    """
-    own, loaded = classifier.state_dict(), read_weights(checkpoint)
-    if new_head:
-        head = head_names(classifier)
-        if any(name not in loaded or loaded[name].shape != own[name].shape for name in head):
-            loaded = {**loaded, **{name: own[name] for name in head}}
-    missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
-    if missing or surplus:
-        examples = ", ".join(sorted(missing)[:2] + sorted(surplus)[:2])
-        raise InputError(
-            f"{checkpoint} is no checkpoint of {model}: {len(missing)} of {len(own)} tensors missing, {len(surplus)} unknown"
-            f" (such as {examples}); give the model it was trained as, with its --model-kwargs"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != loaded[name].shape:
-            head = tensor.ndim and tensor.shape[1:] == loaded[name].shape[1:] and tensor.shape[0] == classifier.num_classes
-            remedy = (
-                f"it has {len(loaded[name])} classes: pass --num-classes {len(loaded[name])}, or as many class folders"
-                if head
-                else "give the model it was trained as"
-            )
-            raise InputError(
-                f"{checkpoint}: {name} is {list(loaded[name].shape)}, {model} with {classifier.num_classes} classes needs"
-                f" {list(tensor.shape)}; {remedy}"
-            )
-    classifier.load_state_dict(loaded)
-
-
-def refuse_damaged(checkpoint: Path) -> None:
-    """Compare the checksums that torch.save has put into a file: torch.load does not, and one flipped byte is enough.
-
-    Raises:
-        InputError: a record of the file is not what was written. (.safetensors and files of before 2020 have no checksums.)
-    """
-    try:
-        with zipfile.ZipFile(checkpoint) as records:
-            damaged = records.testzip()
-    except Exception:  # no zip file, or not even that any more: what reads it says so
-        return
-    if damaged is not None:
-        raise InputError(f"{checkpoint} is damaged: {damaged} in it is not what was saved (CRC-32); get or make it anew")
-
-
-def head_names(classifier: nn.Module) -> list[str]:
-    """The tensors of the classifier's last layers, the only ones that depend on the number of classes."""
-    heads: Any = classifier.get_classifier()  # type: ignore[operator]
-    heads = list(heads) if isinstance(heads, tuple | list) else [heads]
-    heads.append(getattr(classifier, "aux_head", None))  # VOLO's of its patch tokens, which get_classifier leaves out
-    prefixes = [name for name, module in classifier.named_modules() if any(module is head for head in heads)]
-    return [name for name in classifier.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)]
 
 
 def choose_device(device: str | None) -> torch.device:

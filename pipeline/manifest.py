@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_LINES = "shards.jsonl"
+PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
 
 Tail = Literal["mean", "logmeanexp", "zero"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -47,8 +48,8 @@ class Manifest:
 
     model: str  # timm name, tag included
     model_kwargs: dict[str, Any]  # what was passed to timm.create_model beside the name
-    weights: str  # "pretrained", or the checkpoint's file name
-    weights_sha256: str | None  # of the checkpoint file
+    weights: str  # PUBLISHED, or the checkpoint's file name
+    weights_sha256: str | None  # of that file; None where it is not known
     num_classes: int
     kind: str  # how the map's mean relates to the classifier's logits: annotate/convert.py; or "imported"
     input_size: tuple[int, int] | None  # rows, columns in pixels, after the whole image was squashed to it

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from annotate.convert import FullyConvolutional
 from annotate.forward import autocast
-from annotate.run import AnnotateConfig, load_annotator, weights_in
+from annotate.run import AnnotateConfig, load_annotator
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.boxes import random_boxes
@@ -26,8 +26,9 @@ from pipeline.compare import log_targets, mean_kl
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
-from pipeline.manifest import Manifest, Tail
+from pipeline.manifest import PUBLISHED, Manifest, Tail
 from pipeline.shards import LabelMaps, LabelStore, sha256_of
+from pipeline.weights import weights_from_hub, weights_in_folder
 
 BATCH = 16
 BOXES_PER_IMAGE = 8
@@ -112,10 +113,11 @@ def recorded_annotator(
     """The annotator that a manifest names, with the very weights it was run with."""
     if manifest.kind == "imported":
         raise InputError(f"{labels} was imported; what made its maps is not on record, so they cannot be made again")
-    own = checkpoint or weights_in(manifest.model)
-    if manifest.weights_sha256 is None and checkpoint is not None:
+    published = manifest.weights == PUBLISHED
+    if published and checkpoint is not None:
         raise InputError(f"{labels} was made with the published weights of {manifest.model}; leave --checkpoint out")
-    if manifest.weights_sha256 is not None:
+    own = checkpoint or weights_in_folder(manifest.model)
+    if not published:
         if own is None:
             raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")
         if not own.is_file():
@@ -125,7 +127,7 @@ def recorded_annotator(
     config = AnnotateConfig(
         model=manifest.model,
         model_kwargs=manifest.model_kwargs,
-        checkpoint=checkpoint if manifest.weights_sha256 is not None else None,
+        checkpoint=checkpoint,
         num_classes=manifest.num_outputs or manifest.num_classes,
         topk=manifest.topk,
         input_size=manifest.input_size,
@@ -134,6 +136,12 @@ def recorded_annotator(
         class_token=manifest.kind == "token",
     )
     annotator, squash = load_annotator(config, device)
+    from_hub = weights_from_hub(annotator.classifier) if published else None
+    if from_hub is not None and manifest.weights_sha256 not in (None, sha256_of(from_hub)):
+        raise InputError(
+            f"the published weights of {manifest.model} are not those that {labels} was made with (by sha256): they have"
+            " changed since; annotate anew, or name the revision, as hf-hub:OWNER/NAME@REVISION"
+        )
     if manifest.mean is not None and manifest.std is not None and manifest.interpolation is not None:  # as it was then
         squash = Squash(squash.input_size, manifest.mean, manifest.std, manifest.interpolation)
     if manifest.outputs is not None:

@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for published weights
 import contextlib
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +27,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.errors import InputError
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in a script's background ignores it, and so do its runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASS_SIZES = {"cat": 1, "dog": 5, "eel": 3}  # images per class
@@ -43,6 +46,13 @@ def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])
+
+
+def refusal(of: Callable[[], object]) -> str:
+    """The message of the InputError that calling it raises."""
+    with pytest.raises(InputError) as caught:
+        of()
+    return str(caught.value)
 
 
 def write_images(root: Path) -> Path:

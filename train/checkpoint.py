@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.classifier import NUMPY_NUMBERS, refuse_damaged
 from pipeline.errors import InputError, first_line
 from pipeline.manifest import write_whole
+from pipeline.weights import HARMLESS, refuse_damaged
 from train.evaluation.predictions import Loss
 from train.evaluation.view import View
 from train.tokens import WithTokens
@@ -136,7 +136,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     refuse_damaged(path)
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist") from error

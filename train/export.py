@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model, resnet
 
-from pipeline.classifier import read_weights
 from pipeline.errors import InputError
+from pipeline.weights import read_weights
 from train.checkpoint import read_card, save_weights
 
 RESNETS = tuple(name for name in resnet.__all__ if name.islower())  # what torchvision's resnet_fpn_backbone builds on

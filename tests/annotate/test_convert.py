@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from annotate.convert import FullyConvolutional, fully_convolutional
-from pipeline.errors import InputError
+from annotate.convert import fully_convolutional
+from tests.conftest import refusal
 
 Randomised = Callable[..., nn.Module]
 
@@ -162,12 +162,6 @@ def test_size_is_the_models_own_if_none_is_given(make: Make) -> None:
 
 
 # --- refused --------------------------------------------------------------------------------------------------------------
-
-
-def refusal(make_annotator: Callable[[], FullyConvolutional]) -> str:
-    with pytest.raises(InputError) as caught:
-        make_annotator()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from annotate.convert import fully_convolutional
-from annotate.run import weights_in
 from annotate.squash import Squash
 from pipeline.errors import InputError
 from pipeline.images import read_rgb
 from pipeline.manifest import Manifest
 from pipeline.shards import LabelStore, sha256_of, shard_name
+from pipeline.weights import weights_in_folder
 from train.label_pooling import label_pool
 
 Relabel = Callable[..., "CompletedProcess[str]"]
@@ -101,19 +101,56 @@ def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
     assert checked.returncode == 1 and "model.safetensors is not the checkpoint" in checked.stderr
 
 
+def push(repository: Path, classifier: nn.Module, revision: str) -> None:
+    """What the cache of the Hugging Face hub holds of a repository that has been downloaded at its newest revision."""
+    timm.models.save_for_hf(classifier, repository / "snapshots" / revision, safe_serialization=True)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(revision)
+
+
+def test_classifier_on_the_hub_annotates_and_is_not_mixed_with_what_it_becomes(
+    relabel: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    repository = tmp_path / "hf" / "hub" / "models--me--mine"
+    torch.manual_seed(0)
+    classifier = randomised(timm.create_model("test_resnet", num_classes=3))
+    push(repository, classifier, "1111")
+    labels = tmp_path / "labels"
+    run = ["annotate", image_folder, "--labels", labels, "--model=hf-hub:me/mine", "--input-size=64x96"]
+    run += ["--topk=3", "--device=cpu", "--workers=0"]
+    finished = relabel(*run)
+    assert finished.returncode == 0, finished.stderr
+    manifest = Manifest.load(labels)
+    pushed = repository / "snapshots" / "1111" / "model.safetensors"
+    assert (manifest.model, manifest.weights, manifest.weights_sha256) == ("hf-hub:me/mine", "pretrained", sha256_of(pushed))
+    store = LabelStore.open(labels)
+    stored = store.gather(store.rows([KEY])).dense(3)
+    torch.testing.assert_close(stored, dense_map(classifier, image_folder, (64, 96)), atol=5e-3, rtol=5e-3)
+    check = ["verify", labels, "--images", image_folder, "--min-agreement", 0, "--spot-check", 2, "--device=cpu"]
+    assert relabel(*check).returncode == 0
+
+    push(repository, randomised(classifier, seed=1), "2222")  # trained further
+    again = relabel(*run)
+    assert again.returncode == 1 and f"weights_sha256: '{sha256_of(pushed)}', not " in again.stderr
+    checked = relabel(*check)
+    assert checked.returncode == 1
+    assert f"the published weights of hf-hub:me/mine are not those that {labels} was made with" in checked.stderr
+
+
 def test_weights_of_a_model_folder_are_told_apart_by_their_names(tmp_path: Path) -> None:
     model = f"local-dir:{tmp_path}"
     (tmp_path / "config.json").touch()
-    assert weights_in(model) is None and weights_in("resnet50") is None
+    assert weights_in_folder(model) is None and weights_in_folder("resnet50") is None
     (tmp_path / "mine.pth").touch()
-    assert weights_in(model) == tmp_path / "mine.pth"
+    assert weights_in_folder(model) == tmp_path / "mine.pth"
     (tmp_path / "yours.pth").touch()
     with pytest.raises(InputError, match=r"several files of weights \(mine\.pth, yours\.pth\); leave one, or call"):
-        weights_in(model)
+        weights_in_folder(model)
     (tmp_path / "pytorch_model.bin").touch()
-    assert weights_in(model) == tmp_path / "pytorch_model.bin"
+    assert weights_in_folder(model) == tmp_path / "pytorch_model.bin"
     (tmp_path / "model.safetensors").touch()
-    assert weights_in(model) == tmp_path / "model.safetensors"
+    assert weights_in_folder(model) == tmp_path / "model.safetensors"
 
 
 def test_size_that_a_model_cannot_be_built_for_is_refused_in_one_line(

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
 CONTRACT = (
     *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "distributed"),
-    *("boxes", "class_names", "compiling", "corruptions", "machine", "export_maps", "demo_data", "scenes"),
+    *("weights", "boxes", "class_names", "compiling", "corruptions", "machine", "export_maps", "demo_data", "scenes"),
 )
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (

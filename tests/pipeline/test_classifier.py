@@ -1,10 +1,6 @@
 """Any timm classifier with the weights asked for, or a message that says what is wrong with the name or the weights."""
 
-import argparse
-import io
 import json
-import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,20 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.classifier import choose_device, create_classifier, parse_model_kwargs
-from pipeline.errors import InputError
+from tests.conftest import refusal
 
 THIN = {"stem_width": 8, "channels": (8, 8, 8, 16)}
-
-
-def thin(checkpoint: Path, num_classes: int | None = 3) -> nn.Module:
-    kwargs = {**THIN, "output_stride": 8}
-    return create_classifier("resnet10t", checkpoint=checkpoint, num_classes=num_classes, model_kwargs=kwargs)
-
-
-def refusal(make: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        make()
-    return str(caught.value)
 
 
 # --- names --------------------------------------------------------------------------------------------------------------
@@ -94,6 +79,36 @@ def test_img_size_among_the_model_kwargs_comes_before_the_input_size() -> None:
     assert classifier.patch_embed.img_size == (64, 96)  # type: ignore[union-attr]
 
 
+def test_own_vision_transformer_trained_at_its_own_size_runs_at_another(
+    tmp_path: Path, randomised: Callable[..., nn.Module]
+) -> None:
+    trained = randomised(timm.create_model("test_vit2", num_classes=3))
+    nn.init.normal_(trained.pos_embed)  # type: ignore[arg-type]
+    torch.save(trained.state_dict(), tmp_path / "x.pth")
+    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
+    grid = trained.patch_embed.grid_size  # type: ignore[union-attr]
+    expected = timm.layers.resample_abs_pos_embed(trained.pos_embed, (4, 6), grid, num_prefix_tokens=1)
+    torch.testing.assert_close(sized.pos_embed, expected)
+    assert sized(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
+
+
+def test_own_classifier_that_timm_cannot_resize_is_to_run_at_the_size_of_its_training(tmp_path: Path) -> None:
+    torch.save(timm.create_model("convit_tiny", num_classes=3).state_dict(), tmp_path / "x.pth")
+    own = {"checkpoint": tmp_path / "x.pth", "num_classes": 3}
+    message = refusal(lambda: create_classifier("convit_tiny", **own, input_size=(64, 64)))  # type: ignore[arg-type]
+    assert "pos_embed is [1, 196, 192]" in message
+    assert message.endswith("the model it was trained as; if that was at another size, leave --input-size out")
+
+
+def test_own_vision_transformer_trained_at_that_size_keeps_its_positions(
+    tmp_path: Path, randomised: Callable[..., nn.Module]
+) -> None:
+    trained = randomised(timm.create_model("test_vit2", num_classes=3, img_size=(64, 96)))
+    torch.save(trained.state_dict(), tmp_path / "x.pth")
+    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
+    assert torch.equal(sized.pos_embed, trained.pos_embed)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kwargs", [{"nonsense": 3}, {"channels": 3}])
 def test_model_kwargs_that_the_model_does_not_take_are_refused_with_its_name(kwargs: dict[str, Any]) -> None:
     assert refusal(lambda: create_classifier("resnet10t", model_kwargs=kwargs)).startswith(
@@ -139,224 +154,6 @@ def test_model_folder_of_ones_own_loads_its_weights(tmp_path: Path, randomised: 
     )
     image = torch.randn(1, 3, 64, 96)
     assert torch.equal(create_classifier(f"local-dir:{tmp_path}", pretrained=True)(image), saved(image))
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def weights(tiny_checkpoint: Path) -> dict[str, torch.Tensor]:
-    return torch.load(tiny_checkpoint, weights_only=True)
-
-
-def assert_loaded(classifier: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    loaded = classifier.state_dict()
-    assert loaded.keys() == weights.keys()
-    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
-
-
-def test_state_dict_loads(tiny_checkpoint: Path, weights: dict[str, torch.Tensor]) -> None:
-    assert_loaded(thin(tiny_checkpoint), weights)
-
-
-def test_safetensors_load(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
-    save_file(weights, tmp_path / "x.safetensors")
-    assert_loaded(thin(tmp_path / "x.safetensors"), weights)
-
-
-def test_weights_of_a_data_parallel_run_load_without_their_prefix(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
-    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "x.pth")
-    assert_loaded(thin(tmp_path / "x.pth"), weights)
-
-
-def test_averaged_weights_are_taken_before_the_raw_ones(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
-    raw = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
-    torch.save({"state_dict": raw, "state_dict_ema": weights}, tmp_path / "x.pth")
-    assert_loaded(thin(tmp_path / "x.pth"), weights)
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_prefixes_of_torch_compile_and_data_parallel_come_off_together(
-    tmp_path: Path, weights: dict[str, torch.Tensor], suffix: str
-) -> None:
-    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}
-    path = tmp_path / f"x.{suffix}"
-    save_file(wrapped, path) if suffix == "safetensors" else torch.save(wrapped, path)
-    assert_loaded(thin(path), weights)
-
-
-def test_average_of_torchs_own_averaged_model_loads(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    averaged = torch.optim.swa_utils.AveragedModel(thin(tiny_checkpoint))
-    with torch.no_grad():
-        averaged.module.fc.bias += 1
-    raw = {name: torch.zeros_like(tensor) for name, tensor in averaged.module.state_dict().items()}
-    torch.save({"model": raw, "model_ema": averaged.state_dict()}, tmp_path / "x.pth")  # as torchvision's references do
-    assert_loaded(thin(tmp_path / "x.pth"), averaged.module.state_dict())
-
-
-def test_checkpoint_of_timms_train_script_loads_its_average(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    model = thin(tiny_checkpoint)
-    average = timm.utils.ModelEmaV3(model)
-    with torch.no_grad():
-        model.fc.bias += 1  # type: ignore[union-attr, operator]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    saver = timm.utils.CheckpointSaver(
-        model,
-        optimizer,
-        args=argparse.Namespace(model="resnet10t"),
-        model_ema=average,
-        checkpoint_dir=str(tmp_path),
-        recovery_dir=str(tmp_path),
-    )
-    saver.save_checkpoint(epoch=0, metric=1.0)
-    assert_loaded(thin(tmp_path / "model_best.pth.tar"), average.module.state_dict())
-
-
-def test_own_vision_transformer_trained_at_its_own_size_runs_at_another(
-    tmp_path: Path, randomised: Callable[..., nn.Module]
-) -> None:
-    trained = randomised(timm.create_model("test_vit2", num_classes=3))
-    nn.init.normal_(trained.pos_embed)  # type: ignore[arg-type]
-    torch.save(trained.state_dict(), tmp_path / "x.pth")
-    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
-    grid = trained.patch_embed.grid_size  # type: ignore[union-attr]
-    expected = timm.layers.resample_abs_pos_embed(trained.pos_embed, (4, 6), grid, num_prefix_tokens=1)
-    torch.testing.assert_close(sized.pos_embed, expected)
-    assert sized(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
-
-
-def test_own_classifier_that_timm_cannot_resize_is_to_run_at_the_size_of_its_training(tmp_path: Path) -> None:
-    torch.save(timm.create_model("convit_tiny", num_classes=3).state_dict(), tmp_path / "x.pth")
-    own = {"checkpoint": tmp_path / "x.pth", "num_classes": 3}
-    message = refusal(lambda: create_classifier("convit_tiny", **own, input_size=(64, 64)))  # type: ignore[arg-type]
-    assert "pos_embed is [1, 196, 192]" in message
-    assert message.endswith("the model it was trained as; if that was at another size, leave --input-size out")
-
-
-def test_own_vision_transformer_trained_at_that_size_keeps_its_positions(
-    tmp_path: Path, randomised: Callable[..., nn.Module]
-) -> None:
-    trained = randomised(timm.create_model("test_vit2", num_classes=3, img_size=(64, 96)))
-    torch.save(trained.state_dict(), tmp_path / "x.pth")
-    sized = create_classifier("test_vit2", checkpoint=tmp_path / "x.pth", num_classes=3, input_size=(64, 96))
-    assert_loaded(sized, trained.state_dict())
-
-
-def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    assert refusal(lambda: thin(tmp_path / "x.pth")) == f"checkpoint {tmp_path}/x.pth does not exist"
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_checkpoint_cut_short_is_named(tmp_path: Path, weights: dict[str, torch.Tensor], suffix: str, share: float) -> None:
-    path = tmp_path / f"x.{suffix}"
-    torch.save(weights, path) if suffix == "pth" else save_file(weights, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    assert f"{path} is cut short, no weights file" in refusal(lambda: thin(path))
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_text_file_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"x.{suffix}"
-    path.write_text("<html>404 not found</html>")
-    assert f"{path} is cut short, no weights file" in refusal(lambda: thin(path))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [[1, 2], torch.zeros(3), None, {"epoch": 3}, {"state_dict": [1]}, {1: torch.zeros(1)}],
-    ids=["list", "tensor", "none", "no tensors", "state_dict of no tensors", "numbers for names"],
-)
-def test_checkpoint_of_something_else_is_named(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "x.pth")
-    assert str(tmp_path / "x.pth") in refusal(lambda: thin(tmp_path / "x.pth"))
-
-
-class Intruder:
-    """Unpickling it makes a file."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.trace),)
-
-
-@pytest.mark.parametrize("container", ["zip", "old", "bare"])
-@pytest.mark.parametrize("suffix", ["pth", "bin", "safetensors"])
-def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(
-    tmp_path: Path, weights: dict[str, torch.Tensor], container: str, suffix: str
-) -> None:
-    path, trace = tmp_path / f"x.{suffix}", tmp_path / "code_ran"
-    content = {"state_dict": weights, "card": Intruder(trace)}
-    if container == "bare":
-        path.write_bytes(pickle.dumps({"card": Intruder(trace)}, protocol=2))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
-    try:
-        message = refusal(lambda: thin(path))
-    finally:
-        assert not trace.exists()
-    assert f"{path} is cut short, no weights file, or holds more than weights" in message
-    whole = io.BytesIO(path.read_bytes())
-    pickle.load(whole) if container == "bare" else torch.load(whole, weights_only=False)
-    assert trace.exists(), "else this test could not fail"
-
-
-def test_checkpoint_of_another_architecture_is_refused_with_examples(tiny_checkpoint: Path) -> None:
-    message = refusal(lambda: create_classifier("test_resnet", num_classes=3, checkpoint=tiny_checkpoint))
-    assert (
-        f"{tiny_checkpoint} is no checkpoint of test_resnet: 12 of 92 tensors missing, 6 unknown (such as layer" in message
-    )
-
-
-def test_checkpoint_of_another_width_is_refused_with_both_shapes(tiny_checkpoint: Path) -> None:
-    kwargs = {**THIN, "channels": (8, 8, 8, 24), "output_stride": 8}
-    message = refusal(lambda: create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs))
-    assert "layer4.0.conv1.weight is [16, 8, 3, 3], resnet10t with 3 classes needs [24, 8, 3, 3]" in message
-    assert "give the model it was trained as" in message
-
-
-@pytest.mark.parametrize("asked", [5, None])
-def test_checkpoint_of_another_class_count_says_which_to_pass(tiny_checkpoint: Path, asked: int | None) -> None:
-    message = refusal(lambda: thin(tiny_checkpoint, asked))
-    assert f"with {asked or 1000} classes needs [{asked or 1000}, 16]" in message
-    assert "pass --num-classes 3" in message
-
-
-@pytest.mark.parametrize("headless", [False, True])
-def test_new_head_is_made_where_the_checkpoint_has_another_and_the_rest_is_loaded(
-    tiny_checkpoint: Path, tmp_path: Path, headless: bool
-) -> None:
-    weights = torch.load(tiny_checkpoint, weights_only=True)
-    if headless:
-        torch.save({k: v for k, v in weights.items() if not k.startswith("fc.")}, tmp_path / "features.pth")
-        tiny_checkpoint = tmp_path / "features.pth"
-    kwargs = {**THIN, "output_stride": 8}
-    made = create_classifier("resnet10t", num_classes=5, checkpoint=tiny_checkpoint, model_kwargs=kwargs, new_head=True)
-    for name, tensor in made.state_dict().items():
-        assert tensor.shape == (5, 16) if name == "fc.weight" else name == "fc.bias" or torch.equal(tensor, weights[name])
-
-
-def test_new_head_of_a_model_with_two_heads_is_both_of_them(tmp_path: Path) -> None:
-    weights = timm.create_model("volo_d1_224", num_classes=3).state_dict()
-    torch.save(weights, tmp_path / "volo.pth")
-    made = create_classifier("volo_d1_224", num_classes=5, checkpoint=tmp_path / "volo.pth", new_head=True).state_dict()
-    new = {name for name, tensor in made.items() if tensor.shape != weights[name].shape}
-    assert new == {"head.weight", "head.bias", "aux_head.weight", "aux_head.bias"}
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in made.items() if name not in new)
-
-
-def test_head_that_fits_is_loaded_and_a_body_that_does_not_is_refused_with_new_head_too(tiny_checkpoint: Path) -> None:
-    kwargs = {**THIN, "output_stride": 8}
-    made = create_classifier("resnet10t", num_classes=3, checkpoint=tiny_checkpoint, model_kwargs=kwargs, new_head=True)
-    assert torch.equal(made.state_dict()["fc.weight"], torch.load(tiny_checkpoint, weights_only=True)["fc.weight"])
-    wider = {**kwargs, "channels": (8, 8, 8, 24)}
-    message = refusal(
-        lambda: create_classifier("resnet10t", num_classes=5, checkpoint=tiny_checkpoint, model_kwargs=wider, new_head=True)
-    )
-    assert "layer4.0.conv1.weight is [16, 8, 3, 3]" in message
 
 
 # --- options ------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import pytest
 import timm
 import torch
 
-from pipeline.classifier import read_weights
 from pipeline.errors import InputError
+from pipeline.weights import read_weights
 from tests.conftest import REPOSITORY, THIN, Relabel, write_images
 from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
