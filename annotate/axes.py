@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from annotate.convert import FullyConvolutional
 from annotate.squash import Squash
 from pipeline.errors import InputError
-from pipeline.images import ImageSet
+from pipeline.images import ImageSet, UnreadableImage
 
 SAMPLE = 64  # images to ask about
 FEWEST = 16  # with fewer images, a standard error says little
@@ -54,20 +54,23 @@ def decide_axes(
     """Compare stored maps with an annotator's.
 
     Args:
-        maps: (2, k, H, W) scores, largest first, and classes, of images `indices`.
+        maps: (2, k, H, W) scores, largest first, and classes, of images `indices`; of those, unreadable ones are left out.
     Raises:
         InputError: neither way fits clearly better.
     """
     device = next(annotator.parameters()).device
     fits: list[tuple[float, float]] = []
     for stored, index in zip(maps, indices, strict=True):
-        pixels = squash(images.read(index)).unsqueeze(0).to(device)
+        try:
+            pixels = squash(images.read(index)).unsqueeze(0).to(device)
+        except UnreadableImage:
+            continue
         log_probs = annotator(squash.normalise(pixels)).float().log_softmax(1).cpu()  # (1, C, rows, columns)
         best = stored[1, 0].long()  # (H, W)
         fits.append((fit(log_probs, best), fit(log_probs, best.T)))
     if len(fits) < FEWEST:
         raise InputError(
-            f"--axes auto judges by {FEWEST} images at least, here are {len(fits)}; say --axes yx or xy yourself"
+            f"--axes auto judges by {FEWEST} readable images at least, here are {len(fits)}; say --axes yx or xy yourself"
         )
     yx, xy = torch.tensor(fits, dtype=torch.float64).unbind(1)
     gap = yx - xy
