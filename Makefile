@@ -54,6 +54,7 @@ help:
 	@echo 'make bench                    speed of each part against what could replace it, as ratios'
 	@echo 'make bench-full               a label set as large as ImageNet: seconds and memory; needs 20 GB of disk, in SCRATCH'
 	@echo 'make results                  the tables of README.md, over seeds; writes them there (hours); TABLES= one of them'
+	@echo 'make clean                    delete what make demo and make results have made'
 	@echo
 	@echo 'Variables, and what they are now:'
 	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
@@ -102,19 +103,23 @@ endef
 # the way). How many processes work on it is no such option.
 ANNOTATE_OPTIONS = $(strip $(TRAIN_IMAGES) --labels $(LABELS) --model $(ANNOTATOR) \
 	$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
+VERIFY_OPTIONS = $(strip --images $(TRAIN_IMAGES) \
+	$(if $(CHECKPOINT),$(if $(findstring --spot-check,$(VERIFY_ARGS)),--checkpoint $(CHECKPOINT))) $(VERIFY_ARGS))
 TRAIN_OPTIONS = $(strip $(TRAIN_IMAGES) --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume \
 	$(if $(USED_LABELS),--labels $(LABELS)) $(if $(VAL_IMAGES),--val $(VAL_IMAGES)) \
 	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
 	$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
 EVAL_OPTIONS = $(strip $(VAL_IMAGES) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
 	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(EVAL_ARGS))
-export ANNOTATE_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
-SPOT_CHECKED = $(if $(CHECKPOINT),$(if $(findstring --spot-check,$(VERIFY_ARGS)), --checkpoint $(CHECKPOINT)))
+export ANNOTATE_OPTIONS VERIFY_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
 DECODERS = $(if $(WORKERS), --workers $(WORKERS))
 
 $(LABELS)/.annotate-options: FORCE
 	$(images)
 	@$(call remember,$$ANNOTATE_OPTIONS)
+$(LABELS)/.verify-options: FORCE
+	$(images)
+	@$(call remember,$$VERIFY_OPTIONS)
 $(RUN)/.train-options: FORCE
 	$(images)
 	@$(call remember,$$TRAIN_OPTIONS)
@@ -130,12 +135,12 @@ $(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
 	@touch $@
 
 # Where verify finds something, the mark of annotate goes: its remedy is to annotate again, which make must not take for done.
-$(LABELS)/.verified: $(LABELS)/.annotated
-	.venv/bin/relabel verify $(LABELS) --images $(TRAIN_IMAGES)$(SPOT_CHECKED)$(if $(VERIFY_ARGS), $(VERIFY_ARGS)) || \
-		{ rm -f $(LABELS)/.annotated; exit 1; }
+$(LABELS)/.verified: $(LABELS)/.annotated $(LABELS)/.verify-options
+	.venv/bin/relabel verify $(LABELS) $(VERIFY_OPTIONS) || { rm -f $(LABELS)/.annotated; exit 1; }
 	@touch $@
 
-$(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.verified) $(RUN)/.train-options | $(VENV)
+# Labels are verified before they are trained on; verifying them again is no reason to train again.
+$(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.annotated) $(RUN)/.train-options | $(VENV) $(if $(USED_LABELS),$(LABELS)/.verified)
 	$(RELABEL) train $(TRAIN_OPTIONS)$(DECODERS)
 
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options

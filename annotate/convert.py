@@ -23,8 +23,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from annotate.dense_heads import dense_head_of
-from annotate.memory import no_memory_for, out_of_memory
-from pipeline.errors import InputError, first_line
+from annotate.memory import no_memory_for
+from pipeline.errors import InputError, first_line, out_of_memory
 
 REFUSED = {
     "token": "its head reads a class token, so its patch tokens were never trained to name what they show",

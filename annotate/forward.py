@@ -8,11 +8,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from annotate.convert import FullyConvolutional
-from annotate.memory import no_memory_for, out_of_memory
+from annotate.memory import no_memory_for
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.compiling import cannot_compile, is_of_compiling
-from pipeline.errors import InputError
+from pipeline.errors import InputError, out_of_memory
 from pipeline.manifest import Manifest, Precision
 from pipeline.shards import LabelMaps
 

@@ -4,7 +4,7 @@ Their form is one `.pt` file per image, CLASS/NAME.pt, in a folder or an uncompr
 then class indices. They have no tail: a class that is not stored counts as 0, their authors' own arithmetic.
 
 Files are read in the order of their keys, a few hundred at a time, from the folder or straight from the tar, by several
-processes, and never unpickled. A rerun keeps finished shards.
+processes, and no code in them runs. A rerun keeps finished shards.
 
 Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 """
@@ -123,8 +123,8 @@ def import_maps(
             pending = prepare(labels, manifest, ALONE)
             files = MapFiles([places.pop(key) for key in keys], axes, manifest)
             for shard, maps in read_shards(pending, files, manifest, ALONE.decoding_workers(workers)):
-                of_shard = keys[shard * shard_size : (shard + 1) * shard_size]
-                append_shard_line(labels, write_shard(labels, shard, of_shard, maps, manifest))
+                of_shard = manifest.images_of(shard)
+                append_shard_line(labels, write_shard(labels, shard, keys[of_shard.start : of_shard.stop], maps, manifest))
             finish(labels, manifest)
     except OSError as error:
         raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are safe; rerun") from error
@@ -252,8 +252,8 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
 
 def parts_of(shard: int, manifest: Manifest) -> list[range]:
     """The places of a shard's maps among all, in the parts that are read at a time."""
-    stop = min((shard + 1) * manifest.shard_size, manifest.image_count)
-    return [range(at, min(at + TOGETHER, stop)) for at in range(shard * manifest.shard_size, stop, TOGETHER)]
+    images = manifest.images_of(shard)
+    return [images[at : at + TOGETHER] for at in range(0, len(images), TOGETHER)]
 
 
 def fit_maps(places: list[Place], axes: Axes, num_classes: int) -> Tensor:

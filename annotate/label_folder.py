@@ -110,8 +110,7 @@ def settle_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine
 
 def is_sound(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
     """Whether line and file are what was written: the line may be damaged as well as the file."""
-    first = line.shard * manifest.shard_size
-    images = min(manifest.shard_size, manifest.image_count - first)
+    images = len(manifest.images_of(line.shard))
     if line.file != shard_name(line.shard) or line.rows + len(line.unreadable) != images:
         return False
     if line.manifest not in (None, manifest.identity):

@@ -58,18 +58,12 @@ def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
     return Batch([index for index, _ in readable], images, {index: why for index, image, why in items if image is None})
 
 
-def images_of(shard: int, manifest: Manifest) -> range:
-    """A shard's images, as indices into the set."""
-    first = shard * manifest.shard_size
-    return range(first, min(first + manifest.shard_size, manifest.image_count))
-
-
 def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
     """Image indices batch by batch; each shard begins with a batch of its own."""
     return [
-        list(images_of(shard, manifest)[first : first + batch_size])
+        list(manifest.images_of(shard)[first : first + batch_size])
         for shard in shards
-        for first in range(0, len(images_of(shard, manifest)), batch_size)
+        for first in range(0, len(manifest.images_of(shard)), batch_size)
     ]
 
 
@@ -113,7 +107,7 @@ def annotate_shards(
             made: list[LabelMaps] = []
             indices: list[int] = []
             unreadable: dict[int, str] = {}
-            while len(indices) + len(unreadable) < len(images_of(shard, manifest)):
+            while len(indices) + len(unreadable) < len(manifest.images_of(shard)):
                 batch = next(arriving)
                 unreadable |= batch.unreadable
                 indices += batch.indices

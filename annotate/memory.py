@@ -1,4 +1,4 @@
-"""Memory that is full: how torch's errors for it are told from others, and what is said of it.
+"""What is said where a batch does not fit a device's memory.
 
 Shapes: B images, S and T rows and columns of pixels.
 """
@@ -7,13 +7,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import first_line
-
-# as CUDA, the CPU (twice), cuDNN and cuBLAS, and oneDNN put it
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED", "could not create a primitive")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def no_memory_for(images: Tensor, device: torch.device, error: BaseException) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError, first_line
-from pipeline.weights import load_weights
+from pipeline.weights import load_weights, read_weights
 
 
 def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
@@ -49,7 +49,7 @@ def create_classifier(
     Args:
         model: a timm name ("resnet50.a1_in1k"), "hf-hub:owner/name" or "local-dir:folder".
         pretrained: load the published weights.
-        checkpoint: load these weights instead: .safetensors, or .pth with weights alone (nothing is unpickled).
+        checkpoint: load these weights instead: .safetensors, or .pth with weights alone (no code in it can run).
         num_classes: C; the model's own number if None.
         input_size: rows and columns of pixels it will run at; a model of a fixed input size is built for them.
         new_head: the checkpoint may be of another class count, or of none; the head is then random, as timm makes it.
@@ -62,36 +62,65 @@ def create_classifier(
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
-    name = model.split(".")[0] if ":" not in model else None
-    if ":" not in model and not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
-        hint = f" did you mean {', '.join(near)}?" if near else ""
-        remedy = resnext_of_width(name) or f"{hint} `timm.list_models()` lists them all".lstrip()
-        raise InputError(f"timm has no model named {model!r}; {remedy}")
-    published = pretrained and checkpoint is None
+    refuse_unknown(model)
+    weights = read_weights(checkpoint) if checkpoint is not None else None
     kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
+    classifier = make(model, kwargs, pretrained and checkpoint is None, input_size, weights_option)
+    if weights is not None:
+        assert checkpoint is not None
+        try:
+            load_weights(classifier, weights, checkpoint, model, new_head)
+        except InputError as error:
+            if not image_size_kwargs(model, input_size, kwargs):
+                raise
+            if not hasattr(classifier, "set_input_size"):
+                raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
+            # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
+            classifier = make(model, kwargs, False, None, weights_option)
+            load_weights(classifier, weights, checkpoint, model, new_head)
+            classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
+    return classifier.eval()
+
+
+def refuse_unknown(model: str) -> None:
+    if ":" in model or timm.is_model(model):
+        return
+    near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
+    hint = f" did you mean {', '.join(near)}?" if near else ""
+    remedy = resnext_of_width(model.split(".")[0]) or f"{hint} `timm.list_models()` lists them all".lstrip()
+    raise InputError(f"timm has no model named {model!r}; {remedy}")
+
+
+def make(
+    model: str, kwargs: dict[str, Any], published: bool, input_size: tuple[int, int] | None, weights_option: str
+) -> nn.Module:
+    """timm.create_model, for images of `input_size` where the model must know it.
+
+    Raises:
+        InputError: timm cannot make it, makes another in its place, or makes one without classes.
+    """
+    sized: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # silent replacements are refused below
             sized = image_size_kwargs(model, input_size, kwargs)
-            kwargs |= sized
-            classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs)
+            classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs, **sized)
     except TypeError as error:
-        if "img_size" in kwargs and "img_size" not in (model_kwargs or {}):
+        if sized:
             raise InputError(f"{model} has a fixed input size: leave --input-size out, or choose another model") from error
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
-        if published and can_be_made(model, kwargs):
+        if published and can_be_made(model, kwargs | sized):
             reason = first_line(error).rstrip(".")
             raise InputError(
                 f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
                 f" once loaded), or pass your own with {weights_option}"
             ) from error
-        given = {name: value for name, value in kwargs.items() if value is not None and name != "num_classes"}
+        given = {name: value for name, value in (kwargs | sized).items() if value is not None and name != "num_classes"}
         raise InputError(f"timm cannot make {model} with {given or 'its defaults'}: {first_line(error)}") from error
     settings: Any = classifier.pretrained_cfg
-    made = settings.get("architecture")
-    if name is not None and made is not None and made != name:
+    name, made = model.split(".")[0], settings.get("architecture")
+    if ":" not in model and made not in (None, name):
         replacement = ".".join(filter(None, (made, settings.get("tag"))))
         hint = resnext_of_width(name) or f"name {replacement} if that is what you want"
         raise InputError(f"timm makes {replacement} when asked for {name}, which is another; {hint}")
@@ -99,19 +128,7 @@ def create_classifier(
         raise InputError(
             f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and {weights_option}"
         )
-    if checkpoint is not None:
-        try:
-            load_weights(classifier, checkpoint, model, new_head)
-        except InputError as error:
-            if not sized:
-                raise
-            if not hasattr(classifier, "set_input_size"):
-                raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
-            # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
-            own = {"checkpoint": checkpoint, "num_classes": num_classes, "model_kwargs": model_kwargs, "new_head": new_head}
-            classifier = create_classifier(model, **own)  # type: ignore[arg-type]
-            classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
-    return classifier.eval()
+    return classifier
 
 
 def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -124,9 +141,9 @@ def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: di
     return {"img_size": input_size}
 
 
-def resnext_of_width(name: str | None) -> str:
+def resnext_of_width(name: str) -> str:
     """How to have a ResNeXt-101 that timm takes for a narrower one, or has no entry for; "" if `name` is none."""
-    match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name or "")
+    match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name)
     if match is None:
         return ""
     if timm.is_model(match[1]):

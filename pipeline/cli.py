@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # as shells report Ctrl-C
+READER_GONE = 141  # as they report SIGPIPE
 
 
 P = ParamSpec("P")
@@ -39,8 +40,9 @@ def plain_errors(command: Callable[P, None]) -> Callable[P, None]:
         except InputError as error:
             print(f"relabel: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
-        except BrokenPipeError:  # its reader, such as head, has seen enough
+        except BrokenPipeError as error:  # its reader, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(READER_GONE) from error
         except OSError as error:  # a disk that is full, read-only or gone: whatever was finished is whole
             print(f"relabel: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
@@ -158,7 +160,7 @@ def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"{option} {text}: expected pixels, as N or ROWSxCOLUMNS")
     return int(parts[0]), int(parts[-1])
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.boxes import random_boxes, whole_image
+from pipeline.boxes import random_boxes
 from pipeline.errors import InputError
 from pipeline.shards import LabelMaps, LabelStore
-from train.label_pooling import label_pool
+from train.label_pooling import label_pool, whole_image_top1
 
 BATCH = 256
 NAMED = 5  # images and classes named
@@ -75,7 +75,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) 
     for start in tqdm(range(0, len(keys), BATCH), desc="compare", unit="batch", disable=None):
         part = keys[start : start + BATCH]
         maps = a.gather(a.rows(part)), b.gather(b.rows(part))
-        tops = [label_pool(m, whole_image(len(part)), classes).argmax(1) for m in maps]
+        tops = [whole_image_top1(m, classes) for m in maps]
         same.append(tops[0] == tops[1])
         boxes = [random_boxes(len(part), generator) for _ in range(boxes_per_image)]
         kl_of.append(mean_kl(*(log_targets(m, boxes, classes) for m in maps)))

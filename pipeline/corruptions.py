@@ -8,7 +8,6 @@ An image's noise depends on (seed, corruption, severity, key) alone: same seed, 
 """
 
 import io
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
+from pipeline.whole_folder import whole_folder
 
 SEVERITIES = (1, 2, 3, 4, 5)
 QUALITY = 95  # of JPEG files, above ImageNet-C's 85: the file is not the corruption that is measured
@@ -100,14 +100,10 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
     Raises:
         InputError: no image folder, `folder` is not empty or lies within it, or the disk cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; name another folder, or delete it")
     source = find_images(images)
     if folder.resolve().is_relative_to(Path(images).resolve()):
         raise InputError(f"{folder} lies in {images}, where it would count as a class; name a folder beside it")
-    unfinished = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(folder) as unfinished:
         for corruption in CORRUPTIONS:
             for severity in SEVERITIES:
                 for name in source.classes:
@@ -118,11 +114,6 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
                 for severity in SEVERITIES:
                     rng = np.random.default_rng([seed, number, severity, zlib.crc32(key.encode())])
                     save(corruption(image, severity, rng), unfinished / corruption.__name__ / str(severity) / key)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.replace(folder)  # complete or absent
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error}") from error
     return len(source) * len(CORRUPTIONS) * len(SEVERITIES)
 
 

@@ -13,7 +13,6 @@ The three splits share no glyph, and validation backgrounds come from another pa
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.whole_folder import whole_folder
 
 SIDE = 64  # pixels of a scene
 SMALLEST, LARGEST = 18, 40  # pixels of a digit's side
@@ -46,8 +46,6 @@ def write_scenes(folder: Path, train_images: int, val_images: int, annotator_ima
     Raises:
         InputError: the folder is not empty, scikit-learn is not installed, or the disk cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; name another folder, or delete it")
     for name, count in (("train", train_images), ("val", val_images), ("annotator", annotator_images)):
         if count < 10 * len(CLASSES):
             raise InputError(f"{count} {name} images; expected at least {10 * len(CLASSES)}, some for every class")
@@ -58,17 +56,12 @@ def write_scenes(folder: Path, train_images: int, val_images: int, annotator_ima
         ("train", "train", train_images, 3, (0.0, VAL_FROM)),
         ("val", "val", val_images, 3, (VAL_FROM, 1.0)),
     )
-    unfinished = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(folder) as unfinished:
         for number, (name, place, count, most_digits, columns) in enumerate(plan, start=1):
             rng = np.random.default_rng([seed, number])
             backgrounds = [p[:, round(columns[0] * p.shape[1]) : round(columns[1] * p.shape[1])] for p in photographs]
             write_split(unfinished / place, name, count, most_digits, backgrounds, pools[name], rng)
             print(f"{folder / place}: {count} scenes of {'one digit' if most_digits == 1 else 'one to three digits'}")
-        unfinished.replace(folder)  # complete or absent
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error}") from error
 
 
 def bundled() -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
@@ -76,7 +69,7 @@ def bundled() -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
-        raise InputError("the digit scenes need scikit-learn: pip install 'relabel[demo]'") from error
+        raise InputError("the digit scenes need scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     by_class = [[g / 16.0 for g in digits.images[digits.target == c]] for c in range(len(CLASSES))]
     return list(load_sample_images().images), by_class

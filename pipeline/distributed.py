@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.classifier import choose_device
-from pipeline.errors import InputError, first_line
+from pipeline.errors import InputError, first_line, out_of_memory
 from pipeline.machine import cores
 
 T = TypeVar("T")
@@ -74,22 +74,22 @@ class Processes:
 
 @contextmanager
 def deaths_told() -> Iterator[None]:
-    """Say what to do where another process has died, or a GPU's memory is full: torch's errors name sockets and signals.
+    """Say what to do where another process has died, or the memory is full: torch's errors name sockets and signals.
 
     They come at any place: torch raises a decoding process's death from a signal handler, amid whatever runs then.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"the device's memory is full: {first_line(error)} Make the batch smaller (--batch-size N; train: a new run with"
-            " --set batch_size=N) or the images; what is finished is kept"
-        ) from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if "DataLoader worker" in str(error):
             raise InputError(
                 f"a decoding process died: {first_line(error).rstrip('. ')}. Where memory ran out (/dev/shm counts too), use"
                 " fewer --workers; what is finished is kept: rerun (train: with --resume) to go on"
+            ) from error
+        if out_of_memory(error):
+            raise InputError(
+                f"the memory is full: {first_line(error).rstrip('. ')}. Make the batch smaller (--batch-size N; train: a new"
+                " run with --set batch_size=N) or the images; what is finished is kept"
             ) from error
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InputError(

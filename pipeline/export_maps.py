@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.shards import LabelStore
+from pipeline.whole_folder import whole_folder
 
 
 def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") -> int:
-    """Write OUTPUT/CLASS/NAME.pt for every label map; returns how many.
+    """Write OUTPUT/CLASS/NAME.pt for every label map; returns how many. The folder is complete or absent.
 
     Args:
         axes: "yx": a map's first axis is the rows of the image; "xy": its columns.
@@ -26,22 +27,18 @@ def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") ->
     """
     store = LabelStore.open(labels)
     keys = store.keys  # none of which leads out of the output folder
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is not empty; name another folder")
     paths = [Path(key).with_suffix(".pt") for key in keys]
     if len(set(paths)) < len(paths):
         of_path: dict[Path, str] = {}
         for path, key in zip(paths, keys, strict=True):
             if of_path.setdefault(path, key) != key:
                 raise InputError(f"{of_path[path]} and {key} would both be {path}; this form has no place for both")
-    try:
+    with whole_folder(output) as unfinished:
         for row, path in enumerate(tqdm(paths, desc="export", unit="map", disable=None)):
             maps = store.gather(torch.tensor([row]))
             buffer = io.BytesIO()
             stored = torch.stack([maps.scores[0].float(), maps.classes[0].float()])
             torch.save(stored.transpose(2, 3).contiguous() if axes == "xy" else stored, buffer)
-            (output / path).parent.mkdir(parents=True, exist_ok=True)
-            (output / path).write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error}") from error
+            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / path).write_bytes(buffer.getvalue())
     return len(store)

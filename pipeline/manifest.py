@@ -76,6 +76,11 @@ class Manifest:
     def shard_count(self) -> int:
         return -(-self.image_count // self.shard_size)
 
+    def images_of(self, shard: int) -> range:
+        """A shard's images, as indices into the ordered keys."""
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.image_count))
+
     @property
     def class_dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if self.num_classes <= 65_536 else np.uint32)

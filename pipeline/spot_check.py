@@ -77,7 +77,8 @@ def spot_check(
     tails: tuple[Tail, ...] = get_args(Tail)
     ks = sorted({manifest.topk, *(k for k in OTHER_K if k <= manifest.num_classes)})
     kl: dict[tuple[int, Tail], list[Tensor]] = {(k, tail): [] for k in ks for tail in tails}
-    difference, same = 0.0, []
+    differences: list[Tensor] = []
+    same = []
     for rows in tqdm(torch.split(chosen, BATCH), desc="spot check", unit="batch", disable=None):
         logits = annotate_again(annotator, squash, image_set, [store.keys[i] for i in rows.tolist()], manifest)
         stored = store.gather(rows)
@@ -87,7 +88,7 @@ def spot_check(
             (again.scores, scores),
             (again.tail, stored.tail.float()),
         ):
-            difference = max(difference, float(((now - then).abs() / then.abs().clamp(min=1)).max()))
+            differences.append(((now - then).abs() / then.abs().clamp(min=1)).max())
         same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
         boxes = [random_boxes(len(rows), generator) for _ in range(BOXES_PER_IMAGE)]
         whole = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
@@ -101,7 +102,7 @@ def spot_check(
                 kl[k, tail].append(mean_kl(full, log_targets(maps, boxes, manifest.num_classes)))
     return SpotCheck(
         images=len(chosen),
-        largest_difference=difference,
+        largest_difference=float(torch.stack(differences).max()),  # NaN, if any is
         same_top1=float(torch.cat(same).mean()),
         fidelity={choice: float(torch.cat(values).mean()) for choice, values in kl.items()},
     )

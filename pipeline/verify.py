@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.boxes import whole_image
 from pipeline.class_names import ClassNames
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
@@ -18,7 +17,7 @@ from pipeline.keys import KeyIndex, decoded, encoded
 from pipeline.machine import cores
 from pipeline.manifest import MANIFEST, Manifest, ShardLine, read_shard_lines
 from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
-from train.label_pooling import label_pool
+from train.label_pooling import whole_image_top1
 
 REMAKE = "delete it and run the command that made the label set again"
 WORST = 5  # classes named
@@ -110,7 +109,7 @@ def examine_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest,
     except ValueError as error:
         findings.append(f"{path}: {error}; such a set is not to be trusted")
     keys = np.array(shard.keys)  # copied: else the whole file would stay mapped
-    return Examined(findings, keys, line.unreadable, *([whole_image_top1(shard, manifest)] if pool else []))
+    return Examined(findings, keys, line.unreadable, *([top1_of(shard, manifest)] if pool else []))
 
 
 def findings_in(shard: MappedShard, manifest: Manifest) -> list[str]:
@@ -229,7 +228,7 @@ def check_agreement(
         )
 
 
-def whole_image_top1(shard: MappedShard, manifest: Manifest) -> np.ndarray:
+def top1_of(shard: MappedShard, manifest: Manifest) -> np.ndarray:
     """(n,) class with the largest mean logit over the image."""
     top1 = [np.empty(0, dtype=np.int64)]
     for first in range(0, len(shard.keys), POOL_BATCH):
@@ -242,5 +241,5 @@ def whole_image_top1(shard: MappedShard, manifest: Manifest) -> np.ndarray:
         if int(maps.classes.max()) >= manifest.num_classes:
             top1.append(np.full(len(maps), -1))  # found and named already
             continue
-        top1.append(label_pool(maps, whole_image(len(maps)), manifest.num_classes).argmax(1).numpy())
+        top1.append(whole_image_top1(maps, manifest.num_classes).numpy())
     return np.concatenate(top1)

@@ -1,6 +1,7 @@
-"""Weights of classifiers: read from the forms in which people save them, never unpickled; and which file they came from."""
+"""Weights of classifiers: read from the forms in which people save them, running no code; and which file they came from."""
 
 import argparse
+import re
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from pipeline.errors import InputError, first_line
 
 WEIGHTS = (".safetensors", ".pth", ".bin")  # what timm loads from a folder
+AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])", re.IGNORECASE)  # state_dict_ema, net_ema; not semantic
 
 # What a number of numpy's is pickled as, by numpy 1 and 2: a learning rate that a schedule of numpy's has left beside the
-# weights, as the reference's has. Nothing in it can run; nor in timm's arguments.
+# weights, as the reference's has. Neither this nor what timm keeps its arguments in can run code.
 NUMPY_NUMBER: Any = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     (NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
@@ -30,7 +32,7 @@ HARMLESS: list[Any] = [
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name, without the prefixes of torch.compile and DistributedDataParallel; never unpickled.
+    """A checkpoint's tensors by name, without the prefixes of torch.compile and DistributedDataParallel. No code in it runs.
 
     Args:
         checkpoint: .safetensors, or what torch.save has written: a state_dict, or a dict that holds one under any name. Of
@@ -77,7 +79,7 @@ def the_one_meant(names: Collection[str], checkpoint: Path) -> str:
     Raises:
         InputError: none of them is named as such, or two are.
     """
-    averaged = [name for name in names if "ema" in name.lower()]
+    averaged = [name for name in names if AVERAGED.search(name)]
     usual = [name for name in ("state_dict", "model") if name in names][:1]
     meant = averaged or usual or list(names)
     if len(meant) > 1:
@@ -85,15 +87,17 @@ def the_one_meant(names: Collection[str], checkpoint: Path) -> str:
     return meant[0]
 
 
-def load_weights(classifier: nn.Module, checkpoint: Path, model: str, new_head: bool = False) -> None:
-    """Load a checkpoint of `model`; with `new_head`, a head of other classes is left as it was made.
+def load_weights(
+    classifier: nn.Module, weights: dict[str, Tensor], checkpoint: Path, model: str, new_head: bool = False
+) -> None:
+    """Load what was read from a checkpoint of `model`; with `new_head`, a head of other classes is left as it was made.
 
     Raises:
-        InputError: missing, no weights file, or its tensors are not those of `model`.
+        InputError: the tensors are not those of `model`.
     """
     own = classifier.state_dict()
     head = head_names(classifier) if new_head else []
-    loaded = unwrapped(read_weights(checkpoint), own.keys() - set(head), checkpoint)
+    loaded = unwrapped(weights, own.keys() - set(head), checkpoint)
     if any(name not in loaded or loaded[name].shape != own[name].shape for name in head):
         loaded = {**loaded, **{name: own[name] for name in head}}
     missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()

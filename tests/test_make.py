@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def make(target: str, data: Path, annotator: int = 0) -> "subprocess.CompletedProcess[str]":
+def make(target: str, data: Path, annotator: int = 0, **options: str) -> "subprocess.CompletedProcess[str]":
     home = data.parent
     variables = {
         "IMAGENET": data,
@@ -49,6 +50,7 @@ def make(target: str, data: Path, annotator: int = 0) -> "subprocess.CompletedPr
         "SET": "batch_size=5 image_size=32 eval_size=32 warmup_epochs=0",
         "WORKERS": 0,
     }
+    variables |= options
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"OMP_NUM_THREADS": "1"}
     command = ["make", "-C", str(REPOSITORY), target, *(f"{name}={value}" for name, value in variables.items())]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -71,6 +73,13 @@ def test_eval_on_a_fresh_checkout_makes_all_it_needs_and_a_second_call_nothing(d
     assert second.returncode == 0 and "relabel" not in second.stdout.replace(str(REPOSITORY), "")
     assert states(home) == before
 
+    told = make("eval", data, VERIFY_ARGS="--min-agreement 0 --spot-check 2")  # other options: verified again, not trained
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "spot check" in told.stdout or "annotated again" in told.stdout
+    assert "relabel train" not in told.stdout and "relabel annotate" not in told.stdout
+    assert make("verify", data).returncode == 0
+    before = states(home)
+
     other = make("verify", data, annotator=1)  # another annotator: another label set beside the first
     assert other.returncode == 0, other.stdout + other.stderr
     assert (home / "labels1" / "shard-00000.h5").read_bytes() != (home / "labels0" / "shard-00000.h5").read_bytes()
@@ -91,13 +100,18 @@ def test_failed_stage_leaves_nothing_that_make_takes_for_done(data: Path) -> Non
 
 
 def test_without_images_make_says_what_to_give() -> None:
-    done = subprocess.run(["make", "-C", str(REPOSITORY), "annotate", "LABELS=/nonexistent"], capture_output=True, text=True)
+    nothing = ["IMAGENET=", "TRAIN_IMAGES=", "LABELS=/nonexistent"]
+    done = subprocess.run(["make", "-C", str(REPOSITORY), "annotate", *nothing], capture_output=True, text=True)
     assert done.returncode != 0 and "IMAGENET=DIR" in done.stderr + done.stdout
 
 
 def test_help_lists_every_target_and_variable() -> None:
     text = (REPOSITORY / "Makefile").read_text()
     shown = subprocess.run(["make", "-C", str(REPOSITORY), "help"], capture_output=True, text=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert targets is not None
+    for name in set(targets[1].split()) - {"help", "FORCE"}:
+        assert re.search(rf"\b{name}\b", shown.split("Variables")[0]), name
     for line in text.splitlines():
         if " ?= " in f"{line} ":
             name = line.split(" ?=")[0]

@@ -16,7 +16,7 @@ from pipeline.shards import LabelMaps, LabelStore
 from train.augment import mirrored
 from train.crops import Crops
 from train.cutmix import Paste, by_area, partner, parts_of, token_shares
-from train.label_pooling import area_weights, label_pool, label_pool_grid, weighted_sum
+from train.label_pooling import area_weights, label_pool, label_pool_grid, weighted_sum, whole_image_top1
 from train.recipe import Recipe
 from train.teacher import Teacher
 
@@ -175,7 +175,7 @@ def unconfirmed(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) 
     for first in range(0, len(image_set), batch_size):
         part = slice(first, first + batch_size)
         maps = store.gather(rows[part])
-        top1 = label_pool(maps, whole_image(len(maps)), store.manifest.num_classes).argmax(1)
+        top1 = whole_image_top1(maps, store.manifest.num_classes)
         left_out |= {
             key for key, differs in zip(image_set.keys[part], (top1 != targets[part]).tolist(), strict=True) if differs
         }

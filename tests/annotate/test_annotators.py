@@ -113,14 +113,15 @@ def test_listing_imports_no_torch_and_its_reader_may_leave() -> None:
         [
             "import sys",
             "from pipeline.cli import app",
-            "app(['annotators'], standalone_mode=False)",
+            "code = app(['annotators'], standalone_mode=False)",
             "assert 'torch' not in sys.modules",
+            "sys.exit(code)",
         ]
     )
-    command = f'{sys.executable} -c "{script}" | head -1'
-    finished = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
+    command = f'set -o pipefail; {sys.executable} -c "{script}" | head -1'
+    finished = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
     assert finished.stdout.startswith("  model") and finished.stdout.count("\n") == 1
-    assert finished.stderr == ""
+    assert finished.stderr == "" and finished.returncode == 141
 
 
 @pytest.mark.parametrize("option", ["--input-size=64", "--model-kwargs=depth=1"])

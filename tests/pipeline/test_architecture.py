@@ -10,8 +10,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("annotate", "train")
 CONTRACT = (
-    *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "distributed"),
-    *("weights", "boxes", "class_names", "compiling", "corruptions", "machine", "export_maps", "demo_data", "scenes"),
+    *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "weights", "boxes"),
+    *("distributed", "class_names", "compiling", "corruptions", "machine", "export_maps", "demo_data", "scenes"),
+    "whole_folder",
 )
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (

@@ -1,5 +1,7 @@
 """Exporting a label set that is not to be trusted writes nothing outside of its folder."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,20 @@ def test_images_that_differ_in_their_endings_alone_are_not_written_over_one_anot
     with pytest.raises(InputError, match=r"cat/a\.JPEG and cat/a\.png would both be cat/a\.pt"):
         export_maps(tmp_path / "labels", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_export_that_the_disk_stops_leaves_nothing_that_looks_whole_and_a_rerun_makes_it(
+    tmp_path: Path, file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]]
+) -> None:
+    maps = LabelMaps(torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 2, 3, dtype=torch.int32), torch.zeros(2, 2, 3))
+    write_label_set(tmp_path / "labels", ["cat/a.JPEG", "dog/b.JPEG"], maps, num_classes=3)
+    with file_size_limit(500), pytest.raises(InputError, match=f"cannot write {tmp_path / 'out'}: .*File too large"):
+        export_maps(tmp_path / "labels", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+    (tmp_path / ".out.tmp" / "cat").mkdir(parents=True)  # a killed export's
+    (tmp_path / ".out.tmp" / "cat" / "torn.pt").touch()
+    assert export_maps(tmp_path / "labels", tmp_path / "out") == 2
+    assert sorted(path.name for path in (tmp_path / "out").glob("*/*")) == ["a.pt", "b.pt"]
 
 
 def test_reference_code_pools_transposed_maps_as_we_pool_ours(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def test_tails_and_ranks_are_judged_and_the_stored_maps_fidelity_is_their_own(
     assert check.fidelity[3, "mean"] == right.fidelity[3, "mean"]
 
 
+def test_difference_that_is_no_number_is_a_finding(
+    labels: Path, image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    store = LabelStore.open(labels)
+    maps = store.gather(store.rows(store.keys))
+    maps.tail[4, 0, 0] = torch.nan
+    manifest = write_instead(tmp_path / "wrong", store, maps)
+    check = spot_check(tmp_path / "wrong", image_folder, 9, tiny_checkpoint, "cpu")
+    assert len(findings_of(check, manifest, tmp_path / "wrong")) == 1
+
+
 def test_checkpoint_has_to_be_the_recorded_one(
     labels: Path, image_folder: Path, tiny_checkpoint: Path, make_checkpoint: Callable[[int], Path], tmp_path: Path
 ) -> None:

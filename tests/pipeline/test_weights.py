@@ -62,7 +62,7 @@ def test_averaged_weights_are_taken_before_the_raw_ones(tmp_path: Path, weights:
         ("net", ()),
         ("ema", ("model",)),
         ("ema_state_dict", ("model_state_dict",)),
-        ("model", ("d",)),
+        ("model", ("semantic",)),
     ],
 )
 def test_weights_are_found_under_whatever_name_they_were_saved(
