@@ -23,7 +23,7 @@ import timm
 import torch
 from PIL import Image
 
-from annotate.forward import Forward, autocast
+from annotate.forward import Forward
 from annotate.label_folder import prepare
 from annotate.loop import annotate_shards
 from annotate.run import AnnotateConfig, describe, load_annotator
@@ -32,6 +32,7 @@ from benchmarks.interleaved import all_seconds
 from pipeline.distributed import Processes, processes
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
+from pipeline.precision import autocast, named
 
 PICTURES = 128  # different ones; where a round needs more images, they are links to these
 CLASSES = 8
@@ -79,7 +80,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        with autocast(group.device, config.precision):
+        with autocast(group.device, named(config.precision)):
             for _ in range(load.images // config.batch_size):
                 annotator(batch)
 

@@ -38,11 +38,11 @@ from benchmarks.hardware import hardware
 from benchmarks.interleaved import wait_for
 from benchmarks.training_step import resident_crops, training_step
 from pipeline.images import ImageSet, leave_signals_to_the_main_process
+from pipeline.precision import autocast, name_of
 from pipeline.shards import LabelStore
 from train.crops import RandomCrops, TrainingBatches, collate
 from train.loop import train
 from train.metrics import read_metrics
-from train.precision import name_of
 from train.recipe import Recipe, load
 
 ROUNDS = 9
@@ -57,7 +57,7 @@ class Load:
     batch: int
     steps: int
     workers: int
-    autocast: torch.dtype | None
+    autocast_dtype: torch.dtype | None
 
 
 def load_for(device: torch.device) -> Load:
@@ -96,7 +96,7 @@ def compare(given: Load, image_set: ImageSet, scratch: Path, device: torch.devic
             rates[name].append(arms[name]())
     rate = {name: max(of_arm) for name, of_arm in rates.items()}
     print(
-        f"training loop: {given.model}, {given.side}x{given.side}, {name_of(given.autocast)}, batch {given.batch},"
+        f"training loop: {given.model}, {given.side}x{given.side}, {name_of(given.autocast_dtype)}, batch {given.batch},"
         f" {given.steps} steps, {given.workers} decoding workers; images/s, fastest and median of {ROUNDS}, interleaved"
     )
     for name, value in rate.items():
@@ -113,7 +113,7 @@ def rotated(names: list[str], by: int) -> list[str]:
 
 def model_alone(given: Load, recipe: Recipe, labels: Path, device: torch.device) -> float:
     store = LabelStore.open(labels).to(device)
-    step = training_step(given.model, recipe, store, given.autocast, device)
+    step = training_step(given.model, recipe, store, given.autocast_dtype, device)
     crops = resident_crops(given.batch, recipe.image_size, len(store), CLASSES, device)
     return images_per_s(given, device, lambda: step(crops, 0, 0))
 
@@ -158,7 +158,7 @@ def timms_loop(given: Load, recipe: Recipe, images: Path, device: torch.device) 
     def epoch() -> None:
         for batch, target in loader:
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, given.autocast, enabled=given.autocast is not None):
+            with autocast(device, given.autocast_dtype):
                 loss = loss_of(model(batch), target)
             optimizer.zero_grad()
             loss.backward()

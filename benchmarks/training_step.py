@@ -23,12 +23,12 @@ from benchmarks.generated_maps import GRID, NUM_CLASSES, TOPK, generated_maps, i
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from pipeline.boxes import random_boxes
+from pipeline.precision import name_of
 from pipeline.shards import LabelStore
 from train.augment import DRAWS
 from train.crops import Crops
 from train.evaluation.view import View
 from train.label_pooling import label_pool
-from train.precision import name_of
 from train.recipe import Recipe, load
 from train.step import TrainingStep, create_optimizer
 from train.supervision import LabelMapTargets, Supervision
@@ -45,14 +45,14 @@ class Load:
     batch: int
     steps: int
     rounds: int
-    autocast: torch.dtype | None
+    autocast_dtype: torch.dtype | None
     copied: int  # bytes of the copy that tells the device's bandwidth
 
 
 def load_for(device: torch.device) -> Load:
     if device.type == "cuda":
-        return Load(batch=256, steps=10, rounds=15, autocast=torch.bfloat16, copied=2**30)
-    return Load(batch=4, steps=1, rounds=7, autocast=None, copied=2**28)
+        return Load(batch=256, steps=10, rounds=15, autocast_dtype=torch.bfloat16, copied=2**30)
+    return Load(batch=4, steps=1, rounds=7, autocast_dtype=None, copied=2**28)
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def training_step(
-    model: str, recipe: Recipe, store: LabelStore, autocast: torch.dtype | None, device: torch.device
+    model: str, recipe: Recipe, store: LabelStore, autocast_dtype: torch.dtype | None, device: torch.device
 ) -> TrainingStep:
     """The loop's step for a new model, towards the store's maps."""
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def training_step(
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     maps = LabelMapTargets(store, torch.arange(len(store), device=device), recipe)
     targets = Supervision(recipe, classes, maps)
-    return TrainingStep(student, create_optimizer(student, recipe, device), scaler, targets, view, recipe, autocast)
+    return TrainingStep(student, create_optimizer(student, recipe, device), scaler, targets, view, recipe, autocast_dtype)
 
 
 def resident_crops(batch: int, side: int, images: int, classes: int, device: torch.device) -> Crops:
@@ -91,7 +91,7 @@ def resident_crops(batch: int, side: int, images: int, classes: int, device: tor
 
 def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
     recipe = load("relabel", ["lr=1e-3"])  # random targets: at the recipe's rate the loss may grow
-    relabel = training_step(MODEL, recipe, store, given.autocast, device)
+    relabel = training_step(MODEL, recipe, store, given.autocast_dtype, device)
     single = replace(relabel, targets=Supervision(relabel.recipe, NUM_CLASSES))  # the same but for the target
     assert relabel.targets.maps is not None
     targets = relabel.targets.maps
@@ -110,8 +110,8 @@ def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
         arm()
     relabel_s, single_s, labels_s = median_seconds(device, given.rounds, *arms)
     print(
-        f"training step: {MODEL}, {side}x{side}, {name_of(given.autocast)}, batch {given.batch}; label maps of k {TOPK},"
-        f" C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of {given.rounds}, interleaved"
+        f"training step: {MODEL}, {side}x{side}, {name_of(given.autocast_dtype)}, batch {given.batch}; label maps of"
+        f" k {TOPK}, C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of {given.rounds}, interleaved"
     )
     for name, seconds, share in (
         ("towards the folder's class", single_s, ""),

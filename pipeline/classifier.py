@@ -162,6 +162,22 @@ def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     return True
 
 
+def refuse_image_size(classifier: nn.Module, model: str, size: int, setting: str) -> None:
+    """Show a classifier in eval mode one image of size x size pixels.
+
+    Raises:
+        InputError: it takes no images of that size, as many transformers take one size alone; `setting` is what to set.
+    """
+    try:
+        with torch.no_grad():
+            classifier(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{model} takes no images of {setting} = {size} ({first_line(error)}); set {setting} to the size that it is"
+            f" made for, or make it for another: --model-kwargs img_size={size}"
+        ) from error
+
+
 def choose_device(device: str | None) -> torch.device:
     """The device named, or CUDA where there is one, else the CPU.
 

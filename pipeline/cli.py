@@ -286,9 +286,9 @@ def train(
 ) -> None:
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
     from pipeline.classifier import parse_model_kwargs
-    from train.loop import Interrupted
     from train.loop import train as run_training
     from train.recipe import load
+    from train.stop_signals import Interrupted
     from train.teacher import TeacherChoice
 
     asked = TeacherChoice(

@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from annotate.convert import FullyConvolutional
-from annotate.forward import autocast
 from annotate.run import AnnotateConfig, load_annotator
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
@@ -27,6 +26,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
 from pipeline.manifest import PUBLISHED, Manifest, Tail
+from pipeline.precision import autocast, named
 from pipeline.shards import LabelMaps, LabelStore, sha256_of
 from pipeline.weights import weights_from_hub, weights_in_folder
 
@@ -157,7 +157,7 @@ def annotate_again(
     """(B, C, H, W) float32 logits on the CPU, at the precision recorded."""
     device = next(annotator.parameters()).device
     pixels = torch.stack([squash(images.read(images.index(key))) for key in keys]).to(device)
-    with autocast(device, manifest.precision):
+    with autocast(device, named(manifest.precision)):
         logits = annotator(squash.normalise(pixels).contiguous(memory_format=torch.channels_last))
     result: Tensor = logits.float().cpu()
     return result

@@ -4,10 +4,7 @@
 """
 
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +15,33 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from pipeline.classifier import create_classifier
-from pipeline.distributed import Processes, processes
-from pipeline.errors import InputError, first_line
-from pipeline.image_sources import find_images
+from pipeline.classifier import create_classifier, refuse_image_size
+from pipeline.distributed import processes
+from pipeline.errors import InputError
 from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
-from pipeline.shards import LabelStore
+from pipeline.precision import autocast_dtype_of, name_of
 from train import checkpoint
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
 from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_of
 from train.divergence import refuse_divergence, refuse_infinite_weights
-from train.evaluation.classes import refuse_other_classes
 from train.evaluation.evaluate import evaluate
-from train.evaluation.multilabels import read_multilabels
 from train.evaluation.view import View
 from train.metrics import append_metrics, draw_curves, keep_metrics, read_metrics
-from train.precision import autocast_of, name_of
+from train.progress import progress, say, summary
 from train.provenance import begin, describe
 from train.recipe import Recipe
 from train.schedule import create_schedule
 from train.step import TrainingStep, compiled, create_optimizer, load_optimizer
-from train.supervision import LabelMapTargets, Supervision, match_labels, unconfirmed
+from train.stop_signals import Interrupted, stop_signals
+from train.supervision import LabelMapTargets, Supervision
 from train.teacher import TeacherChoice, load_teacher
 from train.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.tokens import WithTokens, token_grid
+from train.training_set import open_training_set
 
 DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
 LOOK_EVERY = 20  # steps between two looks at the loss and at the clock; each look waits for the device
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the state is saved, and `--resume` goes on from there."""
 
 
 def train(
@@ -106,35 +97,11 @@ def train(
         require_tensorboard()
     with processes(device) as group:
         # Data: which images, and their label maps
-        image_set = find_images(images)
-        store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
-        if store is not None and store.unreadable:
-            image_set = image_set.without(set(store.unreadable))
-            say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
-        if store is not None and recipe.confirmed_only:
-            left_out = unconfirmed(store, image_set)
-            image_set = image_set.without(left_out)
-            say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
-        row_of_image = match_labels(store, image_set) if store is not None and recipe.reads_maps else None
-        val_set = find_images(val) if val is not None else None
-        if val_set is not None:
-            refuse_other_classes(val_set, image_set.classes, f"the training images in {images}")
-        shown = read_multilabels(multilabels, val_set) if multilabels is not None and val_set is not None else None
+        data = open_training_set(images, recipe, labels, val, multilabels, group)
+        image_set, store, val_set = data.images, data.store, data.val
         steps_per_epoch = len(image_set) // recipe.batch_size
-        if steps_per_epoch == 0:
-            raise InputError(
-                f"{images} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
-            )
-        of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
-        if (recipe.batch_size // recipe.crops_per_image) % group.world:
-            raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {group.world} processes")
-        if recipe.cutmix and group.world > 1 and recipe.batch_size // recipe.crops_per_image // group.world % 2:
-            raise InputError(
-                f"CutMix pairs the images of a process, and batch_size {recipe.batch_size}{of} gives each of {group.world}"
-                " an odd number; make it even"
-            )
         cuda = group.device.type == "cuda"
-        autocast = autocast_of(amp, amp_dtype, group.device)
+        autocast_dtype = autocast_dtype_of(amp, amp_dtype, group.device)
         if sync_bn and not cuda:
             raise InputError("--sync-bn needs CUDA: torch's SyncBatchNorm has no CPU form")
 
@@ -156,24 +123,25 @@ def train(
             new_head=True,
             weights_option="--initial-weights",
         )
-        refuse_sizes(model, arch, recipe)
+        for setting in ("image_size", "eval_size"):
+            refuse_image_size(model, arch, getattr(recipe, setting), setting)
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
         view = View(recipe.eval_size, recipe.eval_crop, "bilinear", settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, image_set.classes, view, recipe.loss)
-        asked = load_teacher(teacher, recipe, image_set, group.device, autocast)
+        asked = load_teacher(teacher, recipe, image_set, group.device, autocast_dtype)
         if sync_bn:
             model = convert_sync_batchnorm(model)
         torch.backends.cudnn.benchmark = True  # batches have one size: worth looking for the fastest kernels
         model = model.to(group.device).to(memory_format=torch.channels_last).train()  # as tensor cores want it
         optimizer = create_optimizer(model, recipe, group.device)
-        scaler = torch.amp.GradScaler(group.device.type, enabled=autocast == torch.float16)
+        scaler = torch.amp.GradScaler(group.device.type, enabled=autocast_dtype == torch.float16)
         scheduler = create_schedule(optimizer, recipe, steps_per_epoch)
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
         description = describe(card, recipe, store, image_set, pretrained, initial_weights, teacher, val_set)
-        how = {"precision": name_of(autocast), "sync_bn": sync_bn, "compile": compile, "processes": group.world}
+        how = {"precision": name_of(autocast_dtype), "sync_bn": sync_bn, "compile": compile, "processes": group.world}
         state = begin(run, description, how, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
@@ -200,6 +168,7 @@ def train(
 
         # Label maps move to the device once, or are read by the loader's workers; targets are made on the device
         maps = None
+        row_of_image = data.row_of_image
         if store is not None and row_of_image is not None:
             size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
             if store.to(group.device).resident:
@@ -210,7 +179,7 @@ def train(
             maps = LabelMapTargets(store, row_of_image, recipe)
         targets = Supervision(recipe, classes, maps, asked, grid)
         forward = compiled(model) if compile else model
-        train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast)
+        train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast_dtype)
 
         decoders = group.decoding_workers(workers)
         loader = DataLoader(
@@ -254,10 +223,10 @@ def train(
                         val_set,
                         view,
                         group,
-                        multilabels=shown,
+                        multilabels=data.multilabels,
                         batch_size=min(recipe.batch_size // group.world, 256),  # what fits in training fits here
                         workers=decoders,
-                        amp=autocast,
+                        autocast_dtype=autocast_dtype,
                     )
                 except UnreadableImage as error:
                     raise UnreadableImage(f"{error}. Epoch {epoch} is saved; mend it and run again with --resume") from None
@@ -341,80 +310,3 @@ def train(
                 checkpoint.save_weights(run / name, judged.state_dict(), card)
             say(group, f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
         group.barrier()
-
-
-def refuse_sizes(model: nn.Module, arch: str, recipe: Recipe) -> None:
-    """Show the model one image of each size that it will see.
-
-    Raises:
-        InputError: it takes no images of that size, as many transformers take one size alone.
-    """
-    was_training = model.training
-    model.eval()
-    for setting in ("image_size", "eval_size"):
-        size = getattr(recipe, setting)
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, 3, size, size))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{arch} takes no images of {setting} = {size} ({first_line(error)}); set {setting} to the size that it is"
-                f" made for, or make it for another: --model-kwargs img_size={size}"
-            ) from error
-    model.train(was_training)
-
-
-def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
-    if labels is None:
-        if not recipe.needs_labels:
-            return None
-        reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
-        raise InputError(f"{reader}; name their folder with --labels")
-    return LabelStore.open(labels)
-
-
-def progress(step: int, steps_per_epoch: int, recipe: Recipe, group: Processes) -> tqdm:
-    epoch, in_epoch = divmod(step, steps_per_epoch)
-    return tqdm(
-        total=steps_per_epoch * recipe.batch_size,
-        initial=in_epoch * recipe.batch_size,
-        desc=f"epoch {epoch + 1}/{recipe.epochs}",
-        unit="img",
-        leave=False,
-        disable=None if group.is_first and epoch < recipe.epochs else True,
-    )
-
-
-def summary(metrics: dict[str, Any], recipe: Recipe) -> str:
-    line = (
-        f"epoch {metrics['epoch']:>{len(str(recipe.epochs))}}/{recipe.epochs}  loss {metrics['loss']:.3f}"
-        f"  top-1 {metrics['top1']:.1f}  {metrics['images_per_s']:.0f} img/s"
-    )
-    for name, value in metrics.get("val", {}).items():
-        if not name.endswith("images"):
-            line += f"  val {name} {value:.2f}"
-    return line
-
-
-def say(group: Processes, message: str) -> None:
-    if group.is_first:
-        tqdm.write(message)
-
-
-@contextmanager
-def stop_signals() -> Iterator[Any]:
-    """Within, Ctrl-C and SIGTERM only raise a flag, so that a step is never left half done. A second Ctrl-C acts at once; a
-    second SIGTERM may be torchrun's, which passes on what a cluster has sent to every process already."""
-    received: list[int] = []
-
-    def remember(number: int, _: Any) -> None:
-        received.append(number)
-        if number == signal.SIGINT:
-            signal.signal(number, before[signal.SIGINT])
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.compiling import cannot_compile, is_of_compiling
 from pipeline.errors import InputError, first_line
 from pipeline.images import normalise
+from pipeline.precision import autocast
 from train.augment import augment
 from train.crops import Crops
 from train.cutmix import paste_in, paste_of_step
@@ -100,7 +101,7 @@ class TrainingStep:
     Attributes:
         forward: (B, 3, S, S) -> (B, C) logits, and those of tokens if any; the model in training mode, compiled or not.
         scaler: scales the loss where gradients would vanish in float16; does nothing if not enabled.
-        autocast: what the forward pass computes in; float32 if None.
+        autocast_dtype: what the forward pass computes in; float32 if None.
     """
 
     forward: Forward
@@ -109,7 +110,7 @@ class TrainingStep:
     targets: Supervision
     view: View
     recipe: Recipe
-    autocast: torch.dtype | None
+    autocast_dtype: torch.dtype | None
 
     def __call__(self, crops: Crops, step: int, epoch: int) -> Tensor:
         """Train on a batch; step and epoch are counted from 0.
@@ -123,7 +124,7 @@ class TrainingStep:
             paste_in(pixels, paste)
         target, token_target = self.targets(crops, pixels, paste)
         batch = normalise(pixels, self.view.mean, self.view.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(batch.device.type, self.autocast, enabled=self.autocast is not None):
+        with autocast(batch.device, self.autocast_dtype):
             output = self.forward(batch)
         loss, logits = loss_with_tokens(output, target, token_target, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pipeline.classifier import create_classifier
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, normalise
+from pipeline.precision import autocast
 from train.checkpoint import read_card
 from train.evaluation.classes import class_numbers, refuse_other_classes
 from train.evaluation.subject import classes_of
@@ -46,7 +47,7 @@ class Teacher:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    amp: torch.dtype | None
+    autocast_dtype: torch.dtype | None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -55,13 +56,17 @@ class Teacher:
         if images.shape[-2:] != self.input_size:
             images = F.interpolate(images, self.input_size, mode=self.interpolation, antialias=True)
         images = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
+        with autocast(images.device, self.autocast_dtype):
             logits: Tensor = self.classifier(images)
         return logits.float()
 
 
 def load_teacher(
-    choice: TeacherChoice | None, recipe: Recipe, image_set: ImageSet, device: torch.device, amp: torch.dtype | None
+    choice: TeacherChoice | None,
+    recipe: Recipe,
+    image_set: ImageSet,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
 ) -> Teacher | None:
     """Make the classifier and put it on the device, if the recipe's target asks one.
 
@@ -101,5 +106,5 @@ def load_teacher(
         settings["interpolation"] if settings["interpolation"] in ("bilinear", "bicubic") else "bilinear",
         settings["mean"],
         settings["std"],
-        amp,
+        autocast_dtype,
     )

@@ -36,8 +36,8 @@ from tests.train.runs import (
     train_as_rank,
 )
 from train import checkpoint
-from train.loop import Interrupted
 from train.metrics import read_metrics
+from train.stop_signals import Interrupted
 
 
 def test_interrupted_and_resumed_training_is_the_uninterrupted_one(data: Path, uninterrupted: Path, tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ from tests.train.runs import (
 )
 from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
-from train.loop import Interrupted, train
+from train.loop import train
 from train.metrics import read_metrics
 from train.recipe import Recipe
+from train.stop_signals import Interrupted
 
 
 def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Path) -> None:

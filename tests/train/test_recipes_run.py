@@ -19,9 +19,10 @@ from pipeline.weights import read_weights
 from tests.conftest import REPOSITORY, THIN, Relabel, write_images
 from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
-from train.loop import Interrupted, train
+from train.loop import train
 from train.metrics import read_metrics
 from train.recipe import load, names
+from train.stop_signals import Interrupted
 
 SIZES = ["image_size=16", "eval_size=16", "batch_size=4", "warmup_epochs=0"]
 STUDENT = {"stem_width": 8, "channels": (8, 8, 8, 16), "zero_init_last": False}

@@ -235,7 +235,7 @@ class MeanOfChannels(nn.Module):
 
 
 def test_teacher_is_asked_about_the_images_that_the_student_sees() -> None:
-    teacher = Teacher(MeanOfChannels(), (2, 2), "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), amp=None)
+    teacher = Teacher(MeanOfChannels(), (2, 2), "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), autocast_dtype=None)
     images = torch.randint(0, 256, (2, 3, 2, 2), dtype=torch.uint8)
     said = (images.float() / 255).mean((2, 3))
     supervision = Supervision(load("distillation", ["cutmix=1", "temperature=2"]), 3, teacher=teacher)

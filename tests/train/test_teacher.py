@@ -36,7 +36,7 @@ def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> torch.nn.M
 
 def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageSet, tmp_path: Path) -> None:
     model = save_weights(tmp_path / "weights.pth", folder.classes, card=True)
-    teacher = load_teacher(TeacherChoice(checkpoint=tmp_path / "weights.pth"), RECIPE, folder, CPU, amp=None)
+    teacher = load_teacher(TeacherChoice(checkpoint=tmp_path / "weights.pth"), RECIPE, folder, CPU, autocast_dtype=None)
     assert teacher is not None and teacher.input_size == (40, 40)
     images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     resized = F.interpolate(images / 255, (40, 40), mode="bicubic", antialias=True)

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.distributed import Processes
 from pipeline.images import ImageSet
 from train.evaluation.measures import Measure, mean_average_precision, multilabel_accuracy, top_k
-from train.evaluation.multilabels import Shown
+from train.evaluation.multilabels import MultiLabels
 from train.evaluation.predictions import BEST, Loss, Predictions, predict
 from train.evaluation.view import View
 
@@ -48,13 +48,13 @@ def evaluate(
     view: View,
     group: Processes,
     *,
-    multilabels: Shown | None = None,
-    real: Shown | None = None,
+    multilabels: MultiLabels | None = None,
+    real: MultiLabels | None = None,
     attack_epsilon: float | None = None,
     average_precision_of: Loss | None = None,
     batch_size: int = 256,
     workers: int = 0,
-    amp: torch.dtype | None = None,
+    autocast_dtype: torch.dtype | None = None,
     title: str = "eval",
 ) -> Evaluation:
     """Measure over all images of a folder whose classes are the classifier's, in order.
@@ -78,7 +78,7 @@ def evaluate(
         scores_of=average_precision_of if multilabels is not None else None,
         batch_size=batch_size,
         workers=workers,
-        amp=amp,
+        autocast_dtype=autocast_dtype,
         title=title,
     )
     measures = accuracies(predictions, image_set.targets, len(image_set.classes), multilabels, real)
@@ -92,8 +92,8 @@ def accuracies(
     predictions: Predictions,
     targets: np.ndarray,
     classes: int,
-    multilabels: Shown | None = None,
-    real: Shown | None = None,
+    multilabels: MultiLabels | None = None,
+    real: MultiLabels | None = None,
 ) -> dict[str, Measure]:
     """Those that apply, by name."""
     best, classes_of = predictions.best, torch.from_numpy(targets)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from train.evaluation.multilabels import Shown
+from train.evaluation.multilabels import MultiLabels
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def top_k(best: Tensor, targets: Tensor, k: int) -> Measure:
     return Measure(percent((best[:, :k] == targets.unsqueeze(1)).any(1)))
 
 
-def multilabel_accuracy(best: Tensor, shown: Shown, targets: Tensor) -> Measure:
+def multilabel_accuracy(best: Tensor, shown: MultiLabels, targets: Tensor) -> Measure:
     """Whether the best class is among those that an image shows, as in ReaL (Beyer et al. 2020)."""
     right = percent(shown.classes.gather(1, best[:, :1]).squeeze(1))
     right[~shown.judged.numpy()] = np.nan
     return Measure(right, targets.numpy() if shown.mean_over_classes else None)
 
 
-def mean_average_precision(scores: Tensor, shown: Shown) -> float:
+def mean_average_precision(scores: Tensor, shown: MultiLabels) -> float:
     """Percent: the mean, over the classes that any judged image shows, of the average precision of the images' ranking.
 
     Average precision is the sum over distinct scores of precision times the gain in recall, without interpolation.

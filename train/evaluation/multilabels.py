@@ -27,7 +27,7 @@ VALIDATION_FILE = "ILSVRC2012_val_{:08d}"
 
 
 @dataclass(frozen=True)
-class Shown:
+class MultiLabels:
     """Which classes count as right for each image.
 
     Attributes:
@@ -42,7 +42,7 @@ class Shown:
     mean_over_classes: bool = False
 
 
-def read_multilabels(path: Path, image_set: ImageSet) -> Shown:
+def read_multilabels(path: Path, image_set: ImageSet) -> MultiLabels:
     """Read a labels JSON, of either layout.
 
     Raises:
@@ -70,10 +70,10 @@ def read_multilabels(path: Path, image_set: ImageSet) -> Shown:
     shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
     for i, key in enumerate(image_set.keys):
         shown[i, numbers_of(classes_of[key], numbers, key, path, image_set)] = True
-    return Shown(shown, torch.ones(len(image_set), dtype=torch.bool))
+    return MultiLabels(shown, torch.ones(len(image_set), dtype=torch.bool))
 
 
-def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> Shown:
+def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> MultiLabels:
     """`correct` and `unclear` count as right; images that nobody annotated, and problematic ones, do not count.
 
     Its classes are WordNet ids, also where the folder's are ImageNet's by number.
@@ -97,7 +97,7 @@ def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> Show
         raise InputError(
             f"{path} annotates none of the {len(image_set)} images of {image_set.source} (first: {image_set.keys[0]})"
         )
-    return Shown(shown, judged, mean_over_classes=True)
+    return MultiLabels(shown, judged, mean_over_classes=True)
 
 
 def numbers_of(names: Iterable[str], numbers: dict[str, int], key: str, path: Path, image_set: ImageSet) -> list[int]:
@@ -107,7 +107,7 @@ def numbers_of(names: Iterable[str], numbers: dict[str, int], key: str, path: Pa
     return [numbers[name] for name in names]
 
 
-def real_labels(image_set: ImageSet) -> Shown | None:
+def real_labels(image_set: ImageSet) -> MultiLabels | None:
     """ReaL, where the folder holds images of ImageNet's validation set by class. Images without a label do not count."""
     if image_set.classes != imagenet_classes():
         return None
@@ -118,4 +118,4 @@ def real_labels(image_set: ImageSet) -> Shown | None:
     for i, key in enumerate(image_set.keys):
         shown[i, labels_of.get(PurePosixPath(key).stem, [])] = True
     judged = shown.any(1)
-    return Shown(shown, judged) if judged.any() else None
+    return MultiLabels(shown, judged) if judged.any() else None

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pipeline.distributed import Processes
 from pipeline.images import ImageSet, batches_of, leave_signals_to_the_main_process
+from pipeline.precision import autocast
 from train.evaluation.fgsm import fgsm
 from train.evaluation.view import CentreCrops, View
 
@@ -47,7 +48,7 @@ def predict(
     scores_of: Loss | None = None,
     batch_size: int = 256,
     workers: int = 0,
-    amp: torch.dtype | None = None,
+    autocast_dtype: torch.dtype | None = None,
     title: str = "eval",
 ) -> Predictions:
     """Ask the classifier about all images.
@@ -80,7 +81,7 @@ def predict(
             if attack is not None:
                 epsilon, targets = attack
                 pixels = fgsm(classifier, pixels, targets[index].to(group.device), epsilon, view)
-            with torch.autocast(group.device.type, amp, enabled=amp is not None):
+            with autocast(group.device, autocast_dtype):
                 logits = classifier(view.normalise(pixels))
             logits = logits.float()
             best[index] = best_of(logits, among, best.shape[1]).cpu()

@@ -15,15 +15,15 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
 from pipeline.manifest import write_whole
+from pipeline.precision import autocast_dtype_of, name_of
 from train.evaluation.benchmarks import Benchmark, CorruptedImages, find_benchmarks
 from train.evaluation.bootstrap import paired_bootstrap
 from train.evaluation.corruption_error import error_of, mean_corruption_error, mean_error
 from train.evaluation.evaluate import Evaluation, accuracies, evaluate
 from train.evaluation.measures import Measure, class_accuracies, multilabel_accuracy, top_k
-from train.evaluation.multilabels import Shown, read_multilabels, real_labels
+from train.evaluation.multilabels import MultiLabels, read_multilabels, real_labels
 from train.evaluation.predictions import predict
 from train.evaluation.subject import Subject, load_subject
-from train.precision import autocast_of, name_of
 
 IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are no benchmark's
 NAMED = 5  # classes named at each end
@@ -38,17 +38,17 @@ class Questions:
         shown: all that each of them shows, if known; real: by ReaL.
         fgsm_epsilon: the attack's step, if there is to be one.
         benchmarks: further data sets.
-        autocast: what the models compute in; float32 if None.
+        autocast_dtype: what the models compute in; float32 if None.
     """
 
     image_set: ImageSet
-    shown: Shown | None
-    real: Shown | None
+    shown: MultiLabels | None
+    real: MultiLabels | None
     fgsm_epsilon: float | None
     benchmarks: list[Benchmark | CorruptedImages]
     batch_size: int
     workers: int
-    autocast: torch.dtype | None
+    autocast_dtype: torch.dtype | None
 
 
 def evaluate_checkpoint(
@@ -95,7 +95,7 @@ def evaluate_checkpoint(
     image_set = find_images(images)
     shown = read_multilabels(multilabels, image_set) if multilabels is not None else None
     with processes(device) as group:
-        autocast = autocast_of(amp, amp_dtype, group.device)
+        autocast_dtype = autocast_dtype_of(amp, amp_dtype, group.device)
         models = [(checkpoint, arch)]
         if compare is not None:
             models.append((compare, compare_arch or arch))
@@ -106,7 +106,7 @@ def evaluate_checkpoint(
         benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
         workers = group.decoding_workers(workers)
         questions = Questions(
-            image_set, shown, real_labels(image_set), fgsm_epsilon, benchmarks, batch_size, workers, autocast
+            image_set, shown, real_labels(image_set), fgsm_epsilon, benchmarks, batch_size, workers, autocast_dtype
         )
         evaluations = [ask(subject, questions, group) for subject in subjects]
         if not group.is_first:
@@ -145,7 +145,7 @@ def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, E
     options: dict[str, Any] = {
         "batch_size": questions.batch_size,
         "workers": questions.workers,
-        "amp": questions.autocast,
+        "autocast_dtype": questions.autocast_dtype,
     }
     of_images = {"multilabels": questions.shown, "average_precision_of": subject.loss, **options}
     images = subject.classifier, questions.image_set, subject.view, group
@@ -207,7 +207,7 @@ def result_of(subject: Subject, evaluations: dict[str, Evaluation], questions: Q
     """The evaluations of one model as they stand in the JSON."""
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights}
-    result |= {"precision": name_of(questions.autocast), "data": questions.image_set.source}
+    result |= {"precision": name_of(questions.autocast_dtype), "data": questions.image_set.source}
     result |= summaries.pop(IMAGES)
     if FGSM in summaries:
         result[FGSM] = {"epsilon": questions.fgsm_epsilon, **summaries.pop(FGSM)}

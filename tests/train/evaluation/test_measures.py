@@ -21,7 +21,7 @@ from train.evaluation.measures import (
     multilabel_accuracy,
     top_k,
 )
-from train.evaluation.multilabels import Shown, read_multilabels, real_labels
+from train.evaluation.multilabels import MultiLabels, read_multilabels, real_labels
 
 ALL = torch.ones(3, dtype=torch.bool)
 
@@ -126,13 +126,13 @@ def test_average_precision_is_scikit_learns_on_random_scores_with_ties() -> None
     scores = rng.integers(0, 12, (60, 7)) / 12
     positive = rng.random((60, 7)) < np.array([0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0])
     positive[3, 0] = True
-    shown = Shown(torch.from_numpy(positive), torch.ones(60, dtype=torch.bool))
+    shown = MultiLabels(torch.from_numpy(positive), torch.ones(60, dtype=torch.bool))
     expected = np.mean([average_precision_score(positive[:, c], scores[:, c]) for c in range(6)])  # the seventh has no image
     assert mean_average_precision(torch.from_numpy(scores), shown) == pytest.approx(100 * expected)
 
 
 def test_average_precision_leaves_out_what_is_not_judged() -> None:
-    shown = Shown(torch.tensor([[True], [False], [True]]), torch.tensor([True, True, False]))
+    shown = MultiLabels(torch.tensor([[True], [False], [True]]), torch.tensor([True, True, False]))
     assert mean_average_precision(torch.tensor([[0.9], [0.5], [0.1]]), shown) == 100
 
 

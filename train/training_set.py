@@ -1,0 +1,90 @@
+"""What is trained on: images, their label maps, and the images to validate on, each checked against the others."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.distributed import Processes
+from pipeline.errors import InputError
+from pipeline.image_sources import find_images
+from pipeline.images import ImageSet
+from pipeline.shards import LabelStore
+from train.evaluation.classes import refuse_other_classes
+from train.evaluation.multilabels import MultiLabels, read_multilabels
+from train.progress import say
+from train.recipe import Recipe
+from train.supervision import match_labels, unconfirmed
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images with their label maps, and validation images with all that they show, where there are any.
+
+    Attributes:
+        row_of_image: (images,) int64 row of each image's label map in `store`, where the recipe's target reads maps.
+    """
+
+    images: ImageSet
+    store: LabelStore | None
+    row_of_image: Tensor | None
+    val: ImageSet | None
+    multilabels: MultiLabels | None
+
+
+def open_training_set(
+    images: Path | str,
+    recipe: Recipe,
+    labels: Path | None,
+    val: Path | str | None,
+    multilabels: Path | None,
+    group: Processes,
+) -> TrainingSet:
+    """Find the images, match them with their label maps, and leave out those that annotate or the recipe leaves out.
+
+    Raises:
+        InputError: images without labels, other classes, fewer images than a batch, or a batch that the processes cannot
+            share.
+    """
+    image_set = find_images(images)
+    store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
+    if store is not None and store.unreadable:
+        image_set = image_set.without(set(store.unreadable))
+        say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
+    if store is not None and recipe.confirmed_only:
+        left_out = unconfirmed(store, image_set)
+        image_set = image_set.without(left_out)
+        say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
+    row_of_image = match_labels(store, image_set) if store is not None and recipe.reads_maps else None
+    val_set = find_images(val) if val is not None else None
+    if val_set is not None:
+        refuse_other_classes(val_set, image_set.classes, f"the training images in {images}")
+    shown = read_multilabels(multilabels, val_set) if multilabels is not None and val_set is not None else None
+    refuse_uneven_batches(image_set, recipe, group.world)
+    return TrainingSet(image_set, store, row_of_image, val_set, shown)
+
+
+def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
+    if labels is None:
+        if not recipe.needs_labels:
+            return None
+        reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
+        raise InputError(f"{reader}; name their folder with --labels")
+    return LabelStore.open(labels)
+
+
+def refuse_uneven_batches(image_set: ImageSet, recipe: Recipe, world: int) -> None:
+    """Refuse batches that are larger than the set, or that `world` processes cannot share."""
+    if len(image_set) < recipe.batch_size:
+        raise InputError(
+            f"{image_set.source} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
+        )
+    of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
+    decoded = recipe.batch_size // recipe.crops_per_image
+    if decoded % world:
+        raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {world} processes")
+    if recipe.cutmix and world > 1 and decoded // world % 2:
+        raise InputError(
+            f"CutMix pairs the images of a process, and batch_size {recipe.batch_size}{of} gives each of {world} an odd"
+            " number; make it even"
+        )
