@@ -9,13 +9,13 @@ Shapes: C classes, k classes kept per cell, H rows and W columns of a stored map
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from annotate.convert import FullyConvolutional
+from annotate.published_maps import Axes
 from annotate.squash import Squash
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, UnreadableImage
@@ -34,7 +34,7 @@ class Verdict:
         votes: images that fit better the way of `axes`.
     """
 
-    axes: Literal["yx", "xy"]
+    axes: Axes
     yx: float
     xy: float
     votes: int
@@ -75,7 +75,7 @@ def decide_axes(
     yx, xy = torch.tensor(fits, dtype=torch.float64).unbind(1)
     gap = yx - xy
     standard_error = float(gap.std()) / math.sqrt(len(gap))
-    axes: Literal["yx", "xy"] = "yx" if gap.mean() > 0 else "xy"
+    axes: Axes = "yx" if gap.mean() > 0 else "xy"
     votes = int((gap > 0).sum()) if axes == "yx" else int((gap < 0).sum())
     verdict = Verdict(axes, float(yx.mean()), float(xy.mean()), votes, len(gap))
     if not abs(float(gap.mean())) > CLEAR * standard_error:

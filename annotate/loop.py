@@ -20,6 +20,7 @@ from annotate.squash import Squash
 from pipeline.distributed import Processes
 from pipeline.errors import InputError
 from pipeline.images import ImageSet, UnreadableImage, batches_of, leave_signals_to_the_main_process
+from pipeline.machine import decoding_workers
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import MAPS, LabelMaps, shard_name, write_shard
 
@@ -93,7 +94,7 @@ def annotate_shards(
     loader = DataLoader(
         SquashedImages(image_set, forward.squash),
         batch_sampler=batches,
-        num_workers=min(group.decoding_workers(workers), len(batches)),
+        num_workers=min(decoding_workers(workers), len(batches)),
         collate_fn=collate,
         pin_memory=cuda,
         worker_init_fn=leave_signals_to_the_main_process,

@@ -16,6 +16,7 @@ from annotate.loop import annotate_shards
 from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
 from pipeline.classifier import create_classifier
+from pipeline.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL
 from pipeline.distributed import processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
@@ -31,16 +32,16 @@ TOPK = 5  # logits kept per cell, unless said otherwise: the paper's
 class AnnotateConfig:
     """What a label set is made with; the command line's options, checked."""
 
-    model: str = "tf_efficientnet_l2.ns_jft_in1k_475"
+    model: str = ANNOTATOR
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None  # own weights instead of the published ones
     num_classes: int | None = None
     topk: int | None = None  # TOPK, or all of fewer classes, if None
-    tail: Tail = "mean"
+    tail: Tail = TAIL
     input_size: tuple[int, int] | None = None  # rows, columns of pixels; the model's own if None
-    batch_size: int = 32
+    batch_size: int = ANNOTATE_BATCH_SIZE
     workers: int | None = None  # decoding processes
-    shard_size: int = 4096
+    shard_size: int = SHARD_SIZE
     recentre: bool = False  # make every map's mean the classifier's logits, whatever the kind
     flip: bool = False  # average with the mirrored image's map
     class_token: bool = False  # accept models whose head reads a class token

@@ -192,5 +192,5 @@ def choose_device(device: str | None) -> torch.device:
         if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)  # else pinning memory would open a context on the first one too
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} is not to be had: {first_line(error)}") from error
+        raise InputError(f"--device {device} is not available: {first_line(error)}") from error
     return chosen

@@ -11,6 +11,16 @@ from typing import Annotated, ParamSpec
 
 import typer
 
+from pipeline.defaults import (
+    ANNOTATE_BATCH_SIZE,
+    ANNOTATOR,
+    COMPARE_BOXES,
+    EVAL_BATCH_SIZE,
+    MIN_AGREEMENT,
+    SAVE_MINUTES,
+    SHARD_SIZE,
+    TAIL,
+)
 from pipeline.errors import InputError
 
 app = typer.Typer(
@@ -61,16 +71,15 @@ Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]
 ModelKwargs = Annotated[
     list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cuda, cuda:1 or cpu; CUDA where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; CUDA where there is one.")]
 ClassNamesFile = Annotated[
     Path | None, typer.Option("--class-names", help="Lines FOLDER NAME, instead of WordNet's names for WordNet ids.")
 ]
-Amp = Annotated[bool | None, typer.Option(help="bfloat16, or what --amp-dtype says; by default on CUDA only.")]
-AmpDtype = Annotated[
-    str | None, typer.Option(help="bfloat16, which it is by default, or float16, for GPUs that are slow at that.")
-]
+Amp = Annotated[bool | None, typer.Option(help="Mixed precision, in --amp-dtype; by default on CUDA only.")]
+AmpDtype = Annotated[str | None, typer.Option(help="bfloat16, the default, or float16, for GPUs without fast bfloat16.")]
 Workers = Annotated[
-    int | None, typer.Option(help="Decoding processes per process; 0 decodes in the main one. As many as there are cores.")
+    int | None,
+    typer.Option(help="Decoding processes per GPU process; 0 decodes in that one. By default its share of the cores."),
 ]
 
 
@@ -79,9 +88,7 @@ Workers = Annotated[
 def annotate(
     images: Images,
     labels: Labels,
-    model: Annotated[
-        str, typer.Option(help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER.")
-    ] = "tf_efficientnet_l2.ns_jft_in1k_475",
+    model: Annotated[str, typer.Option(help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER.")] = ANNOTATOR,
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[Path | None, typer.Option(help="Your own weights instead of the published ones.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; the model's own by default.")] = None,
@@ -93,13 +100,17 @@ def annotate(
             " among them by name, and only those are stored. Without it, output i is the images' i-th class.",
         ),
     ] = None,
-    topk: Annotated[int | None, typer.Option(help="Logits kept per cell; 5, or all of fewer classes, by default.")] = None,
-    tail: Annotated[str, typer.Option(help="What stands for the others: mean, logmeanexp or zero.")] = "mean",
+    topk: Annotated[
+        int | None, typer.Option(help="Logits kept per cell; by default 5, or all if there are fewer classes.")
+    ] = None,
+    tail: Annotated[
+        str, typer.Option(help="Logit of the classes that a cell does not store: mean or logmeanexp of theirs, or zero.")
+    ] = TAIL,
     input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = ANNOTATE_BATCH_SIZE,
     workers: Workers = None,
     device: Device = None,
-    shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = SHARD_SIZE,
     recentre: Annotated[
         bool, typer.Option("--recentre", help="Shift every map so that its mean is the classifier's logits exactly.")
     ] = False,
@@ -112,13 +123,13 @@ def annotate(
     amp: Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16, or what --amp-dtype says.")] = False,
     amp_dtype: AmpDtype = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Forward pass by torch.compile: minutes at the start, faster then.")
+        bool, typer.Option("--compile", help="Use torch.compile: minutes at the start, faster afterwards.")
     ] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Record unreadable images and go on, instead of stopping.")
     ] = False,
 ) -> None:
-    """Write the label maps of an image folder. A rerun keeps finished shards and makes the rest."""
+    """Write label maps of a set of images. A rerun keeps finished shards and makes the rest."""
     from annotate.run import AnnotateConfig
     from annotate.run import annotate as run
     from pipeline.classifier import parse_model_kwargs
@@ -170,9 +181,12 @@ def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int
 def verify(
     labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
     images: Annotated[str | None, typer.Option(help="The images it was made from: checks coverage and meaning too.")] = None,
-    min_agreement: Annotated[float, typer.Option(help="Least share of images whose top class is their folder's.")] = 0.2,
+    min_agreement: Annotated[
+        float, typer.Option(help="Least share of images whose top class is their folder's.")
+    ] = MIN_AGREEMENT,
     spot_check: Annotated[
-        int | None, typer.Option(metavar="N", help="Annotate N random images again: what differs, and what k and tail cost.")
+        int | None,
+        typer.Option(metavar="N", help="Annotate N random images again: what differs, and what each k and tail costs."),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="For --spot-check: the weights it was made with, if your own.")
@@ -191,7 +205,7 @@ def verify(
     report = run(labels, images, min_agreement, ClassNames(class_names))
     notes, findings = report.notes, report.findings
     if spot_check is not None and findings:
-        notes.append("no spot check: what was found comes first")
+        notes.append("spot check skipped: mend what was found first")
     say(notes, findings)
     if spot_check is not None and images is not None and not findings:
         from pipeline import spot_check as spot
@@ -216,7 +230,7 @@ def say(notes: list[str], findings: list[str]) -> None:
 def compare(
     first: Annotated[Path, typer.Argument(help="A label set.")],
     second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
-    boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = 4,
+    boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = COMPARE_BOXES,
     class_names: ClassNamesFile = None,
 ) -> None:
     """How two label sets differ: in their best classes, in what crops would be told, and where they do so most."""
@@ -273,14 +287,14 @@ def train(
     amp: Amp = None,
     amp_dtype: AmpDtype = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Train by torch.compile: minutes at the start, faster then.")
+        bool, typer.Option("--compile", help="Use torch.compile: minutes at the start, faster afterwards.")
     ] = False,
     sync_bn: Annotated[
         bool, typer.Option("--sync-bn", help="Batch norm's statistics over all processes' images; CUDA only.")
     ] = False,
     save_every: Annotated[
         float, typer.Option(metavar="MINUTES", help="Save the state within an epoch too, after so many minutes.")
-    ] = 15.0,
+    ] = SAVE_MINUTES,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
 ) -> None:
@@ -357,7 +371,7 @@ def eval(
         float | None, typer.Option(help="Share of the shorter side that the centre crop keeps; the model's own by default.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = EVAL_BATCH_SIZE,
     workers: Workers = None,
     device: Device = None,
     amp: Amp = None,
@@ -370,7 +384,7 @@ def eval(
     from train.evaluation.run import evaluate_checkpoint
 
     if fgsm_epsilon is not None and not fgsm:
-        raise InputError("--fgsm-epsilon is the step of an attack that nobody asked for; give --fgsm too, or leave it out")
+        raise InputError("--fgsm-epsilon is the step of --fgsm; give --fgsm too, or leave it out")
     epsilon = parse_fraction(fgsm_epsilon) if fgsm_epsilon is not None else EPSILON
     result = evaluate_checkpoint(
         images,
@@ -436,7 +450,7 @@ def import_maps(
     images: Annotated[
         str | None, typer.Option(help="The images, for the true extensions of their names; else .JPEG.")
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = 4096,
+    shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = SHARD_SIZE,
     model: Annotated[str | None, typer.Option(help="For --axes auto: a timm classifier of the same classes.")] = None,
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[Path | None, typer.Option(help="For --axes auto: its weights, if your own.")] = None,
@@ -508,7 +522,7 @@ def corrupt(
     output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
 ) -> None:
-    """Write images anew under eight corruptions of five severities, for `relabel eval --suite`."""
+    """Write copies of images under eight corruptions at five severities, for `relabel eval --suite`."""
     from pipeline.corruptions import write_corrupted
 
     print(f"{output}: {write_corrupted(images, output, seed)} images")
@@ -547,7 +561,7 @@ def annotators(
     model_kwargs: ModelKwargs = [],
     input_size: Annotated[str | None, typer.Option(help="For --probe: pixels, N or ROWSxCOLUMNS.")] = None,
 ) -> None:
-    """List timm's published classifiers as annotators: kind of map, input size, cells, parameters, top-1 of the paper's."""
+    """List timm's classifiers as annotators: kind of map, input size, cells, parameters, and the top-1 of the paper's."""
     from annotate import annotators as table
 
     if probe:

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.boxes import random_boxes
+from pipeline.defaults import COMPARE_BOXES
 from pipeline.errors import InputError
 from pipeline.shards import LabelMaps, LabelStore
 from train.label_pooling import label_pool, whole_image_top1
@@ -50,7 +51,7 @@ def mean_kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(2).mean(0)
 
 
-def compare(first: Path, second: Path, boxes_per_image: int = 4, seed: int = 0) -> Comparison:
+def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, seed: int = 0) -> Comparison:
     """Compare two label sets.
 
     Raises:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pipeline.classifier import choose_device
 from pipeline.errors import InputError, first_line, out_of_memory
-from pipeline.machine import cores
 
 T = TypeVar("T")
 
@@ -27,18 +26,6 @@ class Processes:
     rank: int
     world: int
     device: torch.device
-
-    def decoding_workers(self, asked: int | None) -> int:
-        """The number of decoding processes asked for, or this process's share of the machine's cores.
-
-        Raises:
-            InputError: a negative number.
-        """
-        if asked is not None:
-            if asked < 0:
-                raise InputError(f"workers is {asked}; expected at least 0")
-            return asked
-        return cores()
 
     @property
     def is_first(self) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 import PIL
 import torch
 
+from pipeline.errors import InputError
+
 
 def processor(device: torch.device) -> str:
     """The name of the GPU, or of the CPU."""
@@ -26,6 +28,17 @@ def cores() -> int:
     """This process's share of the cores that it and its neighbours of torchrun may use; at least 1."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def decoding_workers(asked: int | None) -> int:
+    """The number of decoding processes asked for, or this process's share of the machine's cores.
+
+    Raises:
+        InputError: a negative number.
+    """
+    if asked is not None and asked < 0:
+        raise InputError(f"--workers {asked}: expected at least 0")
+    return cores() if asked is None else asked
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.class_names import ClassNames
+from pipeline.defaults import MIN_AGREEMENT
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of
@@ -35,7 +36,7 @@ class Report:
 
 
 def verify(
-    labels: Path, images: Path | str | None = None, min_agreement: float = 0.2, names: ClassNames | None = None
+    labels: Path, images: Path | str | None = None, min_agreement: float = MIN_AGREEMENT, names: ClassNames | None = None
 ) -> Report:
     """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
 

@@ -17,9 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from pipeline.classifier import create_classifier, refuse_image_size
+from pipeline.defaults import EVAL_BATCH_SIZE, SAVE_MINUTES
 from pipeline.distributed import processes
 from pipeline.errors import InputError
 from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
+from pipeline.machine import decoding_workers
 from pipeline.precision import autocast_dtype_of, name_of
 from train import checkpoint
 from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
@@ -63,7 +65,7 @@ def train(
     compile: bool = False,
     sync_bn: bool = False,
     device: str | None = None,
-    save_every: float = 15.0,
+    save_every: float = SAVE_MINUTES,
     resume: bool = False,
     tensorboard: bool = False,
 ) -> None:
@@ -181,7 +183,7 @@ def train(
         forward = compiled(model) if compile else model
         train_on = TrainingStep(forward, optimizer, scaler, targets, view, recipe, autocast_dtype)
 
-        decoders = group.decoding_workers(workers)
+        decoders = decoding_workers(workers)
         loader = DataLoader(
             RandomCrops(image_set, recipe, maps.read if maps is not None and not maps.store.resident else None),
             batch_sampler=TrainingBatches(len(image_set), recipe, step, group.rank, group.world),
@@ -224,7 +226,7 @@ def train(
                         view,
                         group,
                         multilabels=data.multilabels,
-                        batch_size=min(recipe.batch_size // group.world, 256),  # what fits in training fits here
+                        batch_size=min(recipe.batch_size // group.world, EVAL_BATCH_SIZE),  # what fits in training fits here
                         workers=decoders,
                         autocast_dtype=autocast_dtype,
                     )

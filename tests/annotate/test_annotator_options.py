@@ -63,8 +63,8 @@ def test_head_that_pools_by_attention_is_refused_even_if_class_tokens_are_asked_
     randomised: Randomised, class_token: bool
 ) -> None:
     classifier = make(randomised, "test_vit", global_pool="map", img_size=(64, 96))
-    for layer in (classifier.attn_pool.q, classifier.attn_pool.kv):  # type: ignore[union-attr]
-        nn.init.normal_(layer.weight)  # type: ignore[union-attr, arg-type]  # at its first small values it is a plain mean
+    for layer in (classifier.attn_pool.q, classifier.attn_pool.kv):
+        nn.init.normal_(layer.weight)  # at its first small values it is a plain mean
     with pytest.raises(InputError, match="test_vit cannot annotate: its head pools locations in a way of its own"):
         fully_convolutional(classifier, (64, 96), class_token=class_token)
 

@@ -100,7 +100,7 @@ def test_each_cell_is_the_models_own_head_at_that_location(
 ) -> None:
     classifier = make(name, size, **kwargs)
     maps = fully_convolutional(classifier, size)(images(2, size))
-    features = classifier.forward_features(images(2, size))  # type: ignore[operator]
+    features = classifier.forward_features(images(2, size))
     for row, column in np.ndindex(*maps.shape[2:]):
         assert torch.allclose(maps[:, :, row, column], at(classifier, features, row, column), atol=1e-5)
 
@@ -156,7 +156,7 @@ def test_size_is_the_models_own_if_none_is_given(make: Make) -> None:
         seen.append(tuple(batch[0].shape[2:]))
 
     classifier = make("resnet10t", **THIN, pretrained_cfg_overlay={"input_size": (3, 40, 56)})
-    classifier.conv1.register_forward_pre_hook(note)  # type: ignore[union-attr, operator]
+    classifier.conv1.register_forward_pre_hook(note)
     fully_convolutional(classifier)
     assert set(seen) == {(40, 56)}
 
@@ -199,14 +199,14 @@ def test_size_that_the_model_cannot_run_at_is_named(make: Make) -> None:
 
 def test_classifier_that_was_never_trained_is_refused(make: Make) -> None:
     classifier = make("resnet10t", **THIN)
-    nn.init.zeros_(classifier.fc.weight)  # type: ignore[union-attr, arg-type]
-    nn.init.zeros_(classifier.fc.bias)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(classifier.fc.weight)
+    nn.init.zeros_(classifier.fc.bias)
     assert "the same logit, so it was never trained" in refusal(lambda: fully_convolutional(classifier, (48, 72)))
 
 
 def test_classifier_with_damaged_weights_is_not_said_to_be_untrained(make: Make) -> None:
     classifier = make("resnet10t", **THIN)
-    nn.init.constant_(classifier.fc.bias, float("nan"))  # type: ignore[union-attr, arg-type]
+    nn.init.constant_(classifier.fc.bias, float("nan"))
     message = refusal(lambda: fully_convolutional(classifier, (48, 72)))
     assert "finite" in message and "never trained" not in message
 

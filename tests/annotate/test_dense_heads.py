@@ -41,13 +41,13 @@ def test_middle_cell_of_vgg_at_its_own_size_is_the_classifiers_own_logits(vgg: n
 @torch.inference_mode()
 def test_cell_of_vgg_is_its_head_on_the_window_centred_there(vgg: nn.Module) -> None:
     maps = fully_convolutional(vgg, (96, 160))(images((96, 160)))
-    features = vgg.forward_features(images((96, 160)))  # type: ignore[operator]
+    features = vgg.forward_features(images((96, 160)))
     assert maps.shape == (2, 7, 3, 5)
     for row, column in np.ndindex(3, 5):
         rows = [min(max(row + i, 0), 2) for i in range(-3, 4)]  # beyond the border its last row goes on
         columns = [min(max(column + j, 0), 4) for j in range(-3, 4)]
         window = features[:, :, rows][:, :, :, columns]
-        torch.testing.assert_close(maps[:, :, row, column], vgg.forward_head(window), atol=1e-4, rtol=1e-4)  # type: ignore[operator]
+        torch.testing.assert_close(maps[:, :, row, column], vgg.forward_head(window), atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -60,13 +60,13 @@ def test_mean_of_vggs_whole_windows_is_its_logits_of_a_larger_image(vgg: nn.Modu
 @torch.inference_mode()
 def test_cell_of_volo_is_its_auxiliary_head_at_that_token(volo: nn.Module) -> None:
     maps = fully_convolutional(volo, (64, 96))(images((64, 96)))
-    tokens = volo.forward_features(images((64, 96)))  # type: ignore[operator]
+    tokens = volo.forward_features(images((64, 96)))
     assert maps.shape == (2, 7, 4, 6)
     for row, column in np.ndindex(4, 6):
-        expected = volo.aux_head(tokens[:, 1 + 6 * row + column])  # type: ignore[operator]
+        expected = volo.aux_head(tokens[:, 1 + 6 * row + column])
         torch.testing.assert_close(maps[:, :, row, column], expected, atol=1e-5, rtol=1e-5)
     # timm adds half of each class's largest logit over the tokens to those of the class token
-    own = volo.head(tokens[:, 0]) + 0.5 * maps.amax((2, 3))  # type: ignore[operator]
+    own = volo.head(tokens[:, 0]) + 0.5 * maps.amax((2, 3))
     torch.testing.assert_close(own, volo(images((64, 96))), atol=1e-5, rtol=1e-5)
 
 

@@ -110,7 +110,7 @@ def test_probe_beyond_memory_gets_the_same_message() -> None:
 def test_what_is_not_compiled_when_a_batch_of_another_size_comes_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = tiny_forward(4)
     fused = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 8, 8), torch.nn.Tanh())
-    fused.name = "tiny"  # type: ignore[assignment]
+    fused.name = "tiny"
     fused.compile()
     monkeypatch.setattr(forward, "annotator", fused)
     with (

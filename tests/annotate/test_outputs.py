@@ -89,9 +89,9 @@ def test_timms_names_are_wordnet_ids_of_imagenet(image_folder: Path) -> None:
     for old, new in zip(("cat", "dog", "eel"), ("n02123045", "n02084071", "n01440764"), strict=True):
         (image_folder / old).rename(image_folder / new)
     classifier = torch.nn.Module()
-    classifier.num_classes = 21_841  # type: ignore[assignment]
+    classifier.num_classes = 21_841
     found = outputs_by_name("timm", classifier, find_images(image_folder))
     assert [synsets[i] for i in found] == ["n01440764", "n02084071", "n02123045"]
-    classifier.num_classes = 7  # type: ignore[assignment]
+    classifier.num_classes = 7
     with pytest.raises(InputError, match="timm has no names for a classifier of 7 classes"):
         outputs_by_name("timm", classifier, find_images(image_folder))

@@ -48,7 +48,7 @@ def test_many_classes_come_through_from_annotate_to_a_crops_logits(
     torch.manual_seed(0)
     classifier = randomised(timm.create_model("resnet10t", num_classes=classes, **THIN), size=(32, 56))
     with torch.no_grad():  # classes that 16 bits do not hold are the ones seen, where there are any
-        classifier.fc.bias[classes - 100 :] += 50  # type: ignore[union-attr, index, operator]
+        classifier.fc.bias[classes - 100 :] += 50
     torch.save(classifier.state_dict(), tmp_path / "x.pth")
     labels = tmp_path / "labels"
     own = ["--checkpoint", tmp_path / "x.pth", "--num-classes", classes, "--topk=3"]
@@ -73,7 +73,7 @@ def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
 ) -> None:
     torch.manual_seed(0)
     trained = randomised(timm.create_model("test_vit2", num_classes=3))
-    nn.init.normal_(trained.pos_embed, std=0.1)  # type: ignore[arg-type]
+    nn.init.normal_(trained.pos_embed, std=0.1)
     timm.models.save_for_hf(trained, tmp_path / "mine", safe_serialization=True)
     labels = tmp_path / "labels"
     run = ["annotate", image_folder, "--labels", labels, f"--model=local-dir:{tmp_path / 'mine'}"]
@@ -84,7 +84,7 @@ def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
     assert (manifest.input_size, manifest.grid, manifest.kind) == ((64, 96), (4, 6), "nonlinear")
     weights = tmp_path / "mine" / "model.safetensors"
     assert (manifest.weights, manifest.weights_sha256) == (weights.name, sha256_of(weights))
-    trained.set_input_size(img_size=(64, 96))  # type: ignore[operator]
+    trained.set_input_size(img_size=(64, 96))
     store = LabelStore.open(labels)
     stored = store.gather(store.rows([KEY])).dense(3)
     torch.testing.assert_close(stored, dense_map(trained, image_folder, (64, 96)), atol=5e-3, rtol=5e-3)

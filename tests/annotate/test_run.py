@@ -349,10 +349,10 @@ def test_by_default_five_logits_are_kept_or_all_of_fewer_classes_and_a_misfit_of
         (["--input-size=0"], "--input-size 0: expected pixels, as N or ROWSxCOLUMNS"),
         (["--num-classes=7"], "pass --num-classes 3"),
         (["--num-classes=-1"], "--num-classes"),
-        (["--workers=-1"], "workers is -1; expected at least 0"),
+        (["--workers=-1"], "--workers -1: expected at least 0"),
         (["--model=resnet1Ot"], "no model named 'resnet1Ot'"),
         (["--model-kwargs=output_stride"], "--model-kwargs 'output_stride': expected KEY=VALUE"),
-        (["--device=abacus"], "--device abacus is not to be had"),
+        (["--device=abacus"], "--device abacus is not available"),
     ],
 )
 def test_impossible_option_gets_one_message(annotate: Relabel, tmp_path: Path, options: list[str], message: str) -> None:

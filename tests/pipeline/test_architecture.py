@@ -12,7 +12,7 @@ STAGES = ("annotate", "train")
 CONTRACT = (
     *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "weights", "boxes"),
     *("distributed", "class_names", "compiling", "corruptions", "machine", "export_maps", "demo_data", "scenes"),
-    *("whole_folder", "precision"),
+    *("whole_folder", "precision", "defaults"),
 )
 ABOVE_THE_STAGES = {"cli", "verify", "compare", "spot_check", "demo", "picture"}
 COMMANDS = (

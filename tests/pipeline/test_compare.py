@@ -69,7 +69,7 @@ def test_command_names_what_differs_most(tmp_path: Path, relabel_here: Callable[
     write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
     write_label_set(tmp_path / "b", KEYS, uniform_maps([0, 1, 0], 3.0), 3)
     done = relabel_here("compare", tmp_path / "a", tmp_path / "b")
-    assert "the same for 66.7%" in done.stdout and "dog/c.JPEG" in done.stdout  # type: ignore[attr-defined]
+    assert "the same for 66.7%" in done.stdout and "dog/c.JPEG" in done.stdout
 
 
 def test_command_calls_classes_by_their_names(tmp_path: Path, relabel_here: Callable[..., object]) -> None:
@@ -77,11 +77,11 @@ def test_command_calls_classes_by_their_names(tmp_path: Path, relabel_here: Call
     write_label_set(tmp_path / "a", keys, uniform_maps([0, 1, 2], 3.0), 3)
     write_label_set(tmp_path / "b", keys, uniform_maps([0, 2, 2], 3.0), 3)
     done = relabel_here("compare", tmp_path / "a", tmp_path / "b")
-    assert "  n01440764/b.JPEG  tench (n01440764)\n" in done.stdout  # type: ignore[attr-defined]
-    assert "  tench (n01440764)\n" in done.stdout.split("class folders that differ most")[1]  # type: ignore[attr-defined]
+    assert "  n01440764/b.JPEG  tench (n01440764)\n" in done.stdout
+    assert "  tench (n01440764)\n" in done.stdout.split("class folders that differ most")[1]
     (tmp_path / "names.txt").write_text("other something else\n")
     done = relabel_here("compare", tmp_path / "a", tmp_path / "b", "--class-names", tmp_path / "names.txt")
-    assert "  something else (other)\n" in done.stdout and "tench" not in done.stdout  # type: ignore[attr-defined]
+    assert "  something else (other)\n" in done.stdout and "tench" not in done.stdout
 
 
 def test_random_boxes_are_crops_of_eight_to_a_hundred_percent_within_the_image() -> None:

@@ -37,8 +37,8 @@ def test_fidelity_is_exact_with_all_classes_and_falls_with_fewer(
     fidelity = spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu").fidelity
     assert {k for k, _ in fidelity} == {1, 2, 3}  # of three classes
     for tail in ("mean", "logmeanexp", "zero"):
-        assert fidelity[3, tail] == pytest.approx(0, abs=1e-4)  # type: ignore[index]
-        assert fidelity[1, tail] > 1e-3  # type: ignore[index]
+        assert fidelity[3, tail] == pytest.approx(0, abs=1e-4)
+        assert fidelity[1, tail] > 1e-3
     assert fidelity[2, "mean"] == pytest.approx(0, abs=1e-4)  # the mean of one class left out is that class
     assert fidelity[2, "zero"] > 1e-3
 

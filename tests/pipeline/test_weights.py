@@ -141,7 +141,7 @@ def test_checkpoint_of_timms_train_script_loads_its_average(tmp_path: Path, tiny
     model = thin(tiny_checkpoint)
     average = timm.utils.ModelEmaV3(model)
     with torch.no_grad():
-        model.fc.bias += 1  # type: ignore[union-attr, operator]
+        model.fc.bias += 1
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     saver = timm.utils.CheckpointSaver(
         model,

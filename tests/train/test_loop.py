@@ -154,7 +154,7 @@ def test_images_that_annotate_could_not_read_are_left_out_and_said(
     lines[0] = type(whole)(whole.shard, whole.file, whole.rows, whole.sha256, ("red/torn.JPEG",))
     write_shard_lines(tmp_path / "labels", lines)
     options = {"labels": tmp_path / "labels", "model_kwargs": THIN, "workers": 0, "device": "cpu"}
-    train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe(), **options)  # type: ignore[arg-type]
+    train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe(), **options)
     assert "1 images are left out" in capsys.readouterr().out
 
 

@@ -112,14 +112,14 @@ def test_temperature_flattens_the_target(store: LabelStore) -> None:
 
 def test_maps_are_gathered_once_for_crops_and_tokens(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     gathered, gather = [], store.gather
-    monkeypatch.setattr(store, "gather", lambda rows: gathered.append(rows) or gather(rows))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(store, "gather", lambda rows: gathered.append(rows) or gather(rows))
     recipe = load("relabel", ["token_weight=0.5"])
     crops = batch([0, 2], [LEFT, RIGHT])
     supervision = Supervision(recipe, 3, LabelMapTargets(store, ROWS, recipe), token_grid=(1, 2))
     expected = supervision(crops, torch.empty(0), None)
     assert len(gathered) == 1
     brought = dataclasses.replace(crops, maps=store.read(torch.tensor([0, 2])))
-    assert all(torch.equal(*pair) for pair in zip(supervision(brought, torch.empty(0), None), expected, strict=True))  # type: ignore[arg-type]
+    assert all(torch.equal(*pair) for pair in zip(supervision(brought, torch.empty(0), None), expected, strict=True))
     assert len(gathered) == 1
 
 

@@ -49,7 +49,7 @@ def test_teacher_of_a_run_of_ours_sees_crops_as_it_was_evaluated(folder: ImageSe
 def test_named_teacher_sees_crops_at_the_size_asked_for_or_its_own(folder: ImageSet, tmp_path: Path) -> None:
     save_weights(tmp_path / "bare.pth", folder.classes, card=False)
     named = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN)
-    assert load_teacher(named, RECIPE, folder, CPU, None).input_size == (176, 176)  # type: ignore[union-attr]
+    assert load_teacher(named, RECIPE, folder, CPU, None).input_size == (176, 176)
     asked = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN, (32, 48))
     teacher = load_teacher(asked, RECIPE, folder, CPU, None)
     assert teacher is not None and teacher.input_size == (32, 48)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.defaults import EVAL_BATCH_SIZE
 from pipeline.distributed import Processes
 from pipeline.images import ImageSet
 from train.evaluation.measures import Measure, mean_average_precision, multilabel_accuracy, top_k
@@ -52,7 +53,7 @@ def evaluate(
     real: MultiLabels | None = None,
     attack_epsilon: float | None = None,
     average_precision_of: Loss | None = None,
-    batch_size: int = 256,
+    batch_size: int = EVAL_BATCH_SIZE,
     workers: int = 0,
     autocast_dtype: torch.dtype | None = None,
     title: str = "eval",

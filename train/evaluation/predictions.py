@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from pipeline.defaults import EVAL_BATCH_SIZE
 from pipeline.distributed import Processes
 from pipeline.images import ImageSet, batches_of, leave_signals_to_the_main_process
 from pipeline.precision import autocast
@@ -46,7 +47,7 @@ def predict(
     among: Tensor | None = None,
     attack: tuple[float, Tensor] | None = None,
     scores_of: Loss | None = None,
-    batch_size: int = 256,
+    batch_size: int = EVAL_BATCH_SIZE,
     workers: int = 0,
     autocast_dtype: torch.dtype | None = None,
     title: str = "eval",

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from pipeline.class_names import ClassNames
+from pipeline.defaults import EVAL_BATCH_SIZE
 from pipeline.distributed import Processes, processes
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
+from pipeline.machine import decoding_workers
 from pipeline.manifest import write_whole
 from pipeline.precision import autocast_dtype_of, name_of
 from train.evaluation.benchmarks import Benchmark, CorruptedImages, find_benchmarks
@@ -66,7 +68,7 @@ def evaluate_checkpoint(
     eval_size: int | None = None,
     eval_crop: float | None = None,
     output: Path | None = None,
-    batch_size: int = 256,
+    batch_size: int = EVAL_BATCH_SIZE,
     workers: int | None = None,
     device: str | None = None,
     amp: bool | None = None,
@@ -104,7 +106,7 @@ def evaluate_checkpoint(
         ]
         first = subjects[0]
         benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
-        workers = group.decoding_workers(workers)
+        workers = decoding_workers(workers)
         questions = Questions(
             image_set, shown, real_labels(image_set), fgsm_epsilon, benchmarks, batch_size, workers, autocast_dtype
         )

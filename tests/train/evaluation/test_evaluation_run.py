@@ -164,7 +164,7 @@ def test_models_of_other_classes_and_impossible_options_are_refused(
     save_run(tmp_path / "other.pth", other, ("cat", "cow", "eel"))
     for options, message in (
         ([mine, f"--compare={tmp_path / 'other.pth'}"], "other.pth: dog is not cow"),
-        ([mine, "--fgsm-epsilon=4/255"], "--fgsm-epsilon is the step of an attack that nobody asked for"),
+        ([mine, "--fgsm-epsilon=4/255"], "--fgsm-epsilon is the step of --fgsm; give --fgsm too"),
         ([mine, "--compare-arch=resnet10t"], "--compare-arch resnet10t: there is no --compare"),
         ([mine, "--amp-dtype=float16"], "--amp-dtype float16 does nothing"),
         ([mine, "--fgsm", "--fgsm-epsilon=8/0"], "--fgsm-epsilon 8/0: expected a fraction"),
