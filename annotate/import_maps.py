@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from annotate.axes import SAMPLE, decide_axes
 from annotate.convert import REFUSED
-from annotate.label_folder import finish, only_run_on, prepare
+from annotate.label_folder import finish, locked, prepare
 from annotate.published_maps import Axes, Place, fit_maps, index_folder, index_tar, read_maps, with_extensions
 from annotate.run import AnnotateConfig, load_annotator
 from pipeline.classifier import choose_device
 from pipeline.defaults import SHARD_SIZE
-from pipeline.distributed import Processes, deaths_told
+from pipeline.distributed import Processes, readable_errors
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet, digest_of, leave_signals_to_the_main_process
@@ -92,7 +92,7 @@ def import_maps(
     )
     try:
         labels.mkdir(parents=True, exist_ok=True)
-        with deaths_told(), only_run_on(labels, ALONE):
+        with readable_errors(), locked(labels, ALONE):
             pending = prepare(labels, manifest, ALONE)
             files = MapFiles([places.pop(key) for key in keys], axes, manifest)
             for shard, maps in read_shards(pending, files, manifest, decoding_workers(workers)):

@@ -27,7 +27,7 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def only_run_on(labels: Path, group: Processes) -> Iterator[None]:
+def locked(labels: Path, group: Processes) -> Iterator[None]:
     """Refuse a second run on the same folder while the first lives; a dead run's lock is gone with it.
 
     The first process holds the lock for all: what the others of a dying run may still write has the same bytes.

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, fully_convolutional
 from annotate.forward import Forward
-from annotate.label_folder import finish, only_run_on, prepare
+from annotate.label_folder import finish, locked, prepare
 from annotate.loop import annotate_shards
 from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
@@ -83,7 +83,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             forward.compile()
         try:
             labels.mkdir(parents=True, exist_ok=True)
-            with only_run_on(labels, group):
+            with locked(labels, group):
                 pending = prepare(labels, manifest, group, config.skip_unreadable)
                 mine = pending[group.rank :: group.world]
                 annotate_shards(image_set, labels, mine, manifest, forward, group, config.workers, config.skip_unreadable)

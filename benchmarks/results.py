@@ -101,17 +101,12 @@ def recipe_rows() -> list[Arm]:
 
 
 def main() -> None:
-    tables: dict[str, Callable[[], str]] = {
-        "targets": targets,
-        "robustness": robustness,
-        "recipes": recipe_table,
-    }
-    asked = sys.argv[1:] or list(tables)
-    if set(asked) - set(tables):
-        sys.exit(f"no table {', '.join(sorted(set(asked) - set(tables)))}; there are {', '.join(tables)}")
+    asked = sys.argv[1:] or list(TABLES)
+    if set(asked) - set(TABLES):
+        sys.exit(f"no table {', '.join(sorted(set(asked) - set(TABLES)))}; there are {', '.join(TABLES)}")
     prepare()
     for name in asked:
-        table = tables[name]()
+        table = TABLES[name]()
         write_readme(name, table)
         print(table)
 
@@ -258,6 +253,8 @@ def write_readme(name: str, table: str) -> None:
     after = rest.split(end)[1]
     write_whole(README, f"{before}{begin}\n{table}\n{end}{after}".encode())
 
+
+TABLES: dict[str, Callable[[], str]] = {"targets": targets, "robustness": robustness, "recipes": recipe_table}
 
 if __name__ == "__main__":
     main()

@@ -60,7 +60,7 @@ class Processes:
 
 
 @contextmanager
-def deaths_told() -> Iterator[None]:
+def readable_errors() -> Iterator[None]:
     """Say what to do where another process has died, or the memory is full: torch's errors name sockets and signals.
 
     They come at any place: torch raises a decoding process's death from a signal handler, amid whatever runs then.
@@ -95,7 +95,7 @@ def processes(device: str | None) -> Iterator[Processes]:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        with deaths_told():
+        with readable_errors():
             yield Processes(0, 1, choose_device(device))
         return
     if device is not None and ":" in device:
@@ -108,6 +108,6 @@ def processes(device: str | None) -> Iterator[Processes]:
         timeout=PATIENCE,
         device_id=chosen if chosen.type == "cuda" else None,
     )
-    with deaths_told():
+    with readable_errors():
         yield Processes(dist.get_rank(), world, chosen)
     dist.destroy_process_group()  # not after an error: it could wait for processes that wait for this one

@@ -24,7 +24,7 @@ def decoded(keys: np.ndarray) -> list[str]:
     """The keys as strings, safe to be joined to a folder.
 
     Raises:
-        ValueError: a key that is not UTF-8, or one, named, that would lead out of it.
+        ValueError: names a key that is not UTF-8, or that would lead out of the folder.
     """
 
     def safe(key: str) -> str:

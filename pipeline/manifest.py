@@ -162,10 +162,10 @@ class Manifest:
 
         Versions are no reason, nor is a checkpoint's name: its sha256 tells.
         """
-        mine, theirs = self.telling(), other.telling()
+        mine, theirs = self.identifying_fields(), other.identifying_fields()
         return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n in theirs and mine[n] != theirs[n]]
 
-    def telling(self) -> dict[str, Any]:
+    def identifying_fields(self) -> dict[str, Any]:
         """The fields that tell one set's labels from another's."""
         silent = {"timm_version", "torch_version"} | ({"weights"} if self.weights_sha256 else set())
         return {name: value for name, value in self.as_json().items() if name not in silent}
@@ -173,7 +173,7 @@ class Manifest:
     @property
     def identity(self) -> str:
         """sha256 of what tells its labels from those of another set."""
-        return digest_of(self.telling())
+        return digest_of(self.identifying_fields())
 
 
 def digest_of(fields: dict[str, Any]) -> str:

@@ -1,12 +1,8 @@
 """Every recipe runs, resumes exactly and sees the same images in one process as in two."""
 
 import math
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.weights import read_weights
 from tests.conftest import REPOSITORY, THIN, Relabel, write_images
+from tests.train.runs import stop_in
 from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
 from train.loop import train
@@ -113,24 +110,11 @@ def test_average_of_the_weights_is_what_is_evaluated_and_kept(images: Path, tmp_
 EVERYTHING = ["epochs=25", "cutmix=0.7", "cutmix_target=regions", "ema=0.9", "label_smoothing=0.1", "folder_share=0.2"]
 
 
-def stop_after(run: Path, epochs: int) -> threading.Thread:
-    """Send this process SIGINT, as Ctrl-C does, soon after an epoch was recorded."""
-
-    def watch() -> None:
-        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < epochs:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
-
-
 def test_resumed_run_with_cutmix_jitter_and_average_is_the_uninterrupted_one(
     images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_training(images, tmp_path / "whole", "relabel-cutmix", EVERYTHING, labels=undisturbed)
-    watcher = stop_after(tmp_path / "parts", 3)
+    watcher = stop_in(tmp_path / "parts", 3, 0.0)
     with pytest.raises(Interrupted):
         run_training(images, tmp_path / "parts", "relabel-cutmix", EVERYTHING, labels=undisturbed)
     watcher.join()

@@ -28,7 +28,7 @@ ALEXNET_ERROR = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-CORRUPTIONS = tuple(ALEXNET_ERROR)
+OF_IMAGENET_C = tuple(ALEXNET_ERROR)
 
 
 def mean_error(accuracies: dict[str, list[Measure]]) -> Measure:
@@ -44,7 +44,7 @@ def mean_error(accuracies: dict[str, list[Measure]]) -> Measure:
 def mean_corruption_error(accuracies: dict[str, list[Measure]]) -> Measure:
     """mCE: AlexNet's is 100. It is linear in the errors, so that each image adds its own share."""
     assert accuracies.keys() == ALEXNET_ERROR.keys(), "mCE is of all 15 corruptions"
-    shares = [error_of(accuracies[name]).values / ALEXNET_ERROR[name] for name in CORRUPTIONS]
+    shares = [error_of(accuracies[name]).values / ALEXNET_ERROR[name] for name in OF_IMAGENET_C]
     return Measure(np.mean(shares, axis=0))
 
 

@@ -18,7 +18,6 @@ from pipeline.images import ImageSet
 from pipeline.machine import decoding_workers
 from pipeline.manifest import write_whole
 from pipeline.precision import autocast_dtype_of, name_of
-from train.evaluation.benchmarks import Benchmark, CorruptedImages, find_benchmarks
 from train.evaluation.bootstrap import paired_bootstrap
 from train.evaluation.corruption_error import error_of, mean_corruption_error, mean_error
 from train.evaluation.evaluate import Evaluation, accuracies, evaluate
@@ -26,6 +25,7 @@ from train.evaluation.measures import Measure, class_accuracies, multilabel_accu
 from train.evaluation.multilabels import MultiLabels, read_multilabels, real_labels
 from train.evaluation.predictions import predict
 from train.evaluation.subject import Subject, load_subject
+from train.evaluation.suite import Benchmark, CorruptedImages, find_benchmarks
 
 IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are no benchmark's
 NAMED = 5  # classes named at each end

@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images, of_folder
 from pipeline.images import ImageSet
 from train.evaluation.classes import class_numbers
-from train.evaluation.corruption_error import CORRUPTIONS
+from train.evaluation.corruption_error import OF_IMAGENET_C
 
 PLAIN = {  # name: the folders it may be in
     "imagenetv2-matched-frequency": ("imagenetv2-matched-frequency-format-val",),
@@ -125,7 +125,7 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
     missing = []
     folders: dict[str, list[ImageSet]] = {}
     first: ImageSet | None = None
-    for corruption in CORRUPTIONS if published else there:
+    for corruption in OF_IMAGENET_C if published else there:
         absent = [severity for severity in SEVERITIES if not (root / corruption / str(severity)).is_dir()]
         if absent:
             severities = f" (severity {', '.join(map(str, absent))})" if len(absent) < len(SEVERITIES) else ""
