@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,15 @@ SHARD_SIZE = 3  # 9 images: three shards; at batch size 2 each shard ends with h
 
 Finished = subprocess.CompletedProcess[str]
 Relabel = Callable[..., Finished]
+Contents = Callable[[Path], dict[str, bytes]]
+Randomised = Callable[..., nn.Module]
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def model_options(kwargs: dict[str, Any]) -> list[str]:
+    """As the command line takes what is passed to timm.create_model."""
+    return [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in kwargs.items()]
 
 
 def free_port() -> int:
@@ -138,7 +148,7 @@ def tiny_checkpoint(make_checkpoint: Callable[[int], Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_options(tiny_checkpoint: Path) -> list[str]:
     """The options of `relabel annotate` that make label maps of 4x7 cells with the tiny annotator."""
-    model = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    model = model_options(THIN)
     sizes = ["--num-classes=3", "--input-size=32x56", "--topk=2", f"--shard-size={SHARD_SIZE}", "--batch-size=2"]
     return ["--model=resnet10t", *model, f"--checkpoint={tiny_checkpoint}", *sizes, "--workers=0", "--device=cpu"]
 

@@ -12,7 +12,8 @@ import timm
 import torch
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.conftest import REPOSITORY
+
 THIN = "--model-kwargs=stem_width=8 '--model-kwargs=channels=(8,8,8,16)'"
 
 pytestmark = pytest.mark.skipif(not (REPOSITORY / ".venv/installed").exists(), reason="make's own environment is not set up")

@@ -9,10 +9,10 @@ import timm
 import torch
 from PIL import Image
 
-from tests.conftest import CLASS_SIZES, THIN, Relabel, randomise, write_images
+from tests.conftest import CLASS_SIZES, THIN, Relabel, model_options, randomise, write_images
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own-data.md"
-KWARGS = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+KWARGS = model_options(THIN)
 SIZES = ["--input-size=64"]
 SHORT = [f"--set={s}" for s in ("epochs=2", "batch_size=4", "warmup_epochs=0", "image_size=32", "eval_size=32")]
 

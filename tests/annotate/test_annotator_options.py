@@ -1,6 +1,5 @@
 """recentre, flip and class_token: what they do to a map, and what they are for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ from torch import Tensor, nn
 
 from annotate.convert import fully_convolutional
 from pipeline.errors import InputError
+from tests.conftest import THIN, Randomised
 
-Randomised = Callable[..., nn.Module]
-THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
 SIZE = (48, 72)
 
 

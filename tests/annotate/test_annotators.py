@@ -3,9 +3,7 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import timm
@@ -13,9 +11,8 @@ import timm
 from annotate import annotators
 from annotate.annotators import PAPER, load, matching, surveyed_timm
 from annotate.survey import probe, probe_published, write_table
+from tests.conftest import REPOSITORY, Relabel
 
-Relabel = Callable[..., "CompletedProcess[str]"]
-REPOSITORY = Path(__file__).resolve().parents[2]
 same_timm = pytest.mark.skipif(timm.__version__ != surveyed_timm(), reason="the table is another timm's")
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.shards import LabelStore
-from tests.conftest import CLASS_SIZES, THIN, Relabel
+from tests.conftest import CLASS_SIZES, THIN, Relabel, model_options
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def quadrants(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def judge(make_checkpoint: Callable[[int], Path]) -> list[str]:
-    kwargs = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    kwargs = model_options(THIN)
     size = ["--num-classes=3", "--input-size=48", "--device=cpu"]
     return ["--model=resnet10t", *kwargs, f"--checkpoint={make_checkpoint(1)}", *size]
 

@@ -12,11 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from annotate.convert import fully_convolutional
-from tests.conftest import refusal
+from tests.conftest import THIN, Randomised, refusal
 
-Randomised = Callable[..., nn.Module]
-
-THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
 SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "img_size": (64, 96), "window_size": (2, 3)}
 CLASSES = 7
 

@@ -1,7 +1,5 @@
 """VGG and VOLO name every location by a head of their own: whose logits the cells hold, and where they lie."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import timm
@@ -9,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from annotate.convert import fully_convolutional
-
-Randomised = Callable[..., nn.Module]
+from tests.conftest import Randomised
 
 
 def images(size: tuple[int, int], count: int = 2) -> Tensor:

@@ -9,7 +9,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,11 +24,8 @@ from pipeline.shards import sha256_of, shard_name
 from pipeline.spot_check import spot_check
 from pipeline.verify import verify
 from tests.annotate.test_several_processes import LAST_OF_SHARD_1, REPOSITORY, held_in_mid_shard
-from tests.conftest import THIN
+from tests.conftest import THIN, TORCHRUN, Contents, Relabel
 from train import checkpoint
-
-Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
-Contents = Callable[[Path], dict[str, bytes]]
 
 FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # of one batch
 
@@ -96,7 +92,7 @@ def test_killed_process_of_several_stops_the_others_and_one_process_makes_its_sh
     content = image.read_bytes()
     image.unlink()
     os.mkfifo(image)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    command = [*TORCHRUN, "-m", "pipeline"]
     command += ["annotate", str(image_folder), "--labels", str(labels), *tiny_options]
     launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import timm
@@ -18,10 +16,8 @@ from annotate.squash import Squash
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.shards import MAPS, LabelMaps, LabelStore
-from tests.conftest import THIN, randomise
+from tests.conftest import THIN, Relabel, randomise
 from tests.label_sets import manifest_of
-
-Relabel = Callable[..., "CompletedProcess[str]"]
 
 SIZE, GRID = (128, 192), (16, 24)  # pixels, cells
 

@@ -1,8 +1,6 @@
 """Classifiers of one's own from end to end: timm model folders, odd sizes and many classes, up to crops' targets."""
 
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import h5py
@@ -18,11 +16,9 @@ from pipeline.images import read_rgb
 from pipeline.manifest import Manifest
 from pipeline.shards import LabelStore, sha256_of, shard_name
 from pipeline.weights import weights_in_folder
+from tests.conftest import THIN, Randomised, Relabel
 from train.label_pooling import label_pool
 
-Relabel = Callable[..., "CompletedProcess[str]"]
-Randomised = Callable[..., nn.Module]
-THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
 KEY = "eel/eel_1.JPEG"
 BOX = torch.tensor([[0.1, 0.3, 0.7, 0.8]])
 

@@ -16,11 +16,8 @@ from torchvision.transforms import InterpolationMode
 
 from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, read_shard_lines
 from pipeline.shards import LabelStore, sha256_of, shard_name
+from tests.conftest import THIN, Contents, Relabel
 
-Relabel = Callable[..., "CompletedProcess[str]"]
-Contents = Callable[[Path], dict[str, bytes]]
-
-THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
 KEYS = ["cat/cat_0.JPEG", *(f"dog/dog_{i}.JPEG" for i in range(5)), *(f"eel/eel_{i}.JPEG" for i in range(3))]  # sorted
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,9 @@ import pytest
 
 from pipeline.manifest import MANIFEST, SHARD_LINES, read_shard_lines
 from pipeline.shards import shard_name
-from tests.conftest import free_port
+from tests.conftest import REPOSITORY, TORCHRUN, Contents, Relabel, free_port
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 LAST_OF_SHARD_1 = "dog/dog_4.JPEG"
-
-Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
-Contents = Callable[[Path], dict[str, bytes]]
 
 
 @dataclass
@@ -120,7 +116,7 @@ def test_interrupted_run_keeps_its_shards_and_exits_as_shells_expect(
 
 
 def torchrun(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    launcher = [*TORCHRUN, "-m", "pipeline"]
     return subprocess.run([*launcher, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.conftest import REPOSITORY
+
 STAGES = ("annotate", "train")
 CONTRACT = (
     *("errors", "images", "image_sources", "tar_members", "keys", "manifest", "shards", "classifier", "weights", "boxes"),

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest, append_shard_line
 from pipeline.shards import LabelMaps, LabelStore, write_shard
 from pipeline.spot_check import findings_of, spot_check
-
-Relabel = Callable[..., "CompletedProcess[str]"]
+from tests.conftest import Relabel
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import h5py
 import numpy as np
@@ -14,9 +13,8 @@ from PIL import Image
 from pipeline.image_sources import find_images
 from pipeline.manifest import SHARD_LINES, Manifest, ShardLine, append_shard_line, read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps, sha256_of, shard_name
+from tests.conftest import Relabel
 from tests.label_sets import write_label_set
-
-Relabel = Callable[..., "CompletedProcess[str]"]
 
 
 @pytest.fixture

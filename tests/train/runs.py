@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from tests.conftest import free_port
+from tests.conftest import REPOSITORY, free_port, model_options
 from train import checkpoint
 from train.loop import train
 from train.metrics import read_metrics
 from train.recipe import Recipe, load
 
-REPOSITORY = Path(__file__).parents[2]
 THIN: dict[str, Any] = {"stem_width": 8, "channels": (8, 8, 8, 16), "zero_init_last": False}
 DROPPED = {**THIN, "drop_path_rate": 0.2}  # so that resuming must also restore the model's random numbers
 GROUP_NORM = {**THIN, "norm_layer": "groupnorm1"}  # takes batches of one image
@@ -61,7 +60,7 @@ def stop_in(run: Path, epochs: int, extra_s: float) -> threading.Thread:
 
 
 def command(data: Path, run: Path, *more: str) -> list[str]:
-    options = [f"--model-kwargs={key}={value}".replace(" ", "") for key, value in DROPPED.items()]
+    options = model_options(DROPPED)
     settings = [f"--set={setting}" for setting in (*SETTINGS, "epochs=25")]
     where = ["--labels", str(data / "labels"), "--run-dir", str(run), "--arch", "resnet10t", "--recipe", "scenes-relabel"]
     return [

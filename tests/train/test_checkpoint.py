@@ -13,12 +13,11 @@ import torchvision
 from safetensors.torch import load_file
 
 from pipeline.errors import InputError
+from tests.conftest import REPOSITORY
 from train import checkpoint
 from train.checkpoint import ModelCard
 from train.evaluation.view import View
 from train.export import RESNETS
-
-REPOSITORY = Path(__file__).parents[2]
 
 CARD = ModelCard(
     "resnet10t", {"stem_width": 8, "channels": (8, 8, 8, 16)}, ("a", "b"), View(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)

@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
 from pipeline.shards import LabelMaps
-from tests.conftest import REPOSITORY, THIN
+from tests.conftest import REPOSITORY, THIN, model_options
 from tests.label_sets import write_label_set
 from train import checkpoint
 from train.crops import seed_of
@@ -56,7 +56,7 @@ def test_first_batch_whose_loss_is_not_finite_is_named_though_the_look_comes_lat
 def test_of_several_processes_only_the_one_with_the_bad_image_is_named(image_folder: Path, tmp_path: Path) -> None:
     labels = poisoned(find_images(image_folder), "dog/dog_3.JPEG", tmp_path / "labels")
     settings = [f"--set={setting}" for setting in (*SETTINGS, "batch_size=4", "lr=0.01")]
-    kwargs = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    kwargs = model_options(THIN)
     where = ["--labels", labels, "--run-dir", tmp_path / "run", "--arch", "resnet10t", "--recipe", "scenes-relabel"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline", "train"]
     done = subprocess.run(

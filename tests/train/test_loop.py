@@ -4,7 +4,6 @@ import functools
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.manifest import read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps, LabelStore
+from tests.conftest import TORCHRUN
 from tests.label_sets import write_label_set
 from tests.train.runs import (
     DROPPED,
@@ -112,10 +112,9 @@ def test_two_gloo_processes_are_one_but_for_rounding(data: Path, tmp_path: Path)
     # To the last bit the same: images and crops (test_crops), steps, rates, and what is counted. Gradients are the mean of
     # two halves' means, which rounds otherwise; and batch norm, which sees half a batch in each, is left out here
     settings = ("optimizer=sgd", "lr=0.05", "epochs=3")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--val", str(data / "val"), "--model-kwargs=norm_layer=groupnorm1", "--model-kwargs=drop_path_rate=0"]
     done = subprocess.run(
-        [*launch, *command(data, tmp_path / "two", *options, *(f"--set={setting}" for setting in settings))],
+        [*TORCHRUN, *command(data, tmp_path / "two", *options, *(f"--set={setting}" for setting in settings))],
         cwd=REPOSITORY,
         env=environment(),
         capture_output=True,

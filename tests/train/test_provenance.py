@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.manifest import append_shard_line, read_shard_lines, write_shard_lines
 from pipeline.shards import LabelMaps
-from tests.conftest import REPOSITORY, THIN, Relabel
+from tests.conftest import REPOSITORY, THIN, Relabel, model_options
 from tests.label_sets import write_label_set
 from train.loop import train
 from train.provenance import git_state, label_set_digest
@@ -49,7 +49,7 @@ def run_training(images: Path, labels: Path, run: Path, *more: str, **options: A
 def test_run_file_says_recipe_versions_labels_command_and_hardware(
     image_folder: Path, label_set: Path, tmp_path: Path, relabel: Relabel
 ) -> None:
-    kwargs = [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    kwargs = model_options(THIN)
     options = [*kwargs, *(f"--set={setting}" for setting in SETTINGS), "--arch=resnet10t", "--device=cpu", "--workers=0"]
     done = relabel("train", image_folder, "--labels", label_set, "--run-dir", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr

@@ -9,10 +9,8 @@ import pytest
 import timm
 
 from pipeline.errors import InputError
-from tests.conftest import Relabel
+from tests.conftest import REPOSITORY, Relabel
 from train.recipe import Recipe, about, load, names
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("prefix", ["", "scenes-"])

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.weights import read_weights
-from tests.conftest import REPOSITORY, THIN, Relabel, write_images
+from tests.conftest import REPOSITORY, THIN, Relabel, model_options, write_images
 from tests.train.runs import stop_in
 from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
@@ -58,7 +58,7 @@ def test_every_recipe_trains_with_nothing_but_sizes_overridden(
         options += [f"--teacher-kwargs={pair}" for pair in THIN_OPTIONS]
     if recipe.start == "pretrained":
         options += ["--initial-weights", other_head]
-    student = [f"--model-kwargs={key}={value}".replace(" ", "") for key, value in STUDENT.items()]
+    student = model_options(STUDENT)
     done = relabel_here(
         *("train", images, "--run-dir", tmp_path / "run", "--arch=resnet10t", "--recipe", name, *student, *options),
         *(f"--set={setting}" for setting in [*SIZES, "batch_size=3", "epochs=2"]),

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,13 @@ from torch import nn
 from pipeline.corruptions import write_corrupted
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
+from tests.conftest import REPOSITORY, TORCHRUN, Randomised, Relabel, model_options
 from tests.slow_loop import THIN, VIEW, logits_of, save_run
 from train import checkpoint
 from train.evaluation.corruption_error import ALEXNET_ERROR
 from train.evaluation.measures import Measure
 from train.evaluation.run import evaluate_checkpoint, extremes
 from train.evaluation.view import View
-
-REPOSITORY = Path(__file__).parents[3]
-
-Randomised = Callable[..., nn.Module]
-Relabel = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -148,7 +143,7 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
 
 def test_two_processes_find_what_one_finds(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
     assert relabel_here(*everything, f"--output={tmp_path / 'one.json'}").returncode == 0
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    launched = [*TORCHRUN, "-m", "pipeline"]
     command = [*launched, *map(str, everything), f"--output={tmp_path / 'two.json'}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -182,7 +177,7 @@ def test_two_foreign_checkpoints_may_be_of_two_archs(image_folder: Path, tmp_pat
         torch.manual_seed(0)
         torch.save(timm.create_model(arch, num_classes=3, **THIN).state_dict(), tmp_path / f"{arch}.pth")
     models = [f"--checkpoint={tmp_path / 'resnet10t.pth'}", f"--compare={tmp_path / 'resnet14t.pth'}", "--arch=resnet10t"]
-    models += [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
+    models += model_options(THIN)
     options = ["--compare-arch=resnet14t", "--amp", "--eval-size=32", "--workers=0", "--device=cpu"]
     done = relabel_here("eval", image_folder, *models, *options, f"--output={tmp_path / 'both.json'}")
     assert done.returncode == 0, done.stderr

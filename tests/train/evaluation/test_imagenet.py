@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.image_sources import find_images
+from tests.conftest import Randomised
 from tests.slow_loop import THIN, images_of, logits_of, save_run
 from tests.train.evaluation.test_measures import shankar_file
 from train import checkpoint
@@ -25,8 +25,6 @@ from train.evaluation.run import evaluate_checkpoint
 from train.evaluation.view import view_of
 
 TIMM_DATA = Path(timm.__file__).parent / "data" / "_info"
-
-Randomised = Callable[..., nn.Module]
 
 
 class Known(NamedTuple):
