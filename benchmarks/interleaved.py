@@ -1,4 +1,5 @@
-"""Time alternatives in turn (A, B, A, B, ...), so that whatever else the machine does falls on all of them alike."""
+"""Time alternatives in turn (A, B, B, A, ...), so that whatever else the machine does falls on all of them alike, and so does
+what each leaves to the next."""
 
 import statistics
 import time
@@ -17,8 +18,9 @@ def median_seconds(device: torch.device, rounds: int, *arms: Callable[[], object
 def all_seconds(device: torch.device, rounds: int, *arms: Callable[[], object]) -> list[list[float]]:
     """The wall-clock time of each call of each arm; on CUDA until its last kernel has ended."""
     seconds: list[list[float]] = [[] for _ in arms]
-    for _ in range(rounds):
-        for arm, of_arm in zip(arms, seconds, strict=True):
+    for number in range(rounds):
+        in_turn = list(zip(arms, seconds, strict=True))
+        for arm, of_arm in in_turn if number % 2 == 0 else reversed(in_turn):
             wait_for(device)
             time.sleep(SETTLE_S)
             start = time.perf_counter()

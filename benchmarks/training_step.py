@@ -52,7 +52,7 @@ class Load:
 def load_for(device: torch.device) -> Load:
     if device.type == "cuda":
         return Load(batch=256, steps=10, rounds=15, autocast_dtype=torch.bfloat16, copied=2**30)
-    return Load(batch=4, steps=1, rounds=7, autocast_dtype=None, copied=2**28)
+    return Load(batch=4, steps=1, rounds=40, autocast_dtype=None, copied=2**28)
 
 
 def main() -> None:
