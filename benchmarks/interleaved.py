@@ -1,5 +1,5 @@
-"""Time alternatives in turn (A, B, B, A, ...), so that whatever else the machine does falls on all of them alike, and so does
-what each leaves to the next."""
+"""Time alternatives in turn (A, B, B, A, ...), so that whatever else the machine does falls on all of them alike; and so
+does what each leaves to the next."""
 
 import statistics
 import time
