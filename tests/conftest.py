@@ -153,6 +153,12 @@ def tiny_options(tiny_checkpoint: Path) -> list[str]:
     return ["--model=resnet10t", *model, f"--checkpoint={tiny_checkpoint}", *sizes, "--workers=0", "--device=cpu"]
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Of torch's global generator, in every run of a test."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def relabel() -> Relabel:
     """Run the command line as a process of its own, from the repository's root."""

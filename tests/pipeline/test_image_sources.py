@@ -2,9 +2,8 @@
 
 import io
 import multiprocessing
-import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,10 +169,11 @@ SOURCES = [as_tar, as_tar_of_tars, as_folder_of_tars, as_list, as_data_set]
 
 
 @pytest.fixture(scope="module", params=SOURCES, ids=lambda source: source.__name__)
-def elsewhere(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+def elsewhere(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageSet]:
     out = tmp_path_factory.mktemp(request.param.__name__)
-    os.environ["HF_DATASETS_CACHE"] = str(out / "cache")
-    return find_images(request.param(root, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(out / "cache"))
+        yield find_images(request.param(root, out))
 
 
 def test_keys_classes_targets_and_pixels_are_those_of_the_folder(elsewhere: ImageSet, root: Path) -> None:
