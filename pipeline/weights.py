@@ -1,6 +1,7 @@
 """Weights of classifiers: read from the forms in which people save them, running no code; and which file they came from."""
 
 import argparse
+import contextlib
 import re
 import zipfile
 from collections.abc import Collection
@@ -52,7 +53,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
                 loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
         raise InputError(
-            f"{checkpoint} is cut short, no weights file, or holds more than weights ({first_line(error)}); expected"
+            f"{checkpoint} is cut short, no weights file, or holds more than weights ({why(checkpoint, error)}); expected"
             " .safetensors, or .pth saved from a state_dict"
         ) from error
     if not is_state_dict(loaded):
@@ -63,6 +64,14 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = timm.models.clean_state_dict(loaded)
     weights.pop("n_averaged", None)  # torch.optim.swa_utils counts in it, beside the averaged weights
     return weights
+
+
+def why(checkpoint: Path, error: Exception) -> str:
+    """Why torch would not load it: the classes in it that no weights have, such as a whole model's, or else its error."""
+    with contextlib.suppress(Exception):  # in a file of the old form, or a torn one, it finds nothing
+        if classes := torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):
+            return f"it holds {', '.join(sorted(classes)[:3])}{', ...' if len(classes) > 3 else ''}"
+    return first_line(error)
 
 
 def is_state_dict(loaded: object) -> bool:

@@ -217,6 +217,13 @@ def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(
     assert trace.exists(), "else this test could not fail"
 
 
+def test_whole_model_is_no_checkpoint_and_its_class_is_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    torch.save(thin(tiny_checkpoint), tmp_path / "x.pth")
+    message = refusal(lambda: thin(tmp_path / "x.pth"))
+    assert "holds more than weights (it holds timm." in message
+    assert message.endswith("expected .safetensors, or .pth saved from a state_dict")
+
+
 def test_checkpoint_of_another_architecture_is_refused_with_examples(tiny_checkpoint: Path) -> None:
     message = refusal(lambda: create_classifier("test_resnet", num_classes=3, checkpoint=tiny_checkpoint))
     assert (
