@@ -70,7 +70,7 @@ def decide_axes(
         fits.append((fit(log_probs, best), fit(log_probs, best.T)))
     if len(fits) < FEWEST:
         raise InputError(
-            f"--axes auto judges by {FEWEST} readable images at least, here are {len(fits)}; say --axes yx or xy yourself"
+            f"--axes auto needs at least {FEWEST} readable images, found {len(fits)}; say --axes yx or xy yourself"
         )
     yx, xy = torch.tensor(fits, dtype=torch.float64).unbind(1)
     gap = yx - xy

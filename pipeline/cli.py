@@ -216,7 +216,7 @@ def verify(
         findings = spot.findings_of(check, manifest, labels)
         say(spot.notes_of(check, manifest), findings)
     if findings:
-        print(f"{len(findings)} findings")
+        print(f"{len(findings)} finding{'s' * (len(findings) != 1)}")
         raise typer.Exit(1)
     print("all sound")
 
