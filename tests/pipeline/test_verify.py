@@ -26,7 +26,8 @@ def verify(relabel_here: Relabel, labels: Path) -> Callable[..., list[str]]:
         lines = finished.stdout.splitlines()
         found = [line.removeprefix("FOUND ") for line in lines if line.startswith("FOUND ")]
         assert finished.returncode == (1 if found else 0)
-        assert lines[-1] == (f"{len(found)} findings" if found else "all sound")
+        count = f"{len(found)} finding{'s' * (len(found) != 1)}"
+        assert lines[-1] == (count if found else "all sound")
         return found
 
     return run
