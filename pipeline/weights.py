@@ -57,7 +57,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
             " .safetensors, or .pth saved from a state_dict"
         ) from error
     if not is_state_dict(loaded):
-        within = [name for name in loaded if is_state_dict(loaded[name])] if isinstance(loaded, dict) else []
+        entries = loaded.items() if isinstance(loaded, dict) else ()
+        within = [name for name, value in entries if isinstance(name, str) and is_state_dict(value)]
         if not within:
             raise InputError(f"{checkpoint} holds no state_dict of tensors")
         loaded = loaded[the_one_meant(within, checkpoint)]

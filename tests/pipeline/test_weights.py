@@ -178,8 +178,8 @@ def test_text_file_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [[1, 2], torch.zeros(3), None, {"epoch": 3}, {"state_dict": [1]}, {1: torch.zeros(1)}],
-    ids=["list", "tensor", "none", "no tensors", "state_dict of no tensors", "numbers for names"],
+    [[1, 2], torch.zeros(3), None, {"epoch": 3}, {"state_dict": [1]}, {1: torch.zeros(1)}, {1: {"a": torch.zeros(1)}}],
+    ids=["list", "tensor", "none", "no tensors", "state_dict of no tensors", "numbers for names", "and a state_dict"],
 )
 def test_checkpoint_of_something_else_is_named(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pth")
