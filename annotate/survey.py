@@ -20,7 +20,7 @@ from tqdm import tqdm
 from annotate.annotators import TABLE, Annotator
 from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, kind_on, own_size
 from pipeline.classifier import create_classifier
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 
 
 @torch.inference_mode()
@@ -45,6 +45,10 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
         grid, refusal = f"{rows}x{columns}", REFUSED.get(kind, "")
     except InputError as error:
         refusal = str(error).removeprefix(f"{annotator.name} cannot annotate").lstrip(": ")
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if input_size is None:
+            raise
+        refusal = f"it does not run at {size[0]}x{size[1]} pixels ({first_line(error)})"
     return Annotator(
         model=model,
         kind=kind,

@@ -98,7 +98,7 @@ def randomise(classifier: nn.Module, seed: int, size: tuple[int, int] | None = N
         for module in classifier.modules():
             if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), torch.Tensor):
                 module.weight.copy_(1 + 0.2 * noise(module.weight))
-                if module.bias is not None:
+                if getattr(module, "bias", None) is not None:  # RMS norms have none
                     module.bias.copy_(0.2 * noise(module.bias))
         heads = classifier.get_classifier()
         for head in heads if isinstance(heads, tuple | list) else [heads]:

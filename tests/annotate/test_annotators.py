@@ -87,6 +87,12 @@ def test_probe_measures_what_the_table_does_not_list(relabel_here: Relabel) -> N
     assert probe("vit_small_patch14_dinov2", {"num_classes": 7, "depth": 1}, (56, 84)).grid == "4x6"
 
 
+def test_probe_at_a_size_that_the_model_does_not_take_says_so(relabel_here: Relabel) -> None:
+    thin = ["--model-kwargs=num_classes=7", "--model-kwargs=depth=1", "--input-size=64x96"]
+    said = relabel_here("annotators", "deepseek_vit_412m", "--probe", *thin).stdout
+    assert "refused: it does not run at 64x96 pixels (" in said
+
+
 def test_table_of_another_timm_says_so(relabel_here: Relabel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annotators, "TABLE", tmp_path / "table.csv")
     (tmp_path / "table.csv").write_text(
