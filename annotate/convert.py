@@ -15,8 +15,9 @@ How the map relates to the classifier's own logits is measured on a batch of noi
 Shapes: B images, S and T rows and columns of pixels, C classes, H rows and W columns of the map, F features.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from timm.data import resolve_model_data_config
@@ -170,9 +171,16 @@ def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
     Raises:
         InputError: the model cannot run on these images, its features form no grid, or its logits are constant.
     """
-    try:
+    with refused_sizes(annotator, images):
         features = annotator.classifier.forward_features(images)  # type: ignore[operator]
         return kind_on(annotator, features, images.shape)
+
+
+@contextlib.contextmanager
+def refused_sizes(annotator: FullyConvolutional, images: Tensor) -> Iterator[None]:
+    """Within, what a model raises at (B, 3, S, T) images becomes an InputError that names their size."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # what a model makes of a size that it was not made for is not listed anywhere

@@ -14,7 +14,7 @@ from annotate.squash import Squash
 from pipeline.compiling import cannot_compile, is_of_compiling
 from pipeline.errors import InputError, out_of_memory
 from pipeline.manifest import Manifest
-from pipeline.precision import autocast, named
+from pipeline.precision import autocast, dtype_named
 from pipeline.shards import LabelMaps
 
 
@@ -73,7 +73,7 @@ class Forward:
         """(B, 3, S, T) uint8 -> label maps in the stored types."""
         images = images.to(self.device, non_blocking=True)
         images = self.squash.normalise(images).contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, named(self.manifest.precision)):
+        with autocast(self.device, dtype_named(self.manifest.precision)):
             logits = self.annotator(images)
         maps = sparsify(logits, self.manifest.topk, self.manifest.tail)
         return LabelMaps(maps.scores.half(), maps.classes.int(), maps.tail.half())

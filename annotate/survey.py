@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from annotate.annotators import TABLE, Annotator
-from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, kind_on, own_size
+from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, kind_on, own_size, refused_sizes
 from pipeline.classifier import create_classifier
-from pipeline.errors import InputError, first_line
+from pipeline.errors import InputError
 
 
 @torch.inference_mode()
@@ -37,7 +37,8 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
     kind, grid, refusal = "", "", ""
     try:
         images = torch.empty(1, 3, *size, device="meta")
-        shapes = classifier.forward_features(images)  # type: ignore[operator]
+        with refused_sizes(annotator, images):
+            shapes = classifier.forward_features(images)  # type: ignore[operator]
         rows, columns = annotator.as_locations(shapes, images.shape).shape[1:3]
         give_head_weights(classifier, shapes)
         features = torch.randn(shapes.shape, generator=torch.Generator().manual_seed(0))
@@ -45,10 +46,6 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
         grid, refusal = f"{rows}x{columns}", REFUSED.get(kind, "")
     except InputError as error:
         refusal = str(error).removeprefix(f"{annotator.name} cannot annotate").lstrip(": ")
-    except (AssertionError, RuntimeError, ValueError) as error:
-        if input_size is None:
-            raise
-        refusal = f"it does not run at {size[0]}x{size[1]} pixels ({first_line(error)})"
     return Annotator(
         model=model,
         kind=kind,

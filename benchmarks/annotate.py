@@ -32,7 +32,7 @@ from benchmarks.interleaved import all_seconds
 from pipeline.distributed import Processes, processes
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
-from pipeline.precision import autocast, named
+from pipeline.precision import autocast, dtype_named
 
 PICTURES = 128  # different ones; where a round needs more images, they are links to these
 CLASSES = 8
@@ -80,7 +80,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        with autocast(group.device, named(config.precision)):
+        with autocast(group.device, dtype_named(config.precision)):
             for _ in range(load.images // config.batch_size):
                 annotator(batch)
 

@@ -63,22 +63,22 @@ def create_classifier(
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
     refuse_unknown(model)
-    weights = read_weights(checkpoint) if checkpoint is not None else None
     kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
-    classifier = make(model, kwargs, pretrained and checkpoint is None, input_size, weights_option)
-    if weights is not None:
-        assert checkpoint is not None
-        try:
-            load_weights(classifier, weights, checkpoint, model, new_head)
-        except InputError as error:
-            if not image_size_kwargs(model, input_size, kwargs):
-                raise
-            if not hasattr(classifier, "set_input_size"):
-                raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
-            # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
-            classifier = make(model, kwargs, False, None, weights_option)
-            load_weights(classifier, weights, checkpoint, model, new_head)
-            classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
+    if checkpoint is None:
+        return make(model, kwargs, pretrained, input_size, weights_option).eval()
+    weights = read_weights(checkpoint)
+    classifier = make(model, kwargs, False, input_size, weights_option)
+    try:
+        load_weights(classifier, weights, checkpoint, model, new_head)
+    except InputError as error:
+        if not image_size_kwargs(model, input_size, kwargs):
+            raise
+        if not hasattr(classifier, "set_input_size"):
+            raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
+        # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
+        classifier = make(model, kwargs, False, None, weights_option)
+        load_weights(classifier, weights, checkpoint, model, new_head)
+        classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
     return classifier.eval()
 
 

@@ -33,6 +33,6 @@ def name_of(dtype: torch.dtype | None) -> str:
     return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def named(precision: str) -> torch.dtype | None:
+def dtype_named(precision: str) -> torch.dtype | None:
     """The dtype of such a name, None for float32."""
     return None if precision == "float32" else getattr(torch, precision)

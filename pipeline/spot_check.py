@@ -26,7 +26,7 @@ from pipeline.errors import InputError
 from pipeline.image_sources import find_images
 from pipeline.images import ImageSet
 from pipeline.manifest import PUBLISHED, Manifest, Tail
-from pipeline.precision import autocast, named
+from pipeline.precision import autocast, dtype_named
 from pipeline.shards import LabelMaps, LabelStore, sha256_of
 from pipeline.weights import weights_from_hub, weights_in_folder
 
@@ -117,8 +117,8 @@ def recorded_annotator(
     published = manifest.weights == PUBLISHED
     if published and checkpoint is not None:
         raise InputError(f"{labels} was made with the published weights of {manifest.model}; leave --checkpoint out")
-    own = checkpoint or weights_in_folder(manifest.model)
     if not published:
+        own = checkpoint or weights_in_folder(manifest.model)
         if own is None:
             raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")
         if not own.is_file():
@@ -157,7 +157,7 @@ def annotate_again(
     """(B, C, H, W) float32 logits on the CPU, at the precision recorded."""
     device = next(annotator.parameters()).device
     pixels = torch.stack([squash(images.read(images.index(key))) for key in keys]).to(device)
-    with autocast(device, named(manifest.precision)):
+    with autocast(device, dtype_named(manifest.precision)):
         logits = annotator(squash.normalise(pixels).contiguous(memory_format=torch.channels_last))
     result: Tensor = logits.float().cpu()
     return result

@@ -49,12 +49,11 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         if checkpoint.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(checkpoint)
         else:
-            with torch.serialization.safe_globals(HARMLESS):
-                loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            loaded = load_harmless(checkpoint)
     except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
         raise InputError(
-            f"{checkpoint} is cut short, no weights file, or holds more than weights ({why(checkpoint, error)}); expected"
-            " .safetensors, or .pth saved from a state_dict"
+            f"{checkpoint} is cut short, no weights file, or holds more than weights ({why_not_loaded(checkpoint, error)});"
+            " expected .safetensors, or .pth saved from a state_dict"
         ) from error
     if not is_state_dict(loaded):
         entries = loaded.items() if isinstance(loaded, dict) else ()
@@ -67,7 +66,13 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-def why(checkpoint: Path, error: Exception) -> str:
+def load_harmless(path: Path) -> Any:
+    """What torch.save has written, where reading it takes no code but torch's own."""
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def why_not_loaded(checkpoint: Path, error: Exception) -> str:
     """Why torch would not load it: the classes in it that no weights have, such as a whole model's, or else its error."""
     with contextlib.suppress(Exception):  # in a file of the old form, or a torn one, it finds nothing
         if classes := torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):

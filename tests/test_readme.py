@@ -45,3 +45,4 @@ def test_every_table_of_make_results_is_there() -> None:
     for name in TABLES:
         begin, end = f"<!-- make results, {name}: begin -->", f"<!-- make results, {name}: end -->"
         assert README.split(begin)[1].split(end)[0].count("\n|") > 2, f"no table of {name}"
+    assert "_TEXT" not in README

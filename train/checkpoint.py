@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError, first_line
 from pipeline.manifest import write_whole
-from pipeline.weights import HARMLESS, refuse_damaged, why
+from pipeline.weights import load_harmless, refuse_damaged, why_not_loaded
 from train.evaluation.predictions import Loss
 from train.evaluation.view import View
 from train.tokens import WithTokens
@@ -136,12 +136,11 @@ def load(path: Path) -> dict[str, Any]:
     """
     refuse_damaged(path)
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_harmless(path)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged, or no checkpoint of weights alone ({why(path, error)})") from error
+        raise InputError(f"{path} is damaged, or no checkpoint of weights alone ({why_not_loaded(path, error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content

@@ -90,7 +90,8 @@ def test_probe_measures_what_the_table_does_not_list(relabel_here: Relabel) -> N
 def test_probe_at_a_size_that_the_model_does_not_take_says_so(relabel_here: Relabel) -> None:
     thin = ["--model-kwargs=num_classes=7", "--model-kwargs=depth=1", "--input-size=64x96"]
     said = relabel_here("annotators", "deepseek_vit_412m", "--probe", *thin).stdout
-    assert "refused: it does not run at 64x96 pixels (" in said
+    assert "refused: at 64x96 pixels: " in said
+    assert "; its own size is 546x546, and some models take multiples of it" in said
 
 
 def test_table_of_another_timm_says_so(relabel_here: Relabel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The forms in which people save weights, read without unpickling; and what is no weights, or another model's, by name."""
+"""The forms in which people save weights, read without running code; and what is no weights, or another model's, by name."""
 
 import argparse
 import io

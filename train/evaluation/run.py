@@ -79,7 +79,7 @@ def evaluate_checkpoint(
     Args:
         compare: another checkpoint, to be told apart from the first by a paired bootstrap.
         compare_arch: that one's model, if not `arch`.
-        suite: folder of further data sets, see train/evaluation/benchmarks.py.
+        suite: folder of further data sets, see train/evaluation/suite.py.
         fgsm_epsilon: attack the images too, by this step of pixels in [0, 1].
         eval_size, eval_crop: show images otherwise than the model's own settings say.
         amp: half precision, on CUDA if None; amp_dtype: bfloat16 if None, or float16.
