@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from annotate.dense_heads import dense_head_of
 from annotate.memory import no_memory_for
-from pipeline.errors import InputError, first_line, out_of_memory
+from relabel.runtime.errors import InputError, first_line, out_of_memory
 
 REFUSED = {
     "token": "its head reads a class token, so its patch tokens were never trained to name what they show",

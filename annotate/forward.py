@@ -11,11 +11,11 @@ from annotate.convert import FullyConvolutional
 from annotate.memory import no_memory_for
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
-from pipeline.compiling import cannot_compile, is_of_compiling
-from pipeline.errors import InputError, out_of_memory
-from pipeline.manifest import Manifest
-from pipeline.precision import autocast, dtype_named
-from pipeline.shards import LabelMaps
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.runtime.compiling import cannot_compile, is_of_compiling
+from relabel.runtime.errors import InputError, out_of_memory
+from relabel.runtime.precision import autocast, dtype_named
 
 
 class Forward:

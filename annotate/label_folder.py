@@ -9,19 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.distributed import Processes
-from pipeline.errors import InputError
-from pipeline.manifest import (
-    MANIFEST,
-    SHARD_LINES,
-    DamagedManifest,
-    Manifest,
-    ShardLine,
-    lock,
-    read_shard_lines,
-    write_shard_lines,
-)
-from pipeline.shards import MappedShard, sha256_of, shard_name
+from relabel.labels.manifest import MANIFEST, DamagedManifest, Manifest
+from relabel.labels.shard_lines import SHARD_LINES, ShardLine, read_shard_lines, write_shard_lines
+from relabel.labels.shards import MappedShard, shard_name
+from relabel.runtime.distributed import Processes
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import lock, sha256_of
 
 LOCK = ".lock"
 

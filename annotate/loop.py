@@ -17,12 +17,15 @@ from tqdm import tqdm
 
 from annotate.forward import Forward
 from annotate.squash import Squash
-from pipeline.distributed import Processes
-from pipeline.errors import InputError
-from pipeline.images import ImageSet, UnreadableImage, batches_of, leave_signals_to_the_main_process
-from pipeline.machine import decoding_workers
-from pipeline.manifest import Manifest, append_shard_line
-from pipeline.shards import MAPS, LabelMaps, shard_name, write_shard
+from relabel.images.decoding import UnreadableImage
+from relabel.images.image_set import ImageSet
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import MAPS, LabelMaps
+from relabel.labels.shard_lines import append_shard_line
+from relabel.labels.shards import shard_name, write_shard
+from relabel.runtime.distributed import Processes
+from relabel.runtime.errors import InputError
+from relabel.runtime.workers import batches_of, decoding_workers, leave_signals_to_the_main_process
 
 
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):

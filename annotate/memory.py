@@ -6,7 +6,7 @@ Shapes: B images, S and T rows and columns of pixels.
 import torch
 from torch import Tensor
 
-from pipeline.errors import first_line
+from relabel.runtime.errors import first_line
 
 
 def no_memory_for(images: Tensor, device: torch.device, error: BaseException) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from pipeline.errors import InputError
-from pipeline.images import ImageSet
+from relabel.images.image_set import ImageSet
+from relabel.runtime.errors import InputError
 
 OF_TIMM = "timm"
 

@@ -15,15 +15,15 @@ from annotate.label_folder import finish, locked, prepare
 from annotate.loop import annotate_shards
 from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
-from pipeline.classifier import create_classifier
-from pipeline.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL
-from pipeline.distributed import processes
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet, digest_of
-from pipeline.manifest import PUBLISHED, Manifest, Precision, Tail
-from pipeline.shards import sha256_of
-from pipeline.weights import weights_from_hub, weights_in_folder
+from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.sources import find_images
+from relabel.labels.manifest import PUBLISHED, Manifest, Precision, Tail
+from relabel.models.classifier import create_classifier
+from relabel.models.weights import weights_from_hub, weights_in_folder
+from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL
+from relabel.runtime.distributed import processes
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import sha256_of
 
 TOPK = 5  # logits kept per cell, unless said otherwise: the paper's
 
@@ -55,7 +55,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
     """Write the label set of an image folder; a rerun keeps complete shards and makes the rest.
 
     Args:
-        images: whatever pipeline/image_sources.py reads, such as ROOT/CLASS/*.JPEG.
+        images: whatever relabel/images/sources.py reads, such as ROOT/CLASS/*.JPEG.
         labels: the label set's folder; made if absent.
     Raises:
         InputError: nothing to annotate, a model that cannot annotate, another set in the folder, unreadable images (after

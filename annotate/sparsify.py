@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.manifest import Tail
-from pipeline.shards import LabelMaps
+from relabel.labels.manifest import Tail
+from relabel.labels.maps import LabelMaps
 
 
 def sparsify(logits: Tensor, topk: int, tail: Tail) -> LabelMaps:

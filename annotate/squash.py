@@ -12,7 +12,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from pipeline.images import normalise
+from relabel.models.preprocessing import normalise
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from annotate.loop import annotate_shards
 from annotate.run import AnnotateConfig, describe, load_annotator
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import all_seconds
-from pipeline.distributed import Processes, processes
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
-from pipeline.precision import autocast, dtype_named
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.runtime.distributed import Processes, processes
+from relabel.runtime.precision import autocast, dtype_named
 
 PICTURES = 128  # different ones; where a round needs more images, they are links to these
 CLASSES = 8

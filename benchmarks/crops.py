@@ -18,8 +18,8 @@ from PIL import Image
 from benchmarks.annotate import picture
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
 from train.crops import RandomCrops, collate
 from train.recipe import Recipe, load
 

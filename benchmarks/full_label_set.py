@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 
-from annotate.import_maps import import_maps
+from annotate.interchange.import_maps import import_maps
 from benchmarks.generated_maps import GRID, NUM_CLASSES, SHARD_SIZE, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.shards import LabelMaps, LabelStore
 from pipeline.verify import verify
+from relabel.labels.maps import LabelMaps
+from relabel.labels.store import LabelStore
 
 IMAGES = 1_281_167
 DISTINCT = 2 * SHARD_SIZE - 1  # maps; odd, so that no two shards are alike

@@ -10,9 +10,11 @@ import timm
 import torch
 from torch.nn.functional import interpolate
 
-from pipeline.images import digest_of
-from pipeline.manifest import Manifest, append_shard_line
-from pipeline.shards import LabelMaps, write_shard
+from relabel.images.image_set import digest_of
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import append_shard_line
+from relabel.labels.shards import write_shard
 
 NUM_CLASSES = 1000
 TOPK = 5

@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from pipeline.machine import processor
+from relabel.runtime.machine import processor
 
 
 def hardware(device: torch.device) -> str:

@@ -16,8 +16,8 @@ from torchvision.ops import roi_align
 from benchmarks.generated_maps import GRID, NUM_CLASSES, TOPK, generated_maps
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.boxes import random_boxes
-from train.label_pooling import label_pool
+from relabel.labels.boxes import random_boxes
+from relabel.labels.pooling import label_pool
 
 BATCH = 256
 ROUNDS = 40

@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.generated_maps import GRID, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.shards import LabelMaps, LabelStore
+from relabel.labels.maps import LabelMaps
+from relabel.labels.store import LabelStore
 
 IMAGES = 8192
 FILES = 2048  # of these images, as .pt

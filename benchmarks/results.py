@@ -23,12 +23,16 @@ import timm
 import torch
 from tqdm import tqdm
 
-from pipeline.machine import cpu_model
-from pipeline.manifest import SHARD_LINES, Manifest, append_shard_line, write_whole
-from pipeline.scenes import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
-from pipeline.shards import LabelMaps, LabelStore, write_shard
+from pipeline.demo.networks import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import SHARD_LINES, append_shard_line
+from relabel.labels.shards import write_shard
+from relabel.labels.store import LabelStore
+from relabel.runtime.files import write_whole
+from relabel.runtime.machine import cpu_model
 from train import recipe as recipes
-from train.metrics import read_metrics
+from train.run_dir.metrics import read_metrics
 
 JOBS = 2  # students at a time, one thread each
 RESULTS = REPOSITORY / "results"

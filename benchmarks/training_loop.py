@@ -37,13 +37,14 @@ from benchmarks.generated_maps import generated_maps, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import wait_for
 from benchmarks.training_step import resident_crops, training_step
-from pipeline.images import ImageSet, leave_signals_to_the_main_process
-from pipeline.precision import autocast, name_of
-from pipeline.shards import LabelStore
+from relabel.images.image_set import ImageSet
+from relabel.labels.store import LabelStore
+from relabel.runtime.precision import autocast, name_of
+from relabel.runtime.workers import leave_signals_to_the_main_process
 from train.crops import RandomCrops, TrainingBatches, collate
 from train.loop import train
-from train.metrics import read_metrics
 from train.recipe import Recipe, load
+from train.run_dir.metrics import read_metrics
 
 ROUNDS = 9
 

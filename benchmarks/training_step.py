@@ -22,13 +22,13 @@ import torch
 from benchmarks.generated_maps import GRID, NUM_CLASSES, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
-from pipeline.boxes import random_boxes
-from pipeline.precision import name_of
-from pipeline.shards import LabelStore
+from relabel.labels.boxes import random_boxes
+from relabel.labels.pooling import label_pool
+from relabel.labels.store import LabelStore
+from relabel.models.preprocessing import View
+from relabel.runtime.precision import name_of
 from train.augment import DRAWS
 from train.crops import Crops
-from train.evaluation.view import View
-from train.label_pooling import label_pool
 from train.recipe import Recipe, load
 from train.step import TrainingStep, create_optimizer
 from train.supervision import LabelMapTargets, Supervision

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.boxes import random_boxes
-from pipeline.defaults import COMPARE_BOXES
-from pipeline.errors import InputError
-from pipeline.shards import LabelMaps, LabelStore
-from train.label_pooling import label_pool, whole_image_top1
+from relabel.labels.boxes import random_boxes
+from relabel.labels.maps import LabelMaps
+from relabel.labels.pooling import label_pool, whole_image_top1
+from relabel.labels.store import LabelStore
+from relabel.runtime.defaults import COMPARE_BOXES
+from relabel.runtime.errors import InputError
 
 BATCH = 256
 NAMED = 5  # images and classes named

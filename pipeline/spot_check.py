@@ -19,16 +19,18 @@ from annotate.convert import FullyConvolutional
 from annotate.run import AnnotateConfig, load_annotator
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
-from pipeline.boxes import random_boxes
-from pipeline.classifier import choose_device
 from pipeline.compare import log_targets, mean_kl
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
-from pipeline.manifest import PUBLISHED, Manifest, Tail
-from pipeline.precision import autocast, dtype_named
-from pipeline.shards import LabelMaps, LabelStore, sha256_of
-from pipeline.weights import weights_from_hub, weights_in_folder
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.labels.boxes import random_boxes
+from relabel.labels.manifest import PUBLISHED, Manifest, Tail
+from relabel.labels.maps import LabelMaps
+from relabel.labels.store import LabelStore
+from relabel.models.weights import weights_from_hub, weights_in_folder
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import sha256_of
+from relabel.runtime.machine import choose_device
+from relabel.runtime.precision import autocast, dtype_named
 
 BATCH = 16
 BOXES_PER_IMAGE = 8

@@ -9,16 +9,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.class_names import ClassNames
-from pipeline.defaults import MIN_AGREEMENT
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet, digest_of
-from pipeline.keys import KeyIndex, decoded, encoded
-from pipeline.machine import cores
-from pipeline.manifest import MANIFEST, Manifest, ShardLine, read_shard_lines
-from pipeline.shards import LabelMaps, MappedShard, sha256_of, shard_name
-from train.label_pooling import whole_image_top1
+from relabel.images.classes import ClassNames
+from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.keys import KeyIndex, decoded, encoded
+from relabel.images.sources import find_images
+from relabel.labels.manifest import MANIFEST, Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.pooling import whole_image_top1
+from relabel.labels.shard_lines import ShardLine, read_shard_lines
+from relabel.labels.shards import MappedShard, shard_name
+from relabel.runtime.defaults import MIN_AGREEMENT
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import sha256_of
+from relabel.runtime.machine import cores
 
 REMAKE = "delete it and run the command that made the label set again"
 WORST = 5  # classes named

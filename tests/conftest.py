@@ -28,7 +28,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.errors import InputError
+from relabel.runtime.errors import InputError
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in a script's background ignores it, and so do its runs

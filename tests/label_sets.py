@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.images import ImageSet, digest_of
-from pipeline.manifest import Manifest, append_shard_line
-from pipeline.shards import LabelMaps, write_shard
+from relabel.images.image_set import ImageSet, digest_of
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import append_shard_line
+from relabel.labels.shards import write_shard
 
 
 def named_images(classes: tuple[str, ...], keys: tuple[str, ...], targets: list[int]) -> ImageSet:

@@ -7,10 +7,10 @@ import torch
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from pipeline.images import read_rgb
-from train import checkpoint
-from train.checkpoint import ModelCard
-from train.evaluation.view import View
+from relabel.images.decoding import read_rgb
+from relabel.models.card import ModelCard
+from relabel.models.preprocessing import View
+from train.run_dir import checkpoint
 
 THIN: dict[str, Any] = {"stem_width": 8, "channels": (8, 8, 16, 64), "zero_init_last": False}
 VIEW = View(16, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -10,11 +10,12 @@ import torch
 from timm.utils import ModelEmaV3
 
 from benchmarks.training_step import resident_crops, training_step
-from pipeline.shards import LabelMaps, LabelStore
+from relabel.labels.maps import LabelMaps
+from relabel.labels.store import LabelStore
 from tests.label_sets import write_label_set
 from train.loop import train
-from train.metrics import read_metrics
 from train.recipe import load
+from train.run_dir.metrics import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.results import TABLES
-from pipeline.shards import LabelMaps
+from relabel.labels.maps import LabelMaps
 from tests.label_sets import write_label_set
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline.images import ImageSet
-from pipeline.shards import LabelMaps
+from relabel.images.image_set import ImageSet
+from relabel.labels.maps import LabelMaps
 from train.augment import augmentation_draws
 from train.recipe import Recipe
+from train.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -147,16 +148,6 @@ def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]
             if tensor.is_cuda:
                 tensor.record_stream(computing)  # its memory is not taken for a later copy before the step is done with it
         yield there
-
-
-def seed_of(*numbers: int) -> int:
-    """A well-mixed 32-bit seed, which is all that torch's CPU generator uses.
-
-    numpy fills up with zeros, so that seed_of(s, e) is seed_of(s, e, 0): the order of turn t and the crop of image 0 in
-    epoch t share a seed, and with t = 0 the initial weights too. They are drawn by other calls; nothing depends on
-    their being independent of one another. CutMix's and dropout's numbers end in one that is not 0.
-    """
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):

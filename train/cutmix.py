@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix
 
-from train.crops import seed_of
 from train.recipe import Recipe
-
-STREAM = 1  # apart from the seeds of crops, whose last number is left out
+from train.seeds import STREAM, seed_of
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.distributed import Processes
-from pipeline.errors import InputError
-from pipeline.images import ImageSet
-from pipeline.manifest import write_whole
-from train.checkpoint import LAST
+from relabel.images.image_set import ImageSet
+from relabel.runtime.distributed import Processes
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import write_whole
 from train.crops import TrainingBatches
 from train.recipe import Recipe
+from train.run_dir.checkpoint import LAST
 
 DIVERGED = "diverged.json"
 NAMED = 4  # images in the message; all are in the file

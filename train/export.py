@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model, resnet
 
-from pipeline.errors import InputError
-from pipeline.weights import read_weights
-from train.checkpoint import read_card, save_weights
+from relabel.models.card import read_card
+from relabel.models.weights import read_weights
+from relabel.runtime.errors import InputError
+from train.run_dir.checkpoint import save_weights
 
 RESNETS = tuple(name for name in resnet.__all__ if name.islower())  # what torchvision's resnet_fpn_backbone builds on
 HEAD = ("fc.weight", "fc.bias")

@@ -16,33 +16,34 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from pipeline.classifier import create_classifier, refuse_image_size
-from pipeline.defaults import EVAL_BATCH_SIZE, SAVE_MINUTES
-from pipeline.distributed import processes
-from pipeline.errors import InputError
-from pipeline.images import UnreadableImage, batches_of, leave_signals_to_the_main_process
-from pipeline.machine import decoding_workers
-from pipeline.precision import autocast_dtype_of, name_of
-from train import checkpoint
-from train.checkpoint import LAST, SAFETENSORS, WEIGHTS, ModelCard, bare
-from train.crops import RandomCrops, TrainingBatches, collate, on_device, seed_of
+from relabel.images.decoding import UnreadableImage
+from relabel.models.card import ModelCard
+from relabel.models.classifier import create_classifier, refuse_image_size
+from relabel.models.preprocessing import View
+from relabel.runtime.defaults import EVAL_BATCH_SIZE, SAVE_MINUTES
+from relabel.runtime.distributed import processes
+from relabel.runtime.errors import InputError
+from relabel.runtime.precision import autocast_dtype_of, name_of
+from relabel.runtime.workers import batches_of, decoding_workers, leave_signals_to_the_main_process
+from train.crops import RandomCrops, TrainingBatches, collate, on_device
 from train.divergence import refuse_divergence, refuse_infinite_weights
 from train.evaluation.evaluate import evaluate
-from train.evaluation.view import View
-from train.metrics import append_metrics, draw_curves, keep_metrics, read_metrics
 from train.progress import progress, say, summary
-from train.provenance import begin, describe
 from train.recipe import Recipe
+from train.run_dir import checkpoint
+from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS, bare
+from train.run_dir.metrics import append_metrics, draw_curves, keep_metrics, read_metrics
+from train.run_dir.provenance import begin, describe
+from train.run_dir.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.schedule import create_schedule
+from train.seeds import DROPOUT, seed_of
 from train.step import TrainingStep, compiled, create_optimizer, load_optimizer
 from train.stop_signals import Interrupted, stop_signals
 from train.supervision import LabelMapTargets, Supervision
 from train.teacher import TeacherChoice, load_teacher
-from train.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.tokens import WithTokens, token_grid
 from train.training_set import open_training_set
 
-DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
 LOOK_EVERY = 20  # steps between two looks at the loss and at the clock; each look waits for the device
 
 
@@ -72,7 +73,7 @@ def train(
     """Train, and leave weights.safetensors, weights.pth, run.json, metrics.jsonl and curves.png in `run`.
 
     Args:
-        images: training images, as pipeline/image_sources.py reads them.
+        images: training images, as relabel/images/sources.py reads them.
         labels: the label set that the recipe's target reads, if it reads one.
         val: validation images of the same classes, evaluated as the recipe says.
         multilabels: JSON of all the classes that each validation image shows.

@@ -4,7 +4,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.distributed import Processes
+from relabel.runtime.distributed import Processes
 from train.recipe import Recipe
 
 

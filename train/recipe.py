@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pipeline.errors import InputError
+from relabel.runtime.errors import InputError
 
 RECIPES = Path(__file__).with_name("recipes")
 ABOUT = ("reproduces", "published")  # what a file says of itself: not settings, and not inherited

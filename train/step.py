@@ -16,14 +16,13 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor, nn
 
-from pipeline.compiling import cannot_compile, is_of_compiling
-from pipeline.errors import InputError, first_line
-from pipeline.images import normalise
-from pipeline.precision import autocast
+from relabel.models.preprocessing import View, normalise
+from relabel.runtime.compiling import cannot_compile, is_of_compiling
+from relabel.runtime.errors import InputError, first_line
+from relabel.runtime.precision import autocast
 from train.augment import augment
 from train.crops import Crops
 from train.cutmix import paste_in, paste_of_step
-from train.evaluation.view import View
 from train.recipe import Recipe
 from train.supervision import Supervision, loss_with_tokens
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.boxes import whole_image
-from pipeline.errors import InputError
-from pipeline.images import ImageSet
-from pipeline.shards import LabelMaps, LabelStore
+from relabel.labels.boxes import whole_image
+from relabel.labels.maps import LabelMaps
+from relabel.labels.pooling import area_weights, label_pool, label_pool_grid, weighted_sum
+from relabel.labels.store import LabelStore
 from train.augment import mirrored
 from train.crops import Crops
 from train.cutmix import Paste, by_area, partner, parts_of, token_shares
-from train.label_pooling import area_weights, label_pool, label_pool_grid, weighted_sum, whole_image_top1
 from train.recipe import Recipe
 from train.teacher import Teacher
 
@@ -141,45 +140,6 @@ class Supervision:
 def as_probabilities(target: Tensor, classes: int) -> Tensor:
     """Classes as float32 one-hot rows; probabilities as they are."""
     return target if target.is_floating_point() else F.one_hot(target, classes).float()
-
-
-def match_labels(store: LabelStore, image_set: ImageSet) -> Tensor:
-    """(N,) int64 row of each image.
-
-    Raises:
-        InputError: images without a label map, or other classes than the label set's.
-    """
-    misfit = store.manifest.misfit(image_set.classes)
-    if misfit is not None:
-        raise InputError(
-            f"{store.labels} does not go with {image_set.source}: {misfit}; use labels of an annotator with the images'"
-            " classes, or tell annotate its classes by --classes"
-        )
-    rows = store.find(image_set.keys)
-    missing = [image_set.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(image_set)} images of {image_set.source} have no label map in {store.labels} (first:"
-            f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
-        )
-    return rows
-
-
-def unconfirmed(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
-    """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
-
-    Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
-    """
-    rows, targets = match_labels(store, image_set), torch.from_numpy(image_set.targets)
-    left_out = set()
-    for first in range(0, len(image_set), batch_size):
-        part = slice(first, first + batch_size)
-        maps = store.gather(rows[part])
-        top1 = whole_image_top1(maps, store.manifest.num_classes)
-        left_out |= {
-            key for key, differs in zip(image_set.keys[part], (top1 != targets[part]).tolist(), strict=True) if differs
-        }
-    return left_out
 
 
 def loss_of(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:

@@ -12,12 +12,13 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.classifier import create_classifier
-from pipeline.errors import InputError
-from pipeline.images import ImageSet, normalise
-from pipeline.precision import autocast
-from train.checkpoint import read_card
-from train.evaluation.classes import class_numbers, refuse_other_classes
+from relabel.images.classes import class_numbers, refuse_other_classes
+from relabel.images.image_set import ImageSet
+from relabel.models.card import read_card
+from relabel.models.classifier import create_classifier
+from relabel.models.preprocessing import normalise
+from relabel.runtime.errors import InputError
+from relabel.runtime.precision import autocast
 from train.evaluation.subject import classes_of
 from train.recipe import Recipe
 

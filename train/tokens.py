@@ -10,7 +10,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
+from relabel.runtime.errors import InputError
 
 
 class WithTokens(nn.Module):

@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from pipeline.distributed import Processes
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
-from pipeline.shards import LabelStore
-from train.evaluation.classes import refuse_other_classes
+from relabel.images.classes import refuse_other_classes
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.labels.pooling import whole_image_top1
+from relabel.labels.store import LabelStore
+from relabel.runtime.distributed import Processes
+from relabel.runtime.errors import InputError
 from train.evaluation.multilabels import MultiLabels, read_multilabels
 from train.progress import say
 from train.recipe import Recipe
-from train.supervision import match_labels, unconfirmed
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,42 @@ def refuse_uneven_batches(image_set: ImageSet, recipe: Recipe, world: int) -> No
             f"CutMix pairs the images of a process, and batch_size {recipe.batch_size}{of} gives each of {world} an odd"
             " number; make it even"
         )
+
+
+def match_labels(store: LabelStore, image_set: ImageSet) -> Tensor:
+    """(N,) int64 row of each image.
+
+    Raises:
+        InputError: images without a label map, or other classes than the label set's.
+    """
+    misfit = store.manifest.misfit(image_set.classes)
+    if misfit is not None:
+        raise InputError(
+            f"{store.labels} does not go with {image_set.source}: {misfit}; use labels of an annotator with the images'"
+            " classes, or tell annotate its classes by --classes"
+        )
+    rows = store.find(image_set.keys)
+    missing = [image_set.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(image_set)} images of {image_set.source} have no label map in {store.labels} (first:"
+            f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
+        )
+    return rows
+
+
+def unconfirmed(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
+    """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
+
+    Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
+    """
+    rows, targets = match_labels(store, image_set), torch.from_numpy(image_set.targets)
+    left_out = set()
+    for first in range(0, len(image_set), batch_size):
+        part = slice(first, first + batch_size)
+        maps = store.gather(rows[part])
+        top1 = whole_image_top1(maps, store.manifest.num_classes)
+        left_out |= {
+            key for key, differs in zip(image_set.keys[part], (top1 != targets[part]).tolist(), strict=True) if differs
+        }
+    return left_out

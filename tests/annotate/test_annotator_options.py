@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from annotate.convert import fully_convolutional
-from pipeline.errors import InputError
+from relabel.runtime.errors import InputError
 from tests.conftest import THIN, Randomised
 
 SIZE = (48, 72)

@@ -17,15 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.classifier import create_classifier
-from pipeline.errors import InputError
-from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, append_shard_line, read_shard_lines
-from pipeline.shards import sha256_of, shard_name
+from pipeline.demo.networks import REPOSITORY
 from pipeline.spot_check import spot_check
 from pipeline.verify import verify
-from tests.annotate.test_several_processes import LAST_OF_SHARD_1, REPOSITORY, held_in_mid_shard
+from relabel.labels.manifest import MANIFEST, Manifest
+from relabel.labels.shard_lines import SHARD_LINES, append_shard_line, read_shard_lines
+from relabel.labels.shards import shard_name
+from relabel.models.classifier import create_classifier
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import sha256_of
+from tests.annotate.test_several_processes import LAST_OF_SHARD_1, held_in_mid_shard
 from tests.conftest import THIN, TORCHRUN, Contents, Relabel
-from train import checkpoint
 
 FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # of one batch
 
@@ -275,7 +278,7 @@ def test_flipped_byte_anywhere_in_a_checkpoint_is_noticed_or_changes_no_weight(
     refused = 0
     for place in range(50, len(whole), len(whole) // 60):
         path.write_bytes(flipped(whole, place))
-        for load in (checkpoint.load, loaded_into_a_classifier):
+        for load in (load_torch_file, loaded_into_a_classifier):
             try:
                 same = load(path)
             except InputError as error:

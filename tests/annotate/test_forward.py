@@ -13,9 +13,10 @@ import torch._inductor.config
 from annotate.convert import fully_convolutional
 from annotate.forward import Forward
 from annotate.squash import Squash
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest
-from pipeline.shards import MAPS, LabelMaps, LabelStore
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import MAPS, LabelMaps
+from relabel.labels.store import LabelStore
+from relabel.runtime.errors import InputError
 from tests.conftest import THIN, Relabel, randomise
 from tests.label_sets import manifest_of
 

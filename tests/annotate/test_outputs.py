@@ -7,10 +7,10 @@ import torch
 from timm.data import ImageNetInfo
 
 from annotate.outputs import outputs_by_name
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.manifest import Manifest
-from pipeline.shards import LabelStore
+from relabel.images.sources import find_images
+from relabel.labels.manifest import Manifest
+from relabel.labels.store import LabelStore
+from relabel.runtime.errors import InputError
 from tests.conftest import Relabel
 
 NAMES = ["eel", "bat\tof the kind that flies", "dog", "cat"]  # the tiny annotator's classes are cat, dog and eel

@@ -11,13 +11,15 @@ from torch import nn
 
 from annotate.convert import fully_convolutional
 from annotate.squash import Squash
-from pipeline.errors import InputError
-from pipeline.images import read_rgb
-from pipeline.manifest import Manifest
-from pipeline.shards import LabelStore, sha256_of, shard_name
-from pipeline.weights import weights_in_folder
+from relabel.images.decoding import read_rgb
+from relabel.labels.manifest import Manifest
+from relabel.labels.pooling import label_pool
+from relabel.labels.shards import shard_name
+from relabel.labels.store import LabelStore
+from relabel.models.weights import weights_in_folder
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import sha256_of
 from tests.conftest import THIN, Randomised, Relabel
-from train.label_pooling import label_pool
 
 KEY = "eel/eel_1.JPEG"
 BOX = torch.tensor([[0.1, 0.3, 0.7, 0.8]])

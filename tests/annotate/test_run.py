@@ -14,8 +14,11 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from pipeline.manifest import MANIFEST, SHARD_LINES, Manifest, read_shard_lines
-from pipeline.shards import LabelStore, sha256_of, shard_name
+from relabel.labels.manifest import MANIFEST, Manifest
+from relabel.labels.shard_lines import SHARD_LINES, read_shard_lines
+from relabel.labels.shards import shard_name
+from relabel.labels.store import LabelStore
+from relabel.runtime.files import sha256_of
 from tests.conftest import THIN, Contents, Relabel
 
 KEYS = ["cat/cat_0.JPEG", *(f"dog/dog_{i}.JPEG" for i in range(5)), *(f"eel/eel_{i}.JPEG" for i in range(3))]  # sorted

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.manifest import MANIFEST, SHARD_LINES, read_shard_lines
-from pipeline.shards import shard_name
+from relabel.labels.manifest import MANIFEST
+from relabel.labels.shard_lines import SHARD_LINES, read_shard_lines
+from relabel.labels.shards import shard_name
 from tests.conftest import REPOSITORY, TORCHRUN, Contents, Relabel, free_port
 
 LAST_OF_SHARD_1 = "dog/dog_4.JPEG"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.boxes import random_boxes
 from pipeline.compare import compare
-from pipeline.errors import InputError
-from pipeline.shards import LabelMaps
+from relabel.labels.boxes import random_boxes
+from relabel.labels.maps import LabelMaps
+from relabel.runtime.errors import InputError
 from tests.label_sets import write_label_set
 
 KEYS = ["cat/a.JPEG", "cat/b.JPEG", "dog/c.JPEG"]

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest, append_shard_line
-from pipeline.shards import LabelMaps, LabelStore, write_shard
 from pipeline.spot_check import findings_of, spot_check
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import append_shard_line
+from relabel.labels.shards import write_shard
+from relabel.labels.store import LabelStore
+from relabel.runtime.errors import InputError
 from tests.conftest import Relabel
 
 

@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.image_sources import find_images
-from pipeline.manifest import SHARD_LINES, Manifest, ShardLine, append_shard_line, read_shard_lines, write_shard_lines
-from pipeline.shards import LabelMaps, sha256_of, shard_name
+from relabel.images.sources import find_images
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import SHARD_LINES, ShardLine, append_shard_line, read_shard_lines, write_shard_lines
+from relabel.labels.shards import shard_name
+from relabel.runtime.files import sha256_of
 from tests.conftest import Relabel
 from tests.label_sets import write_label_set
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.image_sources import find_images
-from pipeline.shards import LabelMaps
+from relabel.images.sources import find_images
+from relabel.labels.maps import LabelMaps
 from tests.label_sets import write_label_set
 from tests.train.runs import DROPPED, recipe, run_training
 

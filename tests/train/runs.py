@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from relabel.models.weights import load_torch_file
 from tests.conftest import REPOSITORY, free_port, model_options
-from train import checkpoint
 from train.loop import train
-from train.metrics import read_metrics
 from train.recipe import Recipe, load
+from train.run_dir.metrics import read_metrics
 
 THIN: dict[str, Any] = {"stem_width": 8, "channels": (8, 8, 8, 16), "zero_init_last": False}
 DROPPED = {**THIN, "drop_path_rate": 0.2}  # so that resuming must also restore the model's random numbers
@@ -36,7 +36,7 @@ def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> Non
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(run / "weights.pth")
+    return load_torch_file(run / "weights.pth")
 
 
 def assert_same_weights(a: Path, b: Path) -> None:

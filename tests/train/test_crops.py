@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
 from train.crops import RandomCrops, TrainingBatches, collate, reduce
 from train.recipe import Recipe, load
 

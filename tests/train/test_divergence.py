@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
-from pipeline.shards import LabelMaps
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.labels.maps import LabelMaps
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, model_options
 from tests.label_sets import write_label_set
-from train import checkpoint
-from train.crops import seed_of
 from train.loop import train
 from train.recipe import Recipe, load
+from train.seeds import seed_of
 
 SETTINGS = ["image_size=16", "eval_size=16", "warmup_epochs=0", "optimizer=sgd", "schedule=constant", "epochs=3"]
 
@@ -75,7 +75,7 @@ def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: P
     recipe = load("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])  # one step per epoch; the first loss is finite
     with pytest.raises(InputError, match=r"in step 2 \(epoch 2, lr 1e\+30\), on .* and 4 more, all in .*last\.pt holds"):
         run_training(image_folder, tmp_path / "run", recipe)
-    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    state = load_torch_file(tmp_path / "run" / "last.pt")
     assert state["step"] == 1 and all(tensor.isfinite().all() for tensor in state["state_dict"].values())
     assert not (tmp_path / "run" / "weights.pth").exists()
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from pipeline.errors import InputError
-from tests.conftest import Relabel
-from train import checkpoint
-from train.checkpoint import ModelCard
-from train.evaluation.view import View
+from relabel.models.card import ModelCard
+from relabel.models.preprocessing import View
+from relabel.runtime.errors import InputError
+from tests.conftest import REPOSITORY, Relabel
 from train.export import export_backbone
+from train.run_dir import checkpoint
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text()
+DOCUMENT = (REPOSITORY / "docs" / "transfer.md").read_text()
 AS_FROM_IMAGENET, BY_BUILDERS, STEP = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
 VIEW = View(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)
 

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.demo.networks import REPOSITORY
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
 from tests.conftest import free_port
 from tests.train.runs import (
     DROPPED,
     FORK,
     GROUP_NORM,
-    REPOSITORY,
     assert_same_weights,
     command,
     environment,
@@ -35,8 +36,7 @@ from tests.train.runs import (
     stop_in,
     train_as_rank,
 )
-from train import checkpoint
-from train.metrics import read_metrics
+from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
 
 
@@ -99,7 +99,7 @@ def test_killed_in_mid_checkpoint_time_and_again_and_resumed_is_the_uninterrupte
         )
         process.start()
         torn += killed_in_mid_checkpoint(run, process, epochs)
-        assert checkpoint.load(run / "last.pt")["step"] >= 4 * min(attempt, 1)  # what there is is whole
+        assert load_torch_file(run / "last.pt")["step"] >= 4 * min(attempt, 1)  # what there is is whole
         if torn == 3:
             break
     assert torn == 3, "no process was killed while it wrote"
@@ -137,7 +137,7 @@ def test_killed_within_an_epoch_goes_on_from_what_was_saved_in_it(data: Path, tm
     run = tmp_path / "killed"
 
     def saved_within_an_epoch() -> bool:
-        return (run / "last.pt").exists() and checkpoint.load(run / "last.pt")["step"] % steps != 0
+        return (run / "last.pt").exists() and load_torch_file(run / "last.pt")["step"] % steps != 0
 
     for _ in range(8):  # it may have gone on to the epoch's end before the signal came
         started = start(processes, data, run, settings, **options, resume=True)
@@ -166,7 +166,7 @@ def test_evaluation_that_fails_costs_nothing_of_what_was_learnt(data: Path, tmp_
     torn.write_bytes(torn.read_bytes()[:300])
     run = tmp_path / "run"
     assert codes(run, tmp_path / "val") == [1] * processes
-    assert checkpoint.load(run / "last.pt")["step"] == 4 and read_metrics(run) == [], "learnt and not yet evaluated"
+    assert load_torch_file(run / "last.pt")["step"] == 4 and read_metrics(run) == [], "learnt and not yet evaluated"
     shutil.copy(data / "val" / "red" / "1.JPEG", torn)
     assert codes(run, tmp_path / "val", resume=True) == [0] * processes
     assert_same_weights(tmp_path / "whole", run)
@@ -201,7 +201,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(data: Path, tmp_path: Path
     code, stderr = said_after(signal.SIGINT, command(data, run), run, to_group=False)
     assert code == 130
     assert "the same command with --resume goes on" in stderr and "Traceback" not in stderr
-    assert checkpoint.load(run / "last.pt")["step"] > 0
+    assert load_torch_file(run / "last.pt")["step"] > 0
 
 
 def test_sigterm_to_the_whole_process_group_saves_the_state_though_decoding_workers_are_in_it(
@@ -212,7 +212,7 @@ def test_sigterm_to_the_whole_process_group_saves_the_state_though_decoding_work
     code, stderr = said_after(signal.SIGTERM, [*command(data, run), "--workers=2"], run, to_group=True)
     assert code == 130, stderr
     assert "the same command with --resume goes on" in stderr and "a decoding process died" not in stderr
-    assert checkpoint.load(run / "last.pt")["step"] > 0
+    assert load_torch_file(run / "last.pt")["step"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -222,7 +222,7 @@ def test_signal_to_torchrun_and_all_its_processes_saves_the_state(data: Path, tm
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     code, stderr = said_after(number, [*launch, *command(data, run)], run, to_group=True)
     assert code != 0 and "the same command with --resume goes on" in stderr, stderr
-    assert 4 <= checkpoint.load(run / "last.pt")["step"] < 100 and not (run / "weights.pth").exists()
+    assert 4 <= load_torch_file(run / "last.pt")["step"] < 100 and not (run / "weights.pth").exists()
 
 
 def test_processes_that_find_different_states_are_told_to_share_a_folder(data: Path, tmp_path: Path) -> None:

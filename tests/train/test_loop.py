@@ -11,16 +11,18 @@ import pytest
 import timm
 import torch
 
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.manifest import read_shard_lines, write_shard_lines
-from pipeline.shards import LabelMaps, LabelStore
+from pipeline.demo.networks import REPOSITORY
+from relabel.images.sources import find_images
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import read_shard_lines, write_shard_lines
+from relabel.labels.store import LabelStore
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
 from tests.conftest import TORCHRUN
 from tests.label_sets import write_label_set
 from tests.train.runs import (
     DROPPED,
     GROUP_NORM,
-    REPOSITORY,
     THIN,
     assert_same_weights,
     command,
@@ -30,11 +32,10 @@ from tests.train.runs import (
     stop_in,
     weights,
 )
-from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
 from train.loop import train
-from train.metrics import read_metrics
 from train.recipe import Recipe
+from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
 
 
@@ -90,7 +91,7 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(data: Path, tmp_path
     with pytest.raises(Interrupted):
         run_training(data, tmp_path / "parts", recipe(epochs=9), **options)
     watcher.join()
-    state = checkpoint.load(tmp_path / "parts" / "last.pt")
+    state = load_torch_file(tmp_path / "parts" / "last.pt")
     assert state["scaler"]["scale"] > 1 and state["scaler"]["_growth_tracker"] > 0
     run_training(data, tmp_path / "parts", recipe(epochs=9), resume=True, **options)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from pipeline.errors import InputError
+from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, Relabel
 from train.recipe import Recipe, about, load, names
 

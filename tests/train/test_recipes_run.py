@@ -10,15 +10,14 @@ import pytest
 import timm
 import torch
 
-from pipeline.errors import InputError
-from pipeline.weights import read_weights
+from relabel.models.weights import load_torch_file, read_weights
+from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, Relabel, model_options, write_images
 from tests.train.runs import stop_in
-from train import checkpoint
 from train.evaluation.run import evaluate_checkpoint
 from train.loop import train
-from train.metrics import read_metrics
 from train.recipe import load, names
+from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
 
 SIZES = ["image_size=16", "eval_size=16", "batch_size=4", "warmup_epochs=0"]
@@ -78,7 +77,7 @@ def run_training(images: Path, run: Path, recipe: str, settings: list[str], **op
 
 def state_of(path: Path, entry: str = "state_dict") -> dict[str, torch.Tensor]:
     """A result's bare tensors, or an entry of last.pt."""
-    content = checkpoint.load(path)
+    content = load_torch_file(path)
     return content if path.name == "weights.pth" else content[entry]
 
 

@@ -8,7 +8,7 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from pipeline.errors import InputError
+from relabel.runtime.errors import InputError
 from train.recipe import load
 from train.step import compiled, create_optimizer, load_optimizer
 

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
-from pipeline.images import normalise
-from pipeline.shards import LabelMaps, LabelStore
+from relabel.labels.maps import LabelMaps
+from relabel.labels.store import LabelStore
+from relabel.models.preprocessing import normalise
+from relabel.runtime.errors import InputError
 from tests.label_sets import named_images, write_label_set
 from train.augment import DRAWS, augment
 from train.crops import Crops
 from train.cutmix import Paste, paste_in, paste_of_step
 from train.recipe import load
-from train.supervision import LabelMapTargets, Supervision, loss_of, loss_with_tokens, match_labels, unconfirmed
+from train.supervision import LabelMapTargets, Supervision, loss_of, loss_with_tokens
 from train.teacher import Teacher
+from train.training_set import match_labels, unconfirmed
 
 KEYS = ("cat/a.JPEG", "cat/b.JPEG", "dog/c.JPEG")
 

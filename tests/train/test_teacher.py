@@ -7,13 +7,13 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
-from pipeline.images import ImageSet
+from relabel.images.image_set import ImageSet
+from relabel.models.card import ModelCard
+from relabel.models.preprocessing import View
+from relabel.runtime.errors import InputError
 from tests.label_sets import named_images
-from train import checkpoint
-from train.checkpoint import ModelCard
-from train.evaluation.view import View
 from train.recipe import load
+from train.run_dir import checkpoint
 from train.teacher import TeacherChoice, load_teacher
 
 THIN = {"stem_width": 8, "channels": (8, 8, 8, 16)}

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from pipeline.errors import InputError
-from train.checkpoint import bare
+from relabel.runtime.errors import InputError
+from train.run_dir.checkpoint import bare
 from train.tokens import WithTokens, token_grid
 
 TINY = {"img_size": (16, 24), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.defaults import EVAL_BATCH_SIZE
-from pipeline.distributed import Processes
-from pipeline.images import ImageSet
+from relabel.images.image_set import ImageSet
+from relabel.models.card import Loss
+from relabel.models.preprocessing import View
+from relabel.runtime.defaults import EVAL_BATCH_SIZE
+from relabel.runtime.distributed import Processes
 from train.evaluation.measures import Measure, mean_average_precision, multilabel_accuracy, top_k
 from train.evaluation.multilabels import MultiLabels
-from train.evaluation.predictions import BEST, Loss, Predictions, predict
-from train.evaluation.view import View
+from train.evaluation.predictions import BEST, Predictions, predict
 
 
 @dataclass(frozen=True)

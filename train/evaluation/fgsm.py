@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from train.evaluation.view import View
+from relabel.models.preprocessing import View
 
 EPSILON = 8 / 255
 

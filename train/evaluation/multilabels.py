@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
-from pipeline.images import ImageSet
-from train.evaluation.classes import by_number, imagenet_classes
+from relabel.images.classes import by_number, imagenet_classes
+from relabel.images.image_set import ImageSet
+from relabel.runtime.errors import InputError
 
 LAYOUTS = '{"images": {KEY: {"classes": [NAME, ...]}}} nor that of Shankar et al. ("initial_annots")'
 VALIDATION_FILE = "ILSVRC2012_val_{:08d}"

@@ -4,23 +4,23 @@ Shapes: N images of the folder, B of a batch, C classes.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pipeline.defaults import EVAL_BATCH_SIZE
-from pipeline.distributed import Processes
-from pipeline.images import ImageSet, batches_of, leave_signals_to_the_main_process
-from pipeline.precision import autocast
+from relabel.images.image_set import ImageSet
+from relabel.models.card import Loss
+from relabel.models.preprocessing import View
+from relabel.runtime.defaults import EVAL_BATCH_SIZE
+from relabel.runtime.distributed import Processes
+from relabel.runtime.precision import autocast
+from relabel.runtime.workers import batches_of, leave_signals_to_the_main_process
+from train.evaluation.centre_crops import CentreCrops
 from train.evaluation.fgsm import fgsm
-from train.evaluation.view import CentreCrops, View
 
 BEST = 5
-
-Loss = Literal["ce", "bce"]  # that a classifier was trained with, as in a recipe
 
 
 @dataclass(frozen=True)

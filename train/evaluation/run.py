@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.class_names import ClassNames
-from pipeline.defaults import EVAL_BATCH_SIZE
-from pipeline.distributed import Processes, processes
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
-from pipeline.machine import decoding_workers
-from pipeline.manifest import write_whole
-from pipeline.precision import autocast_dtype_of, name_of
+from relabel.images.classes import ClassNames
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.runtime.defaults import EVAL_BATCH_SIZE
+from relabel.runtime.distributed import Processes, processes
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import write_whole
+from relabel.runtime.precision import autocast_dtype_of, name_of
+from relabel.runtime.workers import decoding_workers
 from train.evaluation.bootstrap import paired_bootstrap
 from train.evaluation.corruption_error import error_of, mean_corruption_error, mean_error
 from train.evaluation.evaluate import Evaluation, accuracies, evaluate

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.classifier import create_classifier
-from pipeline.errors import InputError
-from pipeline.images import ImageSet
-from train.checkpoint import card_of, read_card
-from train.evaluation.classes import class_numbers, imagenet_classes
-from train.evaluation.predictions import Loss
-from train.evaluation.view import View, view_of
+from relabel.images.classes import class_numbers, imagenet_classes
+from relabel.images.image_set import ImageSet
+from relabel.models.card import Loss, card_of, read_card
+from relabel.models.classifier import create_classifier
+from relabel.models.preprocessing import View, view_of
+from relabel.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

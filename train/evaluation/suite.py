@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.corruptions import SEVERITIES
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images, of_folder
-from pipeline.images import ImageSet
-from train.evaluation.classes import class_numbers
+from relabel.images.classes import class_numbers
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images, of_folder
+from relabel.runtime.errors import InputError
 from train.evaluation.corruption_error import OF_IMAGENET_C
+from train.evaluation.corruptions import SEVERITIES
 
 PLAIN = {  # name: the folders it may be in
     "imagenetv2-matched-frequency": ("imagenetv2-matched-frequency-format-val",),

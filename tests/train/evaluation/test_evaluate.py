@@ -15,14 +15,14 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from pipeline.distributed import Processes, processes
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
-from train.evaluation.classes import refuse_other_classes
+from relabel.images.classes import refuse_other_classes
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.models.preprocessing import View
+from relabel.runtime.distributed import Processes, processes
+from relabel.runtime.errors import InputError
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
-from train.evaluation.view import View
 
 VIEW = View(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 ALONE = Processes(0, 1, torch.device("cpu"))

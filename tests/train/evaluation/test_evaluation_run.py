@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.corruptions import write_corrupted
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
+from relabel.images.sources import find_images
+from relabel.models.preprocessing import View
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, TORCHRUN, Randomised, Relabel, model_options
 from tests.slow_loop import THIN, VIEW, logits_of, save_run
-from train import checkpoint
 from train.evaluation.corruption_error import ALEXNET_ERROR
+from train.evaluation.corruptions import write_corrupted
 from train.evaluation.measures import Measure
 from train.evaluation.run import evaluate_checkpoint, extremes
-from train.evaluation.view import View
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callab
     whole = evaluate_checkpoint(images, **given, eval_crop=0.5)
     assert whole is not None
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN).eval()
-    classifier.load_state_dict(checkpoint.load(weights))
+    classifier.load_state_dict(load_torch_file(weights))
     errors = errors_in(
         tmp_path / "suite" / "imagenet-c", classifier, VIEW
     )  # cropped already: crop 1, whatever was asked for

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from relabel.models.preprocessing import View
 from train.evaluation.fgsm import EPSILON, fgsm
-from train.evaluation.view import View
 
 VIEW = View(2, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
 

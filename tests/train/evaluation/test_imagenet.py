@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
+from relabel.images.classes import imagenet_classes
+from relabel.images.sources import find_images
+from relabel.models.preprocessing import view_of
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
 from tests.conftest import Randomised
 from tests.slow_loop import THIN, images_of, logits_of, save_run
 from tests.train.evaluation.test_measures import shankar_file
-from train import checkpoint
-from train.evaluation.classes import imagenet_classes
 from train.evaluation.run import evaluate_checkpoint
-from train.evaluation.view import view_of
 
 TIMM_DATA = Path(timm.__file__).parent / "data" / "_info"
 
@@ -124,7 +124,7 @@ def test_folders_of_numbers_are_imagenets_classes_by_number(imagenet: Known) -> 
 
 
 def test_model_that_does_not_say_its_classes_has_imagenets(imagenet: Known, tmp_path: Path) -> None:
-    state = checkpoint.load(imagenet.weights)
+    state = load_torch_file(imagenet.weights)
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "published.pth")
     given: dict[str, Any] = {"arch": "resnet10t", "model_kwargs": THIN, "checkpoint": tmp_path / "published.pth"}
     renamed = tmp_path / "val"

@@ -10,9 +10,9 @@ import torch
 from sklearn.metrics import average_precision_score
 from timm.data import RealLabelsImagenet
 
-from pipeline.images import ImageSet
+from relabel.images.classes import imagenet_classes
+from relabel.images.image_set import ImageSet
 from tests.label_sets import named_images
-from train.evaluation.classes import imagenet_classes
 from train.evaluation.measures import (
     Measure,
     average_precision,

@@ -8,13 +8,13 @@ import timm
 import torch
 import torchvision
 
-from pipeline.errors import InputError
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.models.card import ModelCard
+from relabel.runtime.errors import InputError
 from tests.slow_loop import THIN, VIEW, save_run
-from train import checkpoint
-from train.checkpoint import ModelCard
 from train.evaluation.subject import load_subject
+from train.run_dir import checkpoint
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from pipeline.image_sources import find_images
-from pipeline.images import ImageSet, read_rgb
-from train.evaluation.view import CentreCrops, View, view_of
+from relabel.images.decoding import read_rgb
+from relabel.images.image_set import ImageSet
+from relabel.images.sources import find_images
+from relabel.models.preprocessing import View, view_of
+from train.evaluation.centre_crops import CentreCrops
 
 
 @pytest.fixture

@@ -1,0 +1,44 @@
+"""Write a label set as one `.pt` file per image, [2, k, H, W]: scores, then class indices, as the reference code and
+TokenLabeling read them. The tail is lost: for them a class that is not stored counts as 0.
+
+Both hand a crop's top and left to RoIAlign as its x and y. With transposed maps ("xy") they pool what the crop shows; but
+TokenLabeling mirrors a map along its last axis, which is then the image's rows.
+"""
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from relabel.labels.store import LabelStore
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import whole_folder
+
+
+def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") -> int:
+    """Write OUTPUT/CLASS/NAME.pt for every label map; returns how many. The folder is complete or absent.
+
+    Args:
+        axes: "yx": a map's first axis is the rows of the image; "xy": its columns.
+    Raises:
+        InputError: no label set, an output folder that is not empty, a key that leads out of it, or a full disk.
+    """
+    store = LabelStore.open(labels)
+    keys = store.keys  # none of which leads out of the output folder
+    paths = [Path(key).with_suffix(".pt") for key in keys]
+    if len(set(paths)) < len(paths):
+        of_path: dict[Path, str] = {}
+        for path, key in zip(paths, keys, strict=True):
+            if of_path.setdefault(path, key) != key:
+                raise InputError(f"{of_path[path]} and {key} would both be {path}; this form has no place for both")
+    with whole_folder(output) as unfinished:
+        for row, path in enumerate(tqdm(paths, desc="export", unit="map", disable=None)):
+            maps = store.gather(torch.tensor([row]))
+            buffer = io.BytesIO()
+            stored = torch.stack([maps.scores[0].float(), maps.classes[0].float()])
+            torch.save(stored.transpose(2, 3).contiguous() if axes == "xy" else stored, buffer)
+            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / path).write_bytes(buffer.getvalue())
+    return len(store)

@@ -1,0 +1,102 @@
+"""What timm's published classifiers give as annotators: annotators.csv, as `python -m annotate.zoo.survey` measured it."""
+
+import csv
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from relabel.runtime.errors import InputError
+
+TABLE = Path(__file__).with_name("annotators.csv")
+
+# The annotators that Yun et al. (2021, arXiv 2101.05022) compared, by timm's names, and their published ImageNet top-1: of
+# timm's results/results-imagenet.csv at commit 0173a13. timm's own package carries no results, so the others have none.
+PAPER = {
+    "tf_efficientnet_b1.ns_jft_in1k": 81.394,
+    "tf_efficientnet_b3.ns_jft_in1k": 84.056,
+    "tf_efficientnet_b5.ns_jft_in1k": 86.088,
+    "tf_efficientnet_b7.ns_jft_in1k": 86.840,
+    "tf_efficientnet_b8.ap_in1k": 85.364,
+    "tf_efficientnet_l2.ns_jft_in1k": 88.352,
+    "tf_efficientnet_l2.ns_jft_in1k_475": 88.234,
+    "resnext101_32x32d.fb_wsl_ig1b_ft_in1k": 85.098,
+}
+TAKEN = ("exact", "nonlinear", "dense", "token")  # kinds that `relabel annotate` takes, the last one only if asked for
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """A row of the table: what a classifier gives as an annotator at its own input size, or why it gives nothing."""
+
+    model: str  # timm name, tag included
+    kind: str  # see annotate/convert.py; "" where there is no map at all
+    input_size: str  # ROWSxCOLUMNS of pixels
+    grid: str  # ROWSxCOLUMNS of cells; "" where there is no map
+    parameters: int
+    classes: int
+    refusal: str  # why it is refused; "" if it is not
+
+    @property
+    def taken(self) -> bool:
+        return self.kind in TAKEN
+
+
+def load() -> list[Annotator]:
+    """Every tag that timm publishes weights for."""
+    with TABLE.open(newline="") as file:
+        next(file)  # the timm version
+        return [
+            Annotator(**{**row, "parameters": int(row["parameters"]), "classes": int(row["classes"])})  # type: ignore[arg-type]
+            for row in csv.DictReader(file)
+        ]
+
+
+def matching(pattern: str) -> list[Annotator]:
+    """The rows whose model, with or without its tag, is matched by a pattern of * and ?.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [row for row in load() if fnmatchcase(row.model, pattern) or fnmatchcase(row.model.split(".")[0], pattern)]
+    if not found:
+        raise InputError(
+            f"timm {surveyed_timm()} publishes no weights of a model named {pattern!r}; patterns know * and ?, as in"
+            " 'tf_efficientnet*', and --probe measures any architecture"
+        )
+    return found
+
+
+def surveyed_timm() -> str:
+    """The version of timm whose classifiers the table lists."""
+    with TABLE.open() as file:
+        return file.readline().split()[-1]
+
+
+def as_text(rows: Iterable[Annotator]) -> list[str]:
+    """A line per row under a line of headings, the paper's own marked; reasons in place of figures where refused."""
+    lines = [f"  {'model':<52} {'kind':<9} {'pixels':>9} {'cells':>7} {'params':>9} {'classes':>7} {'top-1':>6}"]
+    for row in rows:
+        mark, top1 = ("*", f"{PAPER[row.model]:.2f}") if row.model in PAPER else (" ", "-")
+        figures = f"{row.input_size:>9} {row.grid:>7} {row.parameters / 1e6:>8.1f}M {row.classes:>7} {top1:>6}"
+        lines.append(f"{mark} {row.model:<52} " + (f"{row.kind:<9} {figures}" if row.taken else f"refused: {row.refusal}"))
+    return lines
+
+
+def legend(rows: list[Annotator], hidden: int) -> list[str]:
+    """What the lines above do not say of themselves."""
+    taken = [row for row in rows if row.taken]
+    notes = [
+        f"{len(taken)} annotator{'s' * (len(taken) != 1)}; relabel annotate --input-size changes pixels and cells of most"
+    ]
+    if any(row.model in PAPER for row in taken):
+        notes.append("* compared in the paper; ImageNet top-1 as timm publishes it, beside its package and not in it")
+    if any(row.kind == "token" for row in taken):
+        notes.append("token: only with --class-token, for its patch tokens were never trained to name what they show")
+    if hidden:
+        notes.append(f"{hidden} more are refused; --refused lists them with the reasons")
+    surveyed, installed = surveyed_timm(), importlib.metadata.version("timm")
+    if surveyed != installed:
+        notes.append(f"surveyed with timm {surveyed}, {installed} is installed: --probe measures a model here and now")
+    return notes

@@ -1,0 +1,24 @@
+"""relabel: localised multi-label maps for image classification. A label set is opened, read and pooled with three names.
+
+    from relabel import LabelMaps, LabelStore, label_pool
+
+They are imported when first used: `import relabel` itself loads no torch, which the command line relies on.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relabel.labels.maps import LabelMaps
+    from relabel.labels.pooling import label_pool
+    from relabel.labels.store import LabelStore
+
+__all__ = ["LabelMaps", "LabelStore", "label_pool"]
+
+MODULES = {"LabelMaps": "maps", "LabelStore": "store", "label_pool": "pooling"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"relabel.labels.{MODULES[name]}"), name)

@@ -1,0 +1,119 @@
+"""The HDF5 shards of a label set: written complete or not at all, and read by memory-mapping.
+
+A shard is contiguous and unfiltered, so that readers memory-map it: h5py finds the offsets, and is closed again.
+
+Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map, N images of a set.
+"""
+
+import errno
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from relabel.images.keys import encoded
+from relabel.labels.manifest import Manifest
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import ShardLine
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import write_whole
+
+
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.h5"
+
+
+def write_shard(
+    labels: Path, shard: int, keys: Sequence[str], maps: LabelMaps, manifest: Manifest, unreadable: Sequence[str] = ()
+) -> ShardLine:
+    """Write one shard, complete or not at all, and return its line for shards.jsonl.
+
+    Args:
+        keys: the images, in order.
+        maps: their label maps on the CPU; scores and tail are stored as float16.
+    Raises:
+        OSError: the disk is full or read-only; nothing is left behind.
+    """
+    with h5py.File(shard_name(shard), "w", driver="core", backing_store=False) as file:  # in memory: SHARDS are small
+        file.attrs["format"] = manifest.format
+        file.attrs["num_classes"] = manifest.num_classes
+        file["keys"] = encoded(keys)
+        file["scores"] = maps.scores.half().numpy()
+        file["classes"] = maps.classes.numpy().astype(manifest.class_dtype)
+        file["tail"] = maps.tail.half().numpy()
+        file.flush()
+        image = file.id.get_file_image()
+    write_whole(labels / shard_name(shard), image)
+    sha256 = hashlib.sha256(image).hexdigest()
+    return ShardLine(shard, shard_name(shard), len(keys), sha256, tuple(unreadable), manifest.identity)
+
+
+@dataclass(frozen=True)
+class MappedShard:
+    """A finished shard's arrays, memory-mapped: keys (n,) bytes, scores and classes (n, k, H, W), tail (n, H, W)."""
+
+    keys: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    tail: np.ndarray
+
+    @classmethod
+    def open(cls, labels: Path, line: ShardLine, manifest: Manifest) -> "MappedShard":
+        """Check a shard's structure against the manifest and map it.
+
+        Raises:
+            InputError: the file is missing, cut short, no HDF5, or its arrays are not what the manifest says.
+        """
+        path = labels / shard_name(line.shard)
+        remedy = "delete it and run the command that made the label set again"
+        if line.file != shard_name(line.shard):
+            raise InputError(f"{labels}: shards.jsonl names {line.file!r} for {path.name}; {remedy}")
+        try:
+            size = path.stat().st_size
+            path.open("rb").close()  # what the system has against it, in its own words
+            with h5py.File(path, "r", locking=False) as file:
+                found = {name: (ds.shape, ds.dtype, ds.id.get_offset()) for name, ds in file.items()}
+                attributes = dict(file.attrs)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} is missing, though shards.jsonl lists it; run the command that made the label set again"
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+                raise InputError(f"cannot open {path}: {error.strerror}") from error
+            raise InputError(f"{path} is cut short or no HDF5 file ({error}); {remedy}") from error
+        except Exception as error:  # a damaged header comes out of h5py as one of half a dozen types
+            raise InputError(f"{path} is cut short or no HDF5 file ({error}); {remedy}") from error
+        cells, n = manifest.grid, line.rows
+        expected = {
+            "keys": ((n,), None),
+            "scores": ((n, manifest.topk, *cells), np.dtype(np.float16)),
+            "classes": ((n, manifest.topk, *cells), manifest.class_dtype),
+            "tail": ((n, *cells), np.dtype(np.float16)),
+        }
+        said = (attributes.get("format"), attributes.get("num_classes"))
+        if said != (manifest.format, manifest.num_classes):
+            raise InputError(
+                f"{path}: format and num_classes are {said[0]} and {said[1]}, the manifest says {manifest.format} and"
+                f" {manifest.num_classes}; {remedy}"
+            )
+        arrays = {}
+        mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # a plain view: memmap's own indexing is slow
+        for name, (shape, dtype) in expected.items():
+            if name not in found:
+                raise InputError(f"{path} has no dataset {name!r}; {remedy}")
+            found_shape, found_dtype, offset = found[name]
+            if found_shape != shape or (found_dtype.kind != "S" if dtype is None else found_dtype != dtype):
+                raise InputError(
+                    f"{path}: {name} is {found_dtype}{list(found_shape)}, the manifest says {dtype or 'S'}{list(shape)};"
+                    f" {remedy}"
+                )
+            length = int(np.prod(shape)) * found_dtype.itemsize
+            if length and (offset is None or offset + length > size):
+                raise InputError(f"{path}: {name} is chunked or reaches past the end of the file; {remedy}")
+            start = offset or 0
+            arrays[name] = mapped[start : start + length].view(found_dtype).reshape(shape)
+        return cls(**arrays)

@@ -1,0 +1,55 @@
+"""How a classifier wants its images: size, centre crop, interpolation and normalisation, from its timm settings.
+
+Decoding processes hand over uint8, a quarter of the bytes of float32; the device normalises.
+
+Shapes: B images, S rows and T columns of pixels.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class View:
+    """A centre crop of `crop` of the shorter side, `size` pixels square, normalised."""
+
+    size: int
+    crop: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_mode: str = "center"  # timm's: center, squash or border
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, 3, size, size), uint8 or of its values -> float32, on the images' device."""
+        return normalise(pixels, self.mean, self.std)
+
+
+def view_of(classifier: nn.Module) -> View:
+    """A published model's own evaluation settings, test size included."""
+    settings = resolve_model_data_config(classifier, use_test_size=True)
+    return View(
+        size=settings["input_size"][-1],
+        crop=settings["crop_pct"],
+        interpolation=settings["interpolation"],
+        mean=settings["mean"],
+        std=settings["std"],
+        crop_mode=settings["crop_mode"],
+    )
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, S, T) uint8, or float in its units -> float32 with this mean and standard deviation (of values in [0, 1])."""
+    return (images.float() - per_channel(tuple(mean), images.device)) / per_channel(tuple(std), images.device)
+
+
+@functools.cache
+@torch.inference_mode(False)  # made once for annotating and training alike
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), in units of uint8. Kept on the device: a copy from the host in every step would wait for the stream."""
+    return torch.tensor(values, device=device).view(3, 1, 1) * 255

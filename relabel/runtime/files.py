@@ -1,0 +1,79 @@
+"""Files and folders that are complete or absent, even if their writer is killed; file locks; checksums."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from relabel.runtime.errors import InputError
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, which takes its name at the end; a killed writer's is deleted first.
+
+    Raises:
+        InputError: `folder` is not empty, or within, the disk cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty; name another folder, or delete it")
+    unfinished = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()
+        unfinished.replace(folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise InputError(f"cannot write {folder}: {error}") from error
+
+
+def lock(file: BinaryIO | TextIO, wait: bool) -> bool:
+    """Lock an open file against all other processes, until it is closed or this process dies.
+
+    Returns:
+        False where the file system knows no locks.
+    Raises:
+        BlockingIOError or PermissionError: another process has it, and we are not to wait.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # this process's alone: workers do not inherit it
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is complete or absent, whatever kills the writer: temporary name, sync, rename, sync the folder.
+
+    Raises:
+        OSError: the disk is full or read-only; the temporary file is gone and an earlier `path` untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

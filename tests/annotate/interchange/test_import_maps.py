@@ -1,0 +1,165 @@
+"""Published maps, one .pt per image, become a label set: from a folder or a tar, safely, and by either order of axes."""
+
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+from PIL import Image
+
+from annotate.interchange.import_maps import import_maps
+from relabel.labels.boxes import whole_image
+from relabel.labels.pooling import label_pool
+from relabel.labels.store import LabelStore
+from relabel.runtime.errors import InputError
+
+NAMES = ("cat/a", "cat/b", "dog/c", "dog/d", "dog/e")
+CLASSES = 7
+
+
+def published(seed: int, half: bool = False) -> torch.Tensor:
+    """[2, 3, 2, 4]: three scores and their classes in each of 2x4 cells."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, classes = torch.randn(CLASSES, 2, 4, generator=generator).topk(3, dim=0)
+    stored = torch.stack([scores, classes.float()])
+    return stored.half() if half else stored
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> Path:
+    for i, name in enumerate(NAMES):
+        path = tmp_path / "top3" / f"{name}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(published(i, half=i % 2 == 1), path)  # some of theirs are float16
+    return tmp_path / "top3"
+
+
+def assert_holds_the_maps(labels: Path, transposed: bool = False) -> None:
+    store = LabelStore.open(labels)
+    assert store.keys == [f"{name}.JPEG" for name in NAMES]
+    assert store.manifest.tail == "zero" and store.manifest.kind == "imported"
+    stored = store.gather(store.rows(store.keys))
+    for i in range(len(NAMES)):
+        scores, classes = published(i).transpose(2, 3) if transposed else published(i)
+        assert torch.equal(stored.scores[i], scores.half())
+        assert torch.equal(stored.classes[i].float(), classes)
+    assert stored.tail.abs().max() == 0
+
+
+def test_folder_and_tar_give_the_same_label_set(maps: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "maps.tar", "w") as tar:
+        for name in NAMES[::-1]:  # in another order
+            tar.add(maps / f"{name}.pt", f"imagenet_top3/{name}.pt")
+    import_maps(maps, tmp_path / "of_folder", CLASSES, shard_size=2)
+    import_maps(tmp_path / "maps.tar", tmp_path / "of_tar", CLASSES, shard_size=2, workers=0)
+    assert_holds_the_maps(tmp_path / "of_folder")
+    assert_holds_the_maps(tmp_path / "of_tar")
+    for shard in (tmp_path / "of_folder").glob("*.h5"):
+        assert shard.read_bytes() == (tmp_path / "of_tar" / shard.name).read_bytes()
+
+
+def test_transposed_maps_are_turned(maps: Path, tmp_path: Path) -> None:
+    import_maps(maps, tmp_path / "labels", CLASSES, axes="xy")
+    assert_holds_the_maps(tmp_path / "labels", transposed=True)
+
+
+def test_class_that_is_not_stored_counts_as_zero_as_for_their_authors(maps: Path, tmp_path: Path) -> None:
+    import_maps(maps, tmp_path / "labels", CLASSES)
+    store = LabelStore.open(tmp_path / "labels")
+    pooled = label_pool(store.gather(store.rows(["cat/a.JPEG"])), whole_image(1), CLASSES)
+    scores, classes = published(0)
+    by_hand = torch.zeros(CLASSES, 2, 4).scatter_(0, classes.long(), scores).mean((1, 2))
+    torch.testing.assert_close(pooled[0], by_hand, atol=2e-3, rtol=2e-3)
+
+
+def test_images_give_the_keys_their_true_extensions(maps: Path, tmp_path: Path) -> None:
+    for name, extension in zip(NAMES, ("png", "JPEG", "jpg", "JPEG", "JPEG"), strict=True):
+        path = tmp_path / "images" / f"{name}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    import_maps(maps, tmp_path / "labels", CLASSES, images=tmp_path / "images")
+    assert LabelStore.open(tmp_path / "labels").keys[:3] == ["cat/a.png", "cat/b.JPEG", "dog/c.jpg"]
+    (tmp_path / "images" / "dog" / "e.JPEG").unlink()
+    with pytest.raises(InputError, match=r"1 maps have no image .* \(first: .*dog/e\.pt"):
+        import_maps(maps, tmp_path / "other", CLASSES, images=tmp_path / "images")
+
+
+def test_unfit_files_are_named_together_and_a_rerun_keeps_finished_shards(maps: Path, tmp_path: Path) -> None:
+    torch.save(torch.zeros(2, 3, 4, 2), maps / "dog/c.pt")
+    (maps / "dog/d.pt").write_bytes((maps / "dog/d.pt").read_bytes()[:40])
+    with pytest.raises(InputError) as caught:
+        import_maps(maps, tmp_path / "labels", CLASSES, shard_size=2)
+    message = str(caught.value)
+    assert (
+        "2 unfit maps in shard 1 of 3" in message
+        and "dog/c.pt: [2, 3, 4, 2]" in message
+        and "dog/d.pt: no tensor" in message
+    )
+    before = (tmp_path / "labels" / "shard-00000.h5").stat().st_mtime_ns
+    torch.save(published(2), maps / "dog/c.pt")
+    torch.save(published(3), maps / "dog/d.pt")
+    import_maps(maps, tmp_path / "labels", CLASSES, shard_size=2)
+    assert_holds_the_maps(tmp_path / "labels")
+    assert (tmp_path / "labels" / "shard-00000.h5").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_file_that_is_gone_when_it_is_read_is_named(maps: Path, tmp_path: Path, workers: int) -> None:
+    (maps / "cat/c.pt").symlink_to("gone.pt")
+    with pytest.raises(InputError, match=r"1 unfit maps in shard 0 of 1:\n  .*cat/c\.pt: No such file or directory\nMend"):
+        import_maps(maps, tmp_path / "labels", CLASSES, workers=workers)
+
+
+def test_indices_that_their_type_cannot_hold_are_refused(maps: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class indices as torch\.float16, which holds whole numbers to 2048 alone"):
+        import_maps(maps, tmp_path / "labels", 2050)
+    import_maps(maps, tmp_path / "other", 2049)
+
+
+class Malice:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_file_with_code_is_refused_and_not_run(maps: Path, tmp_path: Path) -> None:
+    torch.save(Malice(tmp_path / "ran"), maps / "cat/b.pt")
+    with pytest.raises(InputError, match=r"cat/b\.pt: no tensor"):
+        import_maps(maps, tmp_path / "labels", CLASSES)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_sources_that_are_none_are_named(maps: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no \.pt file"):
+        import_maps(tmp_path / "empty", tmp_path / "labels", CLASSES)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        import_maps(tmp_path / "nowhere", tmp_path / "labels", CLASSES)
+    packed = shutil.make_archive(str(tmp_path / "maps"), "gztar", maps)
+    with pytest.raises(InputError, match="no uncompressed tar"):
+        import_maps(Path(packed), tmp_path / "labels", CLASSES)
+    with pytest.raises(InputError, match="class indices below 3; check --num-classes"):
+        import_maps(maps, tmp_path / "labels", 3)
+    shutil.copytree(maps, maps / "again")
+    with pytest.raises(InputError, match="are both maps of"):
+        import_maps(maps, tmp_path / "labels", CLASSES)
+
+
+def test_exported_maps_come_back_as_they_were(
+    maps: Path, tmp_path: Path, relabel_here: Callable[..., "CompletedProcess[str]"]
+) -> None:
+    options = ["--labels", tmp_path / "labels", "--num-classes", CLASSES, "--shard-size", 2]
+    assert relabel_here("import-maps", maps, *options).returncode == 0
+    assert relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported").returncode == 0
+    for i, name in enumerate(NAMES):
+        exported = torch.load(tmp_path / "exported" / f"{name}.pt", weights_only=True)
+        assert exported.shape == (2, 3, 2, 4)
+        torch.testing.assert_close(exported, published(i), atol=2e-3, rtol=1e-3)
+    refused = relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported")
+    assert refused.returncode == 1 and "is not empty" in refused.stderr

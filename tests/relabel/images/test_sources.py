@@ -1,0 +1,351 @@
+"""One set of images in a folder, a list, tars and a data set: the same keys, classes and pixels; and what is no source."""
+
+import io
+import multiprocessing
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from relabel.images.decoding import UnreadableImage
+from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.sources import find_images
+from relabel.runtime.errors import InputError
+from tests.conftest import CLASS_SIZES, Relabel, write_images
+
+
+def put(root: Path, *keys: str) -> Path:
+    for key in keys:
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(root / key, "JPEG")
+    return root
+
+
+# --- a folder -----------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_posix_paths_sorted_as_text_whatever_order_the_disk_lists_them_in(tmp_path: Path) -> None:
+    folder = find_images(put(tmp_path, "b/2.JPEG", "b/10.JPEG", "a/z.png", "ab/x.jpg"))
+    assert folder.keys == ("a/z.png", "ab/x.jpg", "b/10.JPEG", "b/2.JPEG")
+    assert folder.classes == ("a", "ab", "b")
+    assert folder.targets.tolist() == [0, 1, 2, 2]
+    assert folder.name(2) == str(tmp_path / "b" / "10.JPEG")
+
+
+def test_numeric_class_folders_sort_as_numbers_and_targets_stay_with_their_keys(tmp_path: Path) -> None:
+    folder = find_images(put(tmp_path, "10/x.JPEG", "2/x.JPEG", "0/x.JPEG", "10/y.JPEG"))
+    assert folder.classes == ("0", "2", "10")
+    assert dict(zip(folder.keys, folder.targets.tolist(), strict=True)) == {
+        "0/x.JPEG": 0,
+        "2/x.JPEG": 1,
+        "10/x.JPEG": 2,
+        "10/y.JPEG": 2,
+    }
+
+
+def test_other_files_and_hidden_ones_are_no_images(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.JPEG", "a/.hidden.JPEG")
+    for name in ("notes.txt", "x.JPEG.part", "JPEG"):
+        (tmp_path / "a" / name).write_text("no image")
+    (tmp_path / "list.JPEG").write_text("beside the class folders")
+    assert find_images(tmp_path).keys == ("a/x.JPEG",)
+
+
+def test_nonexistent_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path}/nowhere does not exist; expected a folder"):
+        find_images(tmp_path / "nowhere")
+
+
+def test_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.zip").write_bytes(b"zip")
+    with pytest.raises(InputError, match=r"train\.zip is no \.tar and no \.txt list; expected a folder"):
+        find_images(tmp_path / "train.zip")
+
+
+def test_folder_without_class_folders_is_told_the_layout(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "x.JPEG")
+    with pytest.raises(InputError, match=r"has no sub-folders; expected .*ROOT/CLASS/\*\.JPEG"):
+        find_images(tmp_path)
+
+
+def test_class_folder_without_images_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.JPEG", "c/x.JPEG")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("soon")
+    with pytest.raises(InputError, match=rf"{tmp_path}/b holds no image \(.*\.jpeg.*\); fill it or remove it"):
+        find_images(tmp_path)
+
+
+def test_folder_above_the_split_is_told_to_name_the_split(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/x.JPEG", "train/b/x.JPEG")
+    with pytest.raises(InputError, match=f"it holds 2 folders: did you mean {tmp_path}/train?"):
+        find_images(tmp_path)
+
+
+def test_images_deeper_than_their_class_folder_are_not_left_out_unsaid(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.JPEG", "a/more/y.JPEG", "b/x.JPEG", "b/.thumbnails/x.JPEG")
+    with pytest.raises(InputError, match=rf"{tmp_path}/a/more holds images within the folder of class a; .* move them up"):
+        find_images(tmp_path)
+    (tmp_path / "a" / "more" / "y.JPEG").unlink()
+    assert find_images(tmp_path).keys == ("a/x.JPEG", "b/x.JPEG")
+
+
+def test_file_name_that_is_not_utf8_gets_one_message(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.JPEG")
+    (tmp_path / "a" / "x.JPEG").rename(tmp_path / "a" / b"caf\xe9.JPEG".decode(errors="surrogateescape"))
+    with pytest.raises(InputError, match="UTF-8"):
+        digest_of(find_images(tmp_path).keys)
+
+
+def test_without_leaves_images_out_and_keeps_classes(tmp_path: Path) -> None:
+    rest = find_images(put(tmp_path, "a/x.JPEG", "b/x.JPEG", "b/y.JPEG")).without({"a/x.JPEG", "b/x.JPEG"})
+    assert (rest.keys, rest.targets.tolist(), rest.classes) == (("b/y.JPEG",), [1], ("a", "b"))
+
+
+def test_digest_depends_on_keys_and_their_order_not_on_the_folder(tmp_path: Path) -> None:
+    here, there = (find_images(put(tmp_path / where, "a/x.JPEG", "b/x.JPEG")) for where in ("here", "there"))
+    assert digest_of(here.keys) == digest_of(there.keys)
+    assert digest_of(["a", "b"]) != digest_of(["b", "a"])
+    assert digest_of(["a", "bc"]) != digest_of(["ab", "c"])
+
+
+# --- the same images elsewhere ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images") / "train")
+
+
+def as_tar(root: Path, out: Path) -> str:
+    with tarfile.open(out / "train.tar", "w") as tar:
+        tar.add(root, "train")
+    return str(out / "train.tar")
+
+
+def as_tar_of_tars(root: Path, out: Path) -> str:
+    """As ImageNet's training images are published: no folders, a tar per class within the tar."""
+    with tarfile.open(out / "train.tar", "w") as tar:
+        for folder in root.iterdir():
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as of_class:
+                for image in folder.iterdir():
+                    of_class.add(image, image.name)
+            header = tarfile.TarInfo(f"{folder.name}.tar")
+            header.size = inner.tell()
+            inner.seek(0)
+            tar.addfile(header, inner)
+    return str(out / "train.tar")
+
+
+def as_folder_of_tars(root: Path, out: Path) -> str:
+    for folder in root.iterdir():
+        with tarfile.open(out / f"{folder.name}.tar", "w") as tar:
+            for image in folder.iterdir():
+                tar.add(image, image.name)
+    return str(out)
+
+
+def as_list(root: Path, out: Path) -> str:
+    lines = [str(p.relative_to(root.parent)) for p in root.glob("*/*")]
+    (root.parent / "list.txt").write_text("\n".join(["# a comment", "", *lines]) + "\n")
+    return str(root.parent / "list.txt")
+
+
+def as_data_set(root: Path, out: Path) -> str:
+    """Parquet with the images' bytes and file names, as the hub stores image data sets."""
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(root), split="train", cache_dir=str(out / "cache"))
+    loaded.cast_column("image", datasets.Image(decode=False)).map(
+        lambda row: {"image": {"bytes": Path(row["image"]["path"]).read_bytes(), "path": Path(row["image"]["path"]).name}}
+    ).to_parquet(str(out / "parquet" / "train-00000-of-00001.parquet"))
+    return f"hfds/{out / 'parquet'}"
+
+
+Source = Callable[[Path, Path], str]
+SOURCES = [as_tar, as_tar_of_tars, as_folder_of_tars, as_list, as_data_set]
+
+
+@pytest.fixture(scope="module", params=SOURCES, ids=lambda source: source.__name__)
+def elsewhere(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageSet]:
+    out = tmp_path_factory.mktemp(request.param.__name__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(out / "cache"))
+        yield find_images(request.param(root, out))
+
+
+def test_keys_classes_targets_and_pixels_are_those_of_the_folder(elsewhere: ImageSet, root: Path) -> None:
+    folder = find_images(root)
+    assert len(folder) == sum(CLASS_SIZES.values())
+    assert (elsewhere.keys, elsewhere.classes) == (folder.keys, folder.classes)
+    assert elsewhere.targets.tolist() == folder.targets.tolist()
+    for i in range(len(folder)):
+        np.testing.assert_array_equal(np.asarray(elsewhere.read(i)), np.asarray(folder.read(i)))
+
+
+def test_label_set_has_the_bytes_of_the_folders(
+    relabel_here: Relabel,
+    elsewhere: ImageSet,
+    tmp_path: Path,
+    tiny_options: list[str],
+    undisturbed: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+) -> None:
+    finished = relabel_here("annotate", elsewhere.source, "--labels", tmp_path / "labels", *tiny_options, "--workers=2")
+    assert finished.returncode == 0, finished.stderr
+    assert contents(tmp_path / "labels") == contents(undisturbed)
+
+
+def first_pixels(images: ImageSet, index: int) -> bytes:
+    return images.read(index).tobytes()
+
+
+def test_processes_forked_after_a_read_do_not_disturb_one_another(elsewhere: ImageSet) -> None:
+    expected = [first_pixels(elsewhere, i) for i in range(len(elsewhere))]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for _ in range(5):
+            jobs = [(elsewhere, i) for i in range(len(elsewhere))]
+            assert pool.starmap(first_pixels, jobs, chunksize=1) == expected
+
+
+def test_images_left_out_take_their_places_with_them(elsewhere: ImageSet) -> None:
+    rest = elsewhere.without({elsewhere.keys[0], elsewhere.keys[4]})
+    assert [first_pixels(rest, i) for i in range(len(rest))] == [
+        first_pixels(elsewhere, i) for i in range(len(elsewhere)) if i not in (0, 4)
+    ]
+
+
+def test_index_finds_every_key_and_no_other(elsewhere: ImageSet) -> None:
+    assert [elsewhere.index(key) for key in elsewhere.keys] == list(range(len(elsewhere)))
+    for stranger in ("a", "cat/", "zebra/z.JPEG"):
+        with pytest.raises(KeyError, match=stranger):
+            elsewhere.index(stranger)
+
+
+def test_tars_beside_class_folders_are_left_alone(tmp_path: Path) -> None:
+    put(tmp_path, "cat/x.JPEG")
+    (tmp_path / "cat.tar").write_bytes(b"what the folder was unpacked from")
+    assert find_images(tmp_path).keys == ("cat/x.JPEG",)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_torn_image_within_a_tar_is_named_by_tar_and_key(tmp_path: Path, root: Path) -> None:
+    whole = (root / "dog" / "dog_1.JPEG").read_bytes()
+    (tmp_path / "dog_1.JPEG").write_bytes(whole[: len(whole) // 2])
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "dog_1.JPEG", "dog/dog_1.JPEG")
+    with pytest.raises(UnreadableImage, match=r"x\.tar:dog/dog_1\.JPEG: Truncated File Read"):
+        find_images(tmp_path / "x.tar").read(0)
+
+
+def test_tar_that_went_away_is_an_unreadable_image(tmp_path: Path, root: Path) -> None:
+    images = find_images(as_tar(root, tmp_path))
+    (tmp_path / "train.tar").unlink()
+    with pytest.raises(UnreadableImage, match=r"train\.tar:cat/cat_0\.JPEG: .*No such file"):
+        images.read(0)
+
+
+def test_tar_that_is_damaged_or_cut_anywhere_never_lists_fewer_images(tmp_path: Path, root: Path) -> None:
+    whole = Path(as_tar(root, tmp_path)).read_bytes()
+    with tarfile.open(tmp_path / "train.tar") as tar:
+        headers = [member.offset for member in tar][2:]
+    damaged = tmp_path / "damaged.tar"
+    for place in headers:
+        for content in (
+            whole[:place] + b"\xff" * 8 + whole[place + 8 :],  # a header that is none
+            whole[: place + 100],  # cut within a header
+            whole[:place],  # between two members
+            whole[: place - 700],  # within an image, or a header
+        ):
+            damaged.write_bytes(content)
+            with pytest.raises(InputError, match=r"damaged\.tar is no uncompressed tar, or a damaged one"):
+                find_images(damaged)
+
+
+def test_compressed_tar_is_named(tmp_path: Path, root: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
+        tar.add(root, "train")
+    with pytest.raises(InputError, match=r"x\.tar is no uncompressed tar.*decompress it"):
+        find_images(tmp_path / "x.tar")
+
+
+def test_tar_without_images_is_told_what_counts_as_one(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("cat/notes.txt"))
+    with pytest.raises(InputError, match=r"x\.tar holds no images \(.*\.jpeg"):
+        find_images(tmp_path / "x.tar")
+
+
+def test_two_images_of_one_key_in_a_tar_are_both_named(tmp_path: Path, root: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for split in ("train", "val"):
+            tar.add(root / "cat", f"{split}/cat")
+    with pytest.raises(InputError, match=r"val/cat/cat_0\.JPEG and train/cat/cat_0\.JPEG have the same key"):
+        find_images(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "lists no image"),
+        ("cat/x.JPEG\n\nnotes.md\n", "line 3: 'notes.md' is no path of an image"),
+        ("a/cat/x.JPEG\nb/cat/x.JPEG\n", r"line 2: .*b/cat/x\.JPEG and .*a/cat/x\.JPEG have the same key cat/x\.JPEG"),
+    ],
+)
+def test_list_is_told_which_line_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(InputError, match=rf"list\.txt.*{message}"):
+        find_images(tmp_path / "list.txt")
+
+
+def test_paths_that_climb_keep_the_class_they_lead_to(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{root}/cat/../dog/dog_1.JPEG\n")
+    assert find_images(tmp_path / "list.txt").keys == ("dog/dog_1.JPEG",)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(root / "cat" / "cat_0.JPEG", "cat/../../x.JPEG")
+    with pytest.raises(InputError, match="leads out of its class's folder"):
+        find_images(tmp_path / "x.tar")
+
+
+def test_data_set_without_labels_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    jpeg = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(jpeg, "JPEG")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": jpeg.getvalue(), "path": f"{i}.JPEG"} for i in range(3)], "label": [0, -1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data" / "test-0.parquet"))
+    with pytest.raises(InputError, match="2 of its 3 images have no label"):
+        find_images(f"hfds/{tmp_path / 'data'}:test")
+
+
+def test_data_set_that_cannot_be_had_is_one_message(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(InputError, match="cannot read hfds/nowhere"):
+        find_images(f"hfds/nowhere-{tmp_path.name}")
+
+
+def test_imagenet_of_the_hub_has_the_keys_of_the_folder(tmp_path: Path) -> None:
+    """There, a file is n01440764_10026_n01440764.JPEG and its class a lemma; the synset is at the name's end."""
+    datasets = pytest.importorskip("datasets")
+    jpeg = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(jpeg, "JPEG")
+    rows = {
+        "image": [
+            {"bytes": jpeg.getvalue(), "path": name}
+            for name in ("n01443537_2_n01443537.JPEG", "n01440764_10026_n01440764.JPEG", "n01440764_1_n01440764.JPEG")
+        ],
+        "label": [1, 0, 0],
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["tench, Tinca tinca", "goldfish"])}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data" / "validation-0.parquet"))
+    images = find_images(f"hfds/{tmp_path / 'data'}:validation")
+    assert images.classes == ("n01440764", "n01443537")
+    assert images.keys == ("n01440764/n01440764_1.JPEG", "n01440764/n01440764_10026.JPEG", "n01443537/n01443537_2.JPEG")
+    assert images.targets.tolist() == [0, 0, 1]

@@ -1,0 +1,129 @@
+"""Checkpoints: whole or absent, plain weights only, and taken by timm as they are."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from relabel.models.card import ModelCard
+from relabel.models.preprocessing import View
+from relabel.models.weights import load_torch_file
+from relabel.runtime.errors import InputError
+from tests.conftest import REPOSITORY
+from train.export import RESNETS
+from train.run_dir import checkpoint
+
+CARD = ModelCard(
+    "resnet10t", {"stem_width": 8, "channels": (8, 8, 8, 16)}, ("a", "b"), View(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)
+)
+
+
+KINDS = ("weights.safetensors", "weights.pth")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_card_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)}, CARD)
+    assert checkpoint.card_of(tmp_path / name) == CARD
+    checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)})
+    assert checkpoint.card_of(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_timm_takes_our_weights_as_they_are(tmp_path: Path, name: str) -> None:
+    model = timm.create_model(CARD.arch, num_classes=2, **CARD.model_kwargs).to(memory_format=torch.channels_last)
+    checkpoint.save_weights(tmp_path / name, model.state_dict(), CARD)
+    loaded = timm.create_model(CARD.arch, num_classes=2, checkpoint_path=str(tmp_path / name), **CARD.model_kwargs)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def test_torchvision_takes_our_weights_as_they_are_and_says_the_same(tmp_path: Path) -> None:
+    model = timm.create_model("resnet50", num_classes=7, zero_init_last=False).to(memory_format=torch.channels_last).eval()
+    for name in KINDS:
+        checkpoint.save_weights(tmp_path / name, model.state_dict(), CARD)
+    images = torch.rand(1, 3, 64, 64)
+    for state in (load_file(tmp_path / KINDS[0]), torch.load(tmp_path / KINDS[1], weights_only=True)):
+        theirs = torchvision.models.resnet50(num_classes=7).eval()
+        theirs.load_state_dict(state)
+        torch.testing.assert_close(theirs(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_names_and_shapes_agree_with_torchvision_for_every_resnet_that_it_has() -> None:
+    assert len(RESNETS) == 10
+    for arch in RESNETS:
+        with torch.device("meta"):
+            ours, theirs = timm.create_model(arch), torchvision.models.get_model(arch, weights=None)
+        shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (ours, theirs)]
+        assert shapes[0] == shapes[1], arch
+
+
+def test_weights_whose_tensors_share_memory_are_saved(tmp_path: Path) -> None:
+    tied = torch.rand(3)
+    for name in KINDS:
+        checkpoint.save_weights(tmp_path / name, {"a": tied, "b": tied})
+    assert torch.equal(load_file(tmp_path / KINDS[0])["b"], tied)
+
+
+FILL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from relabel.runtime.errors import InputError
+from train.run_dir import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoint.save(Path(sys.argv[1]), {"state_dict": {"weight": torch.zeros(100_000)}})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 7})
+    done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert "cannot save a checkpoint" in done.stdout and "still holds the one before it" in done.stdout, done.stderr
+    assert load_torch_file(path) == {"step": 7}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Malice:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": Malice(tmp_path / "ran")}, tmp_path / "evil.pt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
+    for name in ("evil.pt", "evil.pkl"):
+        with pytest.raises(InputError, match=f"{name} is damaged, or no checkpoint of weights alone"):
+            load_torch_file(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.pt does not exist"):
+        load_torch_file(tmp_path / "none.pt")
+    checkpoint.save(tmp_path / "cut.pt", {"state_dict": {"weight": torch.zeros(1000)}})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut\.pt is damaged"):
+        load_torch_file(tmp_path / "cut.pt")
+    with pytest.raises(InputError, match=r"none\.safetensors does not exist"):
+        checkpoint.card_of(tmp_path / "none.safetensors")
+    checkpoint.save_weights(tmp_path / "cut.safetensors", {"weight": torch.zeros(1000)}, CARD)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut\.safetensors is cut short"):
+        checkpoint.card_of(tmp_path / "cut.safetensors")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match=r"list\.pt holds a list"):
+        load_torch_file(tmp_path / "list.pt")

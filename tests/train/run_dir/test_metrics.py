@@ -1,0 +1,33 @@
+"""What is recorded of a run where the disk takes no more."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from relabel.runtime.errors import InputError
+from train.run_dir.metrics import CURVES, METRICS, append_metrics, draw_curves, read_metrics
+
+EPOCH = {"epoch": 1, "step": 4, "loss": 1.5, "top1": 40.0, "lr": 0.1}
+
+
+def test_full_disk_is_told_where_metrics_are_appended(tmp_path: Path) -> None:
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: No space left .* run again with --resume"):
+        append_metrics(tmp_path, EPOCH)
+
+
+def test_curves_that_do_not_fit_leave_the_earlier_ones(
+    tmp_path: Path, file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]]
+) -> None:
+    append_metrics(tmp_path, EPOCH)
+    draw_curves(tmp_path)
+    before = (tmp_path / CURVES).read_bytes()
+    append_metrics(tmp_path, EPOCH | {"epoch": 2})
+    with file_size_limit(1000), pytest.raises(InputError, match=r"cannot write .*curves\.png: File too large"):
+        draw_curves(tmp_path)
+    assert (tmp_path / CURVES).read_bytes() == before
+    assert [m["epoch"] for m in read_metrics(tmp_path)] == [1, 2]
+    draw_curves(tmp_path)
+    assert (tmp_path / CURVES).read_bytes() != before

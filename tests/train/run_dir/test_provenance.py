@@ -1,0 +1,181 @@
+"""run.json says what made the weights, and a resume looks only at what decides them."""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+import timm
+import torch
+import torchvision
+
+from relabel.images.sources import find_images
+from relabel.labels.maps import LabelMaps
+from relabel.labels.shard_lines import append_shard_line, read_shard_lines, write_shard_lines
+from relabel.runtime.errors import InputError
+from tests.conftest import REPOSITORY, THIN, Relabel, model_options
+from tests.label_sets import write_label_set
+from train.loop import train
+from train.recipe import load
+from train.run_dir.provenance import git_state, label_set_digest
+from train.teacher import TeacherChoice
+
+SETTINGS = ["image_size=16", "eval_size=16", "batch_size=8", "warmup_epochs=0", "epochs=2"]
+
+
+@pytest.fixture
+def label_set(image_folder: Path, tmp_path: Path) -> Path:
+    folder = find_images(image_folder)
+    classes = torch.from_numpy(folder.targets).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
+    maps = LabelMaps(torch.full(classes.shape, 4.0), classes, torch.zeros(len(folder), 2, 3))
+    write_label_set(tmp_path / "labels", folder.keys, maps, 3, shard_size=4)
+    return tmp_path / "labels"
+
+
+def run_training(images: Path, labels: Path, run: Path, *more: str, **options: Any) -> dict[str, Any]:
+    """Train, and read run.json."""
+    recipe = load("scenes-relabel", [*SETTINGS, *more])
+    train(images, run, "resnet10t", recipe, labels=labels, model_kwargs=THIN, workers=0, device="cpu", **options)
+    said: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return said
+
+
+def test_run_file_says_recipe_versions_labels_command_and_hardware(
+    image_folder: Path, label_set: Path, tmp_path: Path, relabel: Relabel
+) -> None:
+    kwargs = model_options(THIN)
+    options = [*kwargs, *(f"--set={setting}" for setting in SETTINGS), "--arch=resnet10t", "--device=cpu", "--workers=0"]
+    done = relabel("train", image_folder, "--labels", label_set, "--run-dir", tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert said["recipe"]["epochs"] == 2 and said["recipe"]["target"] == "localized-multi"
+    assert (said["arch"], said["model_kwargs"]["stem_width"], said["initial_weights"]) == ("resnet10t", 8, "random")
+    whole = (label_set / "manifest.json").read_bytes() + (label_set / "shards.jsonl").read_bytes()
+    assert said["label_digest"] == hashlib.sha256(whole).hexdigest()
+    (start,) = said["starts"]
+    assert start["step"] == 0 and start["processes"] == 1 and start["device"]
+    assert "-m pipeline train" in start["command"] and "--set=epochs=2" in start["command"]
+    installed = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "Pillow": PIL}
+    for name, package in installed.items():
+        assert start["versions"][name] == package.__version__
+    assert start["versions"]["python"] == platform.python_version()
+    assert start.get("git") == git_state(REPOSITORY / "train" / "provenance.py")
+
+
+def test_every_resume_is_recorded_and_other_versions_and_places_hinder_none(
+    image_folder: Path, label_set: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    said = run_training(image_folder, label_set, run)
+    elsewhere = {"versions": {"torch": "1.0"}, "device": "an abacus", "git": {"commit": "0", "dirty": True}}
+    said["starts"] = [said["starts"][0] | elsewhere]
+    (run / "run.json").write_text(json.dumps(said))
+    images = shutil.move(image_folder, tmp_path / "moved-images")
+    labels = shutil.move(label_set, tmp_path / "moved-labels")
+    resumed = run_training(images, labels, run, resume=True)
+    assert resumed["starts"][0] == said["starts"][0]
+    assert [start["step"] for start in resumed["starts"]] == [0, 2]
+    assert resumed["starts"][1]["versions"]["torch"] == torch.__version__
+    assert resumed["label_folder"] == str(labels)
+
+
+def test_other_labels_of_the_same_manifest_are_refused(image_folder: Path, label_set: Path, tmp_path: Path) -> None:
+    run_training(image_folder, label_set, tmp_path / "run")
+    lines = read_shard_lines(label_set)
+    (label_set / "shards.jsonl").unlink()
+    write_shard_lines(label_set, {i: type(line)(line.shard, line.file, line.rows, "0" * 64) for i, line in lines.items()})
+    with pytest.raises(InputError, match=r"other settings \(label_digest "):
+        run_training(image_folder, label_set, tmp_path / "run", resume=True)
+
+
+def test_label_set_digest_does_not_tell_who_wrote_which_shard_when(label_set: Path) -> None:
+    before = label_set_digest(label_set)
+    lines = read_shard_lines(label_set)
+    assert len(lines) == 3
+    (label_set / "shards.jsonl").unlink()
+    for i in (2, 0, 1):
+        append_shard_line(label_set, lines[i])
+    assert label_set_digest(label_set) == before
+
+
+def test_initial_weights_are_known_by_their_bytes_not_their_name(
+    image_folder: Path, label_set: Path, tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any
+) -> None:
+    run = tmp_path / "run"
+    said = run_training(image_folder, label_set, run, initial_weights=tiny_checkpoint)
+    assert said["initial_weights"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
+    shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")
+    run_training(image_folder, label_set, run, initial_weights=tmp_path / "renamed.pth", resume=True)
+    with pytest.raises(InputError, match=r"other settings \(initial_weights "):
+        run_training(image_folder, label_set, run, initial_weights=make_checkpoint(1), resume=True)
+
+
+def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
+    image_folder: Path, tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any
+) -> None:
+    def distil(weights: Path, **options: Any) -> dict[str, Any]:
+        recipe = load("distillation", SETTINGS)
+        teacher = TeacherChoice("resnet10t", weights, THIN, (32, 56))
+        kwargs = {"model_kwargs": THIN, "workers": 0, "device": "cpu"}
+        train(image_folder, tmp_path / "run", "resnet10t", recipe, teacher=teacher, **kwargs, **options)
+        said: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
+        return said
+
+    said = distil(tiny_checkpoint)
+    assert said["teacher"]["checkpoint"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
+    assert (said["teacher_file"], said["val"], said["val_digest"]) == (str(tiny_checkpoint), None, None)
+    renamed = shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")
+    said = distil(Path(renamed), val=image_folder, resume=True)
+    assert (said["val"], said["val_digest"]) == (str(image_folder), said["image_digest"])
+    with pytest.raises(InputError, match=r"other settings \(teacher\.checkpoint "):
+        distil(make_checkpoint(1), resume=True)
+
+
+def test_resume_in_another_precision_is_told_and_recorded(
+    image_folder: Path, label_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run_training(image_folder, label_set, run)
+    run_training(image_folder, label_set, run, resume=True)
+    assert "otherwise" not in capsys.readouterr().out
+    said = run_training(image_folder, label_set, run, resume=True, amp=True)
+    assert (
+        f"{run} goes on otherwise than it was last started: precision 'float32', now 'bfloat16'" in capsys.readouterr().out
+    )
+    assert [start["precision"] for start in said["starts"]] == ["float32", "float32", "bfloat16"]
+    assert (said["starts"][0]["sync_bn"], said["starts"][0]["compile"]) == (False, False)
+    with pytest.raises(InputError, match="--amp-dtype float16 does nothing"):
+        run_training(image_folder, label_set, run, resume=True, amp_dtype="float16")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_git_state_is_the_checkouts_and_absent_outside_of_one(tmp_path: Path) -> None:
+    code = tmp_path / "checkout" / "room" / "code.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("a = 1\n")
+    assert git_state(code) is None, "no checkout"
+    git(tmp_path / "checkout", "init")
+    assert git_state(code) is None, "an installed copy within a checkout of something else"
+    git(tmp_path / "checkout", "add", ".")
+    git(tmp_path / "checkout", "commit", "-m", "first")
+    commit = git(tmp_path / "checkout", "rev-parse", "HEAD")
+    assert git_state(code) == {"commit": commit, "dirty": False}
+    (tmp_path / "checkout" / "other.py").write_text("b = 2\n")
+    assert git_state(code) == {"commit": commit, "dirty": True}
+
+
+def test_machine_without_git_has_no_git_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert git_state(REPOSITORY / "train" / "provenance.py") is None

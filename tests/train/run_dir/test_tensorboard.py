@@ -1,0 +1,53 @@
+"""Metrics for TensorBoard: every epoch once, over a resumed run too; and what is said where the package is missing."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relabel.runtime.errors import InputError
+from train.loop import train
+from train.recipe import load
+from train.run_dir.metrics import CURVES, read_metrics
+from train.run_dir.tensorboard import FOLDER, open_writer, write_epoch
+
+
+def test_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        train(tmp_path / "nowhere", tmp_path / "run", "resnet10t", load("scenes-single"), tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(run / FOLDER)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_every_epoch_is_there_as_in_metrics_jsonl(image_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    recipe = load("scenes-single", ["image_size=16", "eval_size=16", "batch_size=4", "epochs=3", "warmup_epochs=1"])
+    options: dict[str, Any] = {"val": image_folder, "workers": 0, "device": "cpu", "tensorboard": True}
+    options["model_kwargs"] = {"stem_width": 8, "channels": (8, 8, 8, 16)}
+    (tmp_path / CURVES).mkdir()  # the last thing that is written of an epoch; it stops the run after the last one
+    with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
+        train(image_folder, tmp_path, "resnet10t", recipe, **options)
+    (tmp_path / CURVES).rmdir()
+    train(image_folder, tmp_path, "resnet10t", recipe, **options, resume=True)
+    assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
+    shown, metrics = scalars(tmp_path), read_metrics(tmp_path)
+    assert shown["loss"] == [(m["epoch"], pytest.approx(m["loss"])) for m in metrics]
+    assert shown["val/top1"] == [(3, pytest.approx(metrics[-1]["val"]["top1"]))]
+
+
+def test_epoch_that_a_resumed_run_trains_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    for epochs, losses in ((0, [3.0, 2.0, 9.0]), (2, [1.0])):
+        writer = open_writer(tmp_path, epochs)
+        for epoch, loss in enumerate(losses, start=epochs + 1):
+            write_epoch(writer, {"epoch": epoch, "loss": loss})
+        writer.close()
+    assert scalars(tmp_path)["loss"] == [(1, 3.0), (2, 2.0), (3, 1.0)]

@@ -1,0 +1,36 @@
+"""How an image is shown to a classifier when it is evaluated: timm's transform, but for the normalisation.
+
+Decoding processes hand over uint8, a quarter of the bytes of floats; the device normalises.
+"""
+
+from collections.abc import Sequence
+
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from relabel.images.image_set import ImageSet
+from relabel.models.preprocessing import View
+
+
+class CentreCrops(Dataset[tuple[Tensor, int]]):
+    """((3, size, size) uint8, index) of the folder's images at `indices`."""
+
+    def __init__(self, image_set: ImageSet, view: View, indices: Sequence[int]) -> None:
+        self.image_set, self.indices = image_set, indices
+        self.transform = create_transform(
+            (3, view.size, view.size),
+            is_training=False,
+            interpolation=view.interpolation,
+            mean=view.mean,  # of a border, where crop_mode adds one
+            crop_pct=view.crop,
+            crop_mode=view.crop_mode,
+            normalize=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        index = self.indices[i]
+        return self.transform(self.image_set.read(index)), index

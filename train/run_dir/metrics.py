@@ -1,0 +1,87 @@
+"""A run's metrics.jsonl, a line per epoch, and the curves drawn from it."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from relabel.runtime.errors import InputError
+from relabel.runtime.files import write_whole
+
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+MARKED = 40  # evaluations; of more than these a curve shows no dots
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The epochs recorded so far; a torn last line is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def append_metrics(run: Path, metrics: dict[str, Any]) -> None:
+    """Add an epoch.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    try:
+        with (run / METRICS).open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+    except OSError as error:
+        raise cannot_record(run / METRICS, error) from error
+
+
+def keep_metrics(run: Path, epochs: int) -> None:
+    """Keep the first epochs only: what a resumed run will write again goes."""
+    lines = "".join(json.dumps(line) + "\n" for line in read_metrics(run) if line["epoch"] <= epochs)
+    write_whole(run / METRICS, lines.encode())
+
+
+def cannot_record(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {path}: {error.strerror}. What was learnt is saved; free the disk and run again with --resume"
+    )
+
+
+def draw_curves(run: Path) -> None:
+    """curves.png: loss, accuracies and learning rate over the epochs.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = read_metrics(run)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
+    x = [e["epoch"] for e in epochs]
+    marker = "o" if len(x) < 2 else None  # a lone point is no line
+    left.plot(x, [e["loss"] for e in epochs], marker=marker)
+    middle.plot(x, [e["top1"] for e in epochs], marker=marker, label="training crops, top-1 against the folder's class")
+    for name, title in (("top1", "top-1"), ("top5", "top-5"), ("multilabel_accuracy", "multi-label accuracy")):
+        points = [(e["epoch"], e["val"][name]) for e in epochs if name in e.get("val", {})]
+        if points:
+            middle.plot(
+                *zip(*points, strict=True), marker="o" if len(points) < MARKED else None, label=f"validation, {title}"
+            )
+    right.plot(x, [e["lr"] for e in epochs], marker=marker)
+    for axes, label in ((left, "training loss"), (middle, "percent"), (right, "learning rate")):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)  # beside no curve
+    figure.suptitle(str(run))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    plt.close(figure)
+    try:
+        write_whole(run / CURVES, drawn.getvalue())
+    except OSError as error:
+        raise cannot_record(run / CURVES, error) from error
