@@ -24,7 +24,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from annotate.dense_heads import dense_head_of
-from annotate.memory import no_memory_for
+from annotate.memory import out_of_memory_message
 from relabel.runtime.errors import InputError, first_line, out_of_memory
 
 REFUSED = {
@@ -144,10 +144,10 @@ def fully_convolutional(
         raise InputError(
             f"{annotator.name} cannot annotate: it has no forward_features and forward_head, as timm's models do"
         )
-    size = input_size or own_size(classifier)
+    size = input_size or native_size(classifier)
     device = next(classifier.parameters()).device
     noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    annotator.kind = kind_of(annotator, noise)
+    annotator.kind = measure_kind(annotator, noise)
     if annotator.kind in REFUSED and not (annotator.kind == "token" and class_token):
         hint = " (--class-token takes it all the same)" if annotator.kind == "token" else ""
         raise InputError(
@@ -158,26 +158,26 @@ def fully_convolutional(
     return annotator
 
 
-def own_size(classifier: nn.Module) -> tuple[int, int]:
+def native_size(classifier: nn.Module) -> tuple[int, int]:
     """Rows and columns of pixels that the model was made for."""
     rows, columns = resolve_model_data_config(classifier)["input_size"][-2:]
     return rows, columns
 
 
 @torch.inference_mode()
-def kind_of(annotator: FullyConvolutional, images: Tensor) -> str:
+def measure_kind(annotator: FullyConvolutional, images: Tensor) -> str:
     """Measure the kind on (B, 3, S, T) normalised images. Weights must be trained or random: a zero head hides all.
 
     Raises:
         InputError: the model cannot run on these images, its features form no grid, or its logits are constant.
     """
-    with refused_sizes(annotator, images):
+    with size_errors(annotator, images):
         features = annotator.classifier.forward_features(images)  # type: ignore[operator]
-        return kind_on(annotator, features, images.shape)
+        return kind_from_features(annotator, features, images.shape)
 
 
 @contextlib.contextmanager
-def refused_sizes(annotator: FullyConvolutional, images: Tensor) -> Iterator[None]:
+def size_errors(annotator: FullyConvolutional, images: Tensor) -> Iterator[None]:
     """Within, what a model raises at (B, 3, S, T) images becomes an InputError that names their size."""
     try:
         yield
@@ -185,15 +185,15 @@ def refused_sizes(annotator: FullyConvolutional, images: Tensor) -> Iterator[Non
         raise
     except Exception as error:  # what a model makes of a size that it was not made for is not listed anywhere
         if out_of_memory(error):
-            raise InputError(no_memory_for(images, images.device, error)) from error
-        asked, own = ("x".join(map(str, size)) for size in (images.shape[-2:], own_size(annotator.classifier)))
+            raise InputError(out_of_memory_message(images, images.device, error)) from error
+        asked, own = ("x".join(map(str, size)) for size in (images.shape[-2:], native_size(annotator.classifier)))
         hint = (
             f"; its own size is {own}, and some models take multiples of it or of their stride only" if asked != own else ""
         )
         raise InputError(f"{annotator.name} cannot annotate at {asked} pixels: {first_line(error)}{hint}") from error
 
 
-def kind_on(annotator: FullyConvolutional, features: Tensor, image_shape: torch.Size) -> str:
+def kind_from_features(annotator: FullyConvolutional, features: Tensor, image_shape: torch.Size) -> str:
     """The kind, measured on features of images of that shape."""
     locations = annotator.as_locations(features, image_shape)
     if locations.shape[1:3] == (1, 1):

@@ -8,14 +8,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from annotate.convert import FullyConvolutional
-from annotate.memory import no_memory_for
+from annotate.memory import out_of_memory_message
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
-from relabel.runtime.compiling import cannot_compile, is_of_compiling
+from relabel.runtime.compiling import compile_failed, is_compile_error
 from relabel.runtime.errors import InputError, out_of_memory
-from relabel.runtime.precision import autocast, dtype_named
+from relabel.runtime.precision import autocast, dtype_from_name
 
 
 class Forward:
@@ -42,11 +42,13 @@ class Forward:
                 return [self.label_maps(part) for part in torch.split(images, self.batch_size)]
             except Exception as error:
                 if not out_of_memory(error):
-                    if is_of_compiling(error):
-                        raise cannot_compile(self.annotator.name, error) from error
+                    if is_compile_error(error):
+                        raise compile_failed(self.annotator.name, error) from error
                     raise
                 if tried == 1:
-                    raise InputError(f"{no_memory_for(images[:1], self.device, error)}; finished shards are kept") from error
+                    raise InputError(
+                        f"{out_of_memory_message(images[:1], self.device, error)}; finished shards are kept"
+                    ) from error
             # outside of `except`, which would keep the batch's memory alive
             self.batch_size = tried // 2
             if self.device.type == "cuda":
@@ -67,13 +69,13 @@ class Forward:
         except InputError:
             raise
         except Exception as error:  # a missing compiler, an operator it does not know: not all of them are torch.compile's
-            raise cannot_compile(self.annotator.name, error) from error
+            raise compile_failed(self.annotator.name, error) from error
 
     def label_maps(self, images: Tensor) -> LabelMaps:
         """(B, 3, S, T) uint8 -> label maps in the stored types."""
         images = images.to(self.device, non_blocking=True)
         images = self.squash.normalise(images).contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, dtype_named(self.manifest.precision)):
+        with autocast(self.device, dtype_from_name(self.manifest.precision)):
             logits = self.annotator(images)
         maps = sparsify(logits, self.manifest.topk, self.manifest.tail)
         return LabelMaps(maps.scores.half(), maps.classes.int(), maps.tail.half())

@@ -20,7 +20,7 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def locked(labels: Path, group: Processes) -> Iterator[None]:
+def write_lock(labels: Path, group: Processes) -> Iterator[None]:
     """Refuse a second run on the same folder while the first lives; a dead run's lock is gone with it.
 
     The first process holds the lock for all: what the others of a dying run may still write has the same bytes.
@@ -47,10 +47,10 @@ def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable:
     pending: list[int] = []
     if group.is_first:
         lines = read_shard_lines(labels, drop_damaged=True)
-        settle_manifest(labels, manifest, lines)
+        ensure_manifest(labels, manifest, lines)
         for leftover in labels.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)  # a dying process of the run before may just have done so
-        sound = {i: line for i, line in lines.items() if is_sound(labels, line, manifest)}
+        sound = {i: line for i, line in lines.items() if is_intact(labels, line, manifest)}
         if lines or (labels / SHARD_LINES).exists():
             write_shard_lines(labels, sound)  # also drops torn and damaged lines
         for i in sorted(lines.keys() - sound.keys()):
@@ -69,7 +69,7 @@ def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable:
     return group.from_first(pending)
 
 
-def settle_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine]) -> None:
+def ensure_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine]) -> None:
     """See that LABELS/manifest.json is this one: write it where there is none, or where it is damaged and every finished
     shard says that it was made by this one.
 
@@ -101,7 +101,7 @@ def settle_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine
         )
 
 
-def is_sound(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
+def is_intact(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
     """Whether line and file are what was written: the line may be damaged as well as the file."""
     images = len(manifest.images_of(line.shard))
     if line.file != shard_name(line.shard) or line.rows + len(line.unreadable) != images:

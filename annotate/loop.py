@@ -25,7 +25,7 @@ from relabel.labels.shard_lines import append_shard_line
 from relabel.labels.shards import shard_name, write_shard
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.workers import batches_of, decoding_workers, leave_signals_to_the_main_process
+from relabel.runtime.workers import batches_of, decoding_workers, init_worker
 
 
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
@@ -62,7 +62,7 @@ def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
     return Batch([index for index, _ in readable], images, {index: why for index, image, why in items if image is None})
 
 
-def whole_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
+def shard_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
     """Image indices batch by batch; each shard begins with a batch of its own."""
     return [
         list(manifest.images_of(shard)[first : first + batch_size])
@@ -92,7 +92,7 @@ def annotate_shards(
     """
     if not shards:
         return
-    batches = whole_batches(shards, manifest, forward.batch_size)
+    batches = shard_batches(shards, manifest, forward.batch_size)
     cuda = group.device.type == "cuda"
     loader = DataLoader(
         SquashedImages(image_set, forward.squash),
@@ -100,7 +100,7 @@ def annotate_shards(
         num_workers=min(decoding_workers(workers), len(batches)),
         collate_fn=collate,
         pin_memory=cuda,
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=init_worker,
     )
     total = sum(map(len, batches))
     bar = tqdm(total=total, unit="img", desc="annotate", disable=None if group.is_first else True, smoothing=0.05)
@@ -133,13 +133,13 @@ def annotate_shards(
             if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
                 of_process = f" of the first of {group.world} processes" if group.world > 1 else ""
                 said = f"{shard_name(shard)} annotated, {number} of {len(shards)}{of_process}"
-            written = writer.submit(write, labels, shard, keys, made, manifest, skipped, said)
+            written = writer.submit(write_finished, labels, shard, keys, made, manifest, skipped, said)
         assert written is not None
         written.result()
 
 
 @torch.inference_mode()
-def write(
+def write_finished(
     labels: Path,
     shard: int,
     keys: list[str],
@@ -152,7 +152,7 @@ def write(
 
     In a thread of its own: only here does anybody wait for the device.
     """
-    maps = joined(made, manifest)
+    maps = concatenate(made, manifest)
     if not bool(torch.isfinite(maps.scores).all() & torch.isfinite(maps.tail).all()):
         raise InputError(
             f"{manifest.model} gives logits that are not finite, or beyond float16 (65504), in shard {shard}: its weights"
@@ -163,7 +163,7 @@ def write(
         print(said, flush=True)
 
 
-def joined(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:
+def concatenate(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:
     """One LabelMaps on the CPU; of no images if there are no parts."""
     if not parts:
         cells = manifest.grid

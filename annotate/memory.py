@@ -9,7 +9,7 @@ from torch import Tensor
 from relabel.runtime.errors import first_line
 
 
-def no_memory_for(images: Tensor, device: torch.device, error: BaseException) -> str:
+def out_of_memory_message(images: Tensor, device: torch.device, error: BaseException) -> str:
     """What to say of (B, 3, S, T) images that the device has no memory for."""
     count = f"{len(images)} images" if len(images) > 1 else "a single image"
     return (

@@ -11,7 +11,7 @@ from torch import nn
 from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
 
-OF_TIMM = "timm"
+TIMM_CLASSES = "timm"
 
 
 def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> list[int]:
@@ -23,7 +23,7 @@ def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> li
     Raises:
         InputError: no such file, another number of lines than outputs, a name twice, or a class of the images not in it.
     """
-    names = names_of_timm(classifier) if classes == OF_TIMM else read_names(Path(classes))
+    names = timm_class_names(classifier) if classes == TIMM_CLASSES else read_output_names(Path(classes))
     if len(names) != classifier.num_classes:
         raise InputError(f"--classes {classes}: {len(names)} names, the classifier has {classifier.num_classes} outputs")
     output = {name: i for i, name in enumerate(names)}
@@ -39,21 +39,21 @@ def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> li
     return [output[name] for name in images.classes]
 
 
-def read_names(path: Path) -> list[str]:
+def read_output_names(path: Path) -> list[str]:
     """The lines; what follows a tab is for the reader."""
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # Windows marks its UTF-8
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--classes {path}: {error}; expected a text file of class names, or {OF_TIMM}") from error
+        raise InputError(f"--classes {path}: {error}; expected a text file of class names, or {TIMM_CLASSES}") from error
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
     if empty:
         raise InputError(f"--classes {path}: line {empty[0]} is empty; expected a name per output of the classifier")
     return [line.split("\t")[0].strip() for line in lines]
 
 
-def names_of_timm(classifier: nn.Module) -> list[str]:
+def timm_class_names(classifier: nn.Module) -> list[str]:
     subset = infer_imagenet_subset(classifier)
     if subset is None:
-        raise InputError(f"--classes {OF_TIMM}: timm has no names for a classifier of {classifier.num_classes} classes")
+        raise InputError(f"--classes {TIMM_CLASSES}: timm has no names for a classifier of {classifier.num_classes} classes")
     names: list[str] = ImageNetInfo(subset).label_names()
     return names

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, fully_convolutional
 from annotate.forward import Forward
-from annotate.label_folder import finish, locked, prepare
+from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
 from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
-from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import find_images
 from relabel.labels.manifest import PUBLISHED, Manifest, Precision, Tail
 from relabel.models.classifier import create_classifier
@@ -72,7 +72,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             annotator.select(outputs)
         if annotator.kind == "token" and group.is_first:
             tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
-        manifest = describe(config, annotator, squash, image_set, outputs)
+        manifest = build_manifest(config, annotator, squash, image_set, outputs)
         if manifest.num_classes != len(image_set.classes) and group.is_first:
             tqdm.write(
                 f"warning: {annotator.name} has {manifest.num_classes} classes, {image_set.source} {len(image_set.classes)};"
@@ -83,7 +83,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             forward.compile()
         try:
             labels.mkdir(parents=True, exist_ok=True)
-            with locked(labels, group):
+            with write_lock(labels, group):
                 pending = prepare(labels, manifest, group, config.skip_unreadable)
                 mine = pending[group.rank :: group.world]
                 annotate_shards(image_set, labels, mine, manifest, forward, group, config.workers, config.skip_unreadable)
@@ -126,7 +126,7 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
     return annotator, squash
 
 
-def describe(
+def build_manifest(
     config: AnnotateConfig,
     annotator: FullyConvolutional,
     squash: Squash,
@@ -159,7 +159,7 @@ def describe(
         tail=config.tail,
         grid=(rows, columns),
         image_count=len(image_set),
-        image_digest=digest_of(image_set.keys),
+        image_digest=keys_digest(image_set.keys),
         shard_size=config.shard_size,
         classes=tuple(image_set.classes) if len(image_set.classes) == num_classes else None,
         outputs=tuple(outputs) if outputs is not None else None,

@@ -26,13 +26,13 @@ from PIL import Image
 from annotate.forward import Forward
 from annotate.label_folder import prepare
 from annotate.loop import annotate_shards
-from annotate.run import AnnotateConfig, describe, load_annotator
+from annotate.run import AnnotateConfig, build_manifest, load_annotator
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import all_seconds
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.runtime.distributed import Processes, processes
-from relabel.runtime.precision import autocast, dtype_named
+from relabel.runtime.precision import autocast, dtype_from_name
 
 PICTURES = 128  # different ones; where a round needs more images, they are links to these
 CLASSES = 8
@@ -68,7 +68,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
     torch.save(timm.create_model(config.model).state_dict(), config.checkpoint)
     image_set = write_pictures(scratch / "images", load.images)
     annotator, squash = load_annotator(config, group.device)
-    manifest = describe(config, annotator, squash, image_set)
+    manifest = build_manifest(config, annotator, squash, image_set)
     pixels = torch.randint(256, (config.batch_size, 3, *squash.input_size), dtype=torch.uint8, device=group.device)
     batch = squash.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
@@ -80,7 +80,7 @@ def compare(load: Load, group: Processes, scratch: Path) -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        with autocast(group.device, dtype_named(config.precision)):
+        with autocast(group.device, dtype_from_name(config.precision)):
             for _ in range(load.images // config.batch_size):
                 annotator(batch)
 

@@ -21,7 +21,7 @@ from benchmarks.interleaved import median_seconds
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from train.crops import RandomCrops, collate
-from train.recipe import Recipe, load
+from train.recipe import Recipe, load_recipe
 
 SIZES = {"500x375, as ImageNet's mostly are": (500, 375), "2000x1500": (2000, 1500)}
 SIDES = (224, 112)
@@ -36,7 +36,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             image_set = write_photographs(Path(scratch), size)
             for side in SIDES:
-                compare(title, image_set, load("relabel", [f"image_size={side}", "hflip=0.0"]))
+                compare(title, image_set, load_recipe("relabel", [f"image_size={side}", "hflip=0.0"]))
 
 
 def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:

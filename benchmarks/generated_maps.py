@@ -10,7 +10,7 @@ import timm
 import torch
 from torch.nn.functional import interpolate
 
-from relabel.images.image_set import digest_of
+from relabel.images.image_set import keys_digest
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import append_shard_line
@@ -57,7 +57,7 @@ def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_clas
         tail="mean",
         grid=GRID,
         image_count=len(keys),
-        image_digest=digest_of(keys),
+        image_digest=keys_digest(keys),
         shard_size=SHARD_SIZE,
         timm_version=timm.__version__,
         torch_version=torch.__version__,

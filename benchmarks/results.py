@@ -29,7 +29,7 @@ from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import SHARD_LINES, append_shard_line
 from relabel.labels.shards import write_shard
 from relabel.labels.store import LabelStore
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 from relabel.runtime.machine import cpu_model
 from train import recipe as recipes
 from train.run_dir.metrics import read_metrics
@@ -90,10 +90,10 @@ RECIPE_EPOCHS, RECIPE_SEEDS = 60, (0, 1, 2)  # in a third of that, most rows do 
 def recipe_rows() -> list[Arm]:
     """Every recipe that is not of the scenes themselves."""
     rows = []
-    for name in recipes.names():
+    for name in recipes.recipe_names():
         if name.startswith("scenes-"):
             continue
-        recipe = recipes.load(name)
+        recipe = recipes.load_recipe(name)
         settings = (*SIZES, "cutmix_off_epochs=1") if recipe.cutmix else SIZES
         options: tuple[str, ...] = ()
         if recipe.target == "teacher":
@@ -255,7 +255,7 @@ def write_readme(name: str, table: str) -> None:
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(begin)
     after = rest.split(end)[1]
-    write_whole(README, f"{before}{begin}\n{table}\n{end}{after}".encode())
+    atomic_write(README, f"{before}{begin}\n{table}\n{end}{after}".encode())
 
 
 TABLES: dict[str, Callable[[], str]] = {"targets": targets, "robustness": robustness, "recipes": recipe_table}

@@ -39,11 +39,11 @@ from benchmarks.interleaved import wait_for
 from benchmarks.training_step import resident_crops, training_step
 from relabel.images.image_set import ImageSet
 from relabel.labels.store import LabelStore
-from relabel.runtime.precision import autocast, name_of
-from relabel.runtime.workers import leave_signals_to_the_main_process
+from relabel.runtime.precision import autocast, dtype_name
+from relabel.runtime.workers import init_worker
 from train.crops import RandomCrops, TrainingBatches, collate
 from train.loop import train
-from train.recipe import Recipe, load
+from train.recipe import Recipe, load_recipe
 from train.run_dir.metrics import read_metrics
 
 ROUNDS = 9
@@ -84,7 +84,7 @@ def main() -> None:
 def compare(given: Load, image_set: ImageSet, scratch: Path, device: torch.device) -> None:
     plain = ["colour_jitter=[0, 0, 0]", "lighting=0"]
     size = [f"batch_size={given.batch}", f"image_size={given.side}"]
-    recipe = load("relabel", [*plain, *size, "epochs=2", "warmup_epochs=0", "lr=1e-3"])
+    recipe = load_recipe("relabel", [*plain, *size, "epochs=2", "warmup_epochs=0", "lr=1e-3"])
     arms: dict[str, Callable[[], float]] = {
         "model alone": lambda: model_alone(given, recipe, scratch / "labels", device),
         "loader alone": lambda: loader_alone(given, recipe, image_set, device),
@@ -97,7 +97,7 @@ def compare(given: Load, image_set: ImageSet, scratch: Path, device: torch.devic
             rates[name].append(arms[name]())
     rate = {name: max(of_arm) for name, of_arm in rates.items()}
     print(
-        f"training loop: {given.model}, {given.side}x{given.side}, {name_of(given.autocast_dtype)}, batch {given.batch},"
+        f"training loop: {given.model}, {given.side}x{given.side}, {dtype_name(given.autocast_dtype)}, batch {given.batch},"
         f" {given.steps} steps, {given.workers} decoding workers; images/s, fastest and median of {ROUNDS}, interleaved"
     )
     for name, value in rate.items():
@@ -126,7 +126,7 @@ def loader_alone(given: Load, recipe: Recipe, image_set: ImageSet, device: torch
         num_workers=given.workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=init_worker,
     )
     batches = iter(loader)  # of two epochs
     return images_per_s(given, device, lambda: next(batches))

@@ -25,11 +25,11 @@ from benchmarks.interleaved import median_seconds
 from relabel.labels.boxes import random_boxes
 from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
-from relabel.models.preprocessing import View
-from relabel.runtime.precision import name_of
+from relabel.models.preprocessing import Preprocessing
+from relabel.runtime.precision import dtype_name
 from train.augment import DRAWS
 from train.crops import Crops
-from train.recipe import Recipe, load
+from train.recipe import Recipe, load_recipe
 from train.step import TrainingStep, create_optimizer
 from train.supervision import LabelMapTargets, Supervision
 
@@ -73,7 +73,7 @@ def training_step(
     torch.manual_seed(0)
     classes = store.manifest.num_classes
     student = timm.create_model(model, num_classes=classes).to(device).to(memory_format=torch.channels_last).train()
-    view = View(recipe.eval_size, recipe.eval_crop, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    view = Preprocessing(recipe.eval_size, recipe.eval_crop, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     maps = LabelMapTargets(store, torch.arange(len(store), device=device), recipe)
     targets = Supervision(recipe, classes, maps)
@@ -90,7 +90,7 @@ def resident_crops(batch: int, side: int, images: int, classes: int, device: tor
 
 
 def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
-    recipe = load("relabel", ["lr=1e-3"])  # random targets: at the recipe's rate the loss may grow
+    recipe = load_recipe("relabel", ["lr=1e-3"])  # random targets: at the recipe's rate the loss may grow
     relabel = training_step(MODEL, recipe, store, given.autocast_dtype, device)
     single = replace(relabel, targets=Supervision(relabel.recipe, NUM_CLASSES))  # the same but for the target
     assert relabel.targets.maps is not None
@@ -110,7 +110,7 @@ def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
         arm()
     relabel_s, single_s, labels_s = median_seconds(device, given.rounds, *arms)
     print(
-        f"training step: {MODEL}, {side}x{side}, {name_of(given.autocast_dtype)}, batch {given.batch}; label maps of"
+        f"training step: {MODEL}, {side}x{side}, {dtype_name(given.autocast_dtype)}, batch {given.batch}; label maps of"
         f" k {TOPK}, C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of {given.rounds}, interleaved"
     )
     for name, seconds, share in (
@@ -121,18 +121,18 @@ def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
         print(f"  {name:<32}{1000 * seconds / given.steps:9.2f} ms   {share}".rstrip())
 
 
-def pool(load: Load, device: torch.device) -> None:
+def pool(load_recipe: Load, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = generated_maps(POOLED, generator).to(device)
     boxes = random_boxes(POOLED, generator).to(device)
-    source = torch.zeros(load.copied, dtype=torch.uint8, device=device)
+    source = torch.zeros(load_recipe.copied, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     target = label_pool(maps, boxes, NUM_CLASSES).softmax(1)
     pool_s, copy_s = median_seconds(
         device, 30, lambda: label_pool(maps, boxes, NUM_CLASSES).softmax(1), lambda: copy.copy_(source)
     )
     moved = sum(t.nbytes for t in (maps.scores, maps.classes, maps.tail, boxes, target))
-    bandwidth = 2 * load.copied / copy_s  # read and written
+    bandwidth = 2 * load_recipe.copied / copy_s  # read and written
     print(
         f"label pooling and softmax: B {POOLED}, k {TOPK}, C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of 30, interleaved"
     )

@@ -15,7 +15,7 @@ from relabel.runtime.defaults import COMPARE_BOXES
 from relabel.runtime.errors import InputError
 
 BATCH = 256
-NAMED = 5  # images and classes named
+MAX_NAMED = 5  # images and classes named
 SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip")
 
 
@@ -32,7 +32,7 @@ class Comparison:
         worst_folders: (class folder, mean KL), largest first.
     """
 
-    made_otherwise: list[str]
+    different_settings: list[str]
     images: int
     only_first: int
     only_second: int
@@ -86,14 +86,14 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     for key, value in zip(keys, kl.tolist(), strict=True):
         folders.setdefault(key.rpartition("/")[0], []).append(value)
     by_folder = sorted(((name, sum(v) / len(v)) for name, v in folders.items()), key=lambda item: -item[1])
-    order = kl.argsort(descending=True)[:NAMED].tolist()
+    order = kl.argsort(descending=True)[:MAX_NAMED].tolist()
     return Comparison(
-        made_otherwise=[d for d in a.manifest.differences(b.manifest) if d.partition(":")[0] in SETTINGS],
+        different_settings=[d for d in a.manifest.differences(b.manifest) if d.partition(":")[0] in SETTINGS],
         images=len(keys),
         only_first=len(a) - len(keys),
         only_second=len(b) - len(keys),
         agreement=float(torch.cat(same).float().mean()),
         kl=float(kl.mean()),
         worst_images=[(keys[i], float(kl[i])) for i in order],
-        worst_folders=by_folder[:NAMED],
+        worst_folders=by_folder[:MAX_NAMED],
     )

@@ -30,12 +30,12 @@ from relabel.models.weights import weights_from_hub, weights_in_folder
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
 from relabel.runtime.machine import choose_device
-from relabel.runtime.precision import autocast, dtype_named
+from relabel.runtime.precision import autocast, dtype_from_name
 
 BATCH = 16
 BOXES_PER_IMAGE = 8
 OTHER_K = (1, 2, 3, 5, 10)
-CLOSE = {
+TOLERANCE = {
     "float32": 0.005,
     "bfloat16": 0.1,
     "float16": 0.02,
@@ -159,15 +159,15 @@ def annotate_again(
     """(B, C, H, W) float32 logits on the CPU, at the precision recorded."""
     device = next(annotator.parameters()).device
     pixels = torch.stack([squash(images.read(images.index(key))) for key in keys]).to(device)
-    with autocast(device, dtype_named(manifest.precision)):
+    with autocast(device, dtype_from_name(manifest.precision)):
         logits = annotator(squash.normalise(pixels).contiguous(memory_format=torch.channels_last))
     result: Tensor = logits.float().cpu()
     return result
 
 
-def findings_of(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]:
+def problems(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]:
     """What is wrong, if anything: the set does not hold what its annotator says of these images."""
-    if check.largest_difference <= CLOSE[manifest.precision]:
+    if check.largest_difference <= TOLERANCE[manifest.precision]:
         return []
     return [
         f"{labels}: a stored logit or tail differs by {100 * check.largest_difference:.3g}% from what {manifest.model} says"
@@ -176,7 +176,7 @@ def findings_of(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]
     ]
 
 
-def notes_of(check: SpotCheck, manifest: Manifest) -> list[str]:
+def fidelity_table(check: SpotCheck, manifest: Manifest) -> list[str]:
     """The fidelity table, the stored choice marked."""
     tails: tuple[Tail, ...] = get_args(Tail)
     rows = [

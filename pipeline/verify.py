@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from relabel.images.classes import ClassNames
-from relabel.images.image_set import ImageSet, digest_of
-from relabel.images.keys import KeyIndex, decoded, encoded
+from relabel.images.image_set import ImageSet, keys_digest
+from relabel.images.keys import KeyIndex, decode_keys, encode_keys
 from relabel.images.sources import find_images
 from relabel.labels.manifest import MANIFEST, Manifest
 from relabel.labels.maps import LabelMaps
@@ -23,11 +23,11 @@ from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
 from relabel.runtime.machine import cores
 
-REMAKE = "delete it and run the command that made the label set again"
-WORST = 5  # classes named
+REMEDY = "delete it and run the command that made the label set again"
+MAX_NAMED = 5  # classes named
 POOL_BATCH = 256
 INFINITE = 0x7C00  # bits of float16's infinity; those of NaN are larger
-CACHED = 256  # rows judged at a time, so that what it takes stays in a core's cache
+CHECK_BATCH = 256  # rows judged at a time, so that what it takes stays in a core's cache
 
 
 @dataclass
@@ -54,7 +54,7 @@ def verify(
     lines = read_shard_lines(labels)
     image_set = find_images(images) if images is not None else None
     report = Report()
-    examine = functools.partial(examine_shard, labels, lines, manifest, pool=image_set is not None)
+    examine = functools.partial(check_shard, labels, lines, manifest, pool=image_set is not None)
     with ThreadPoolExecutor(cores()) as threads:  # hashing and numpy let others run meanwhile
         examined = threads.map(examine, range(manifest.shard_count))
         shards = list(tqdm(examined, total=manifest.shard_count, desc="verify", unit="shard", disable=None))
@@ -67,9 +67,9 @@ def verify(
         )
     complete = not report.findings
     keys = np.concatenate([shard.keys for shard in shards])  # (N,) bytes
-    check_keys(report, labels, manifest, keys, encoded(unreadable), complete)
+    check_keys(report, labels, manifest, keys, encode_keys(unreadable), complete)
     if image_set is not None:
-        check_coverage(report, labels, image_set, keys, encoded(unreadable), complete)
+        check_coverage(report, labels, image_set, keys, encode_keys(unreadable), complete)
         if len(keys):
             named, top1 = names or ClassNames(), np.concatenate([shard.top1 for shard in shards])
             check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, named)
@@ -84,7 +84,7 @@ def verify(
 
 
 @dataclass
-class Examined:
+class ShardReport:
     """What a shard holds: nothing where it cannot be trusted."""
 
     findings: list[str]
@@ -93,45 +93,45 @@ class Examined:
     top1: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (n,) of whole images, if asked for
 
 
-def examine_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest, number: int, *, pool: bool) -> Examined:
+def check_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest, number: int, *, pool: bool) -> ShardReport:
     """Structure, checksum and values of one shard; with `pool`, the best class of each whole image too."""
     path = labels / shard_name(number)
     if number not in lines:
-        return Examined([f"{path}: not finished; run the command that made the label set again"])
+        return ShardReport([f"{path}: not finished; run the command that made the label set again"])
     line = lines[number]
     try:
         shard = MappedShard.open(labels, line, manifest)
     except InputError as error:
-        return Examined([str(error)])
+        return ShardReport([str(error)])
     if sha256_of(path) != line.sha256:  # its values cannot be trusted, so they are not judged
-        return Examined([f"{path}: its bytes changed after it was written (sha256); {REMAKE}"])
-    findings = [f"{path} {finding}; {REMAKE}" for finding in findings_in(shard, manifest)]
+        return ShardReport([f"{path}: its bytes changed after it was written (sha256); {REMEDY}"])
+    findings = [f"{path} {finding}; {REMEDY}" for finding in check_values(shard, manifest)]
     if line.manifest not in (None, manifest.identity):
-        findings.append(f"{path}: {MANIFEST} is not the one that it was made by; {REMAKE}")
+        findings.append(f"{path}: {MANIFEST} is not the one that it was made by; {REMEDY}")
     try:
-        decoded(shard.keys)
+        decode_keys(shard.keys)
     except ValueError as error:
         findings.append(f"{path}: {error}; such a set is not to be trusted")
     keys = np.array(shard.keys)  # copied: else the whole file would stay mapped
-    return Examined(findings, keys, line.unreadable, *([top1_of(shard, manifest)] if pool else []))
+    return ShardReport(findings, keys, line.unreadable, *([whole_image_classes(shard, manifest)] if pool else []))
 
 
-def findings_in(shard: MappedShard, manifest: Manifest) -> list[str]:
+def check_values(shard: MappedShard, manifest: Manifest) -> list[str]:
     """What is wrong with a shard's values, each with the first row that shows it."""
-    parts = [slice(first, first + CACHED) for first in range(0, len(shard.keys), CACHED)]
-    of_parts = [faults_in(shard.scores[part], shard.classes[part], shard.tail[part], manifest) for part in parts]
+    parts = [slice(first, first + CHECK_BATCH) for first in range(0, len(shard.keys), CHECK_BATCH)]
+    of_parts = [value_faults(shard.scores[part], shard.classes[part], shard.tail[part], manifest) for part in parts]
     found = []
     for what in of_parts[0] if of_parts else []:
         bad = np.concatenate([faults[what] for faults in of_parts])
         if bad.any():
             first = int(bad.argmax())
-            found.append(f"row {first} ({name_of(shard.keys[first])}): {what}, in {int(bad.sum())} rows in all")
+            found.append(f"row {first} ({key_name(shard.keys[first])}): {what}, in {int(bad.sum())} rows in all")
     return found
 
 
-def faults_in(scores: np.ndarray, classes: np.ndarray, tail: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
+def value_faults(scores: np.ndarray, classes: np.ndarray, tail: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
     """(n,) whether a row has it, of everything that can be wrong with the values of n rows."""
-    scores, tail = comparable(scores), comparable(tail)
+    scores, tail = sortable_bits(scores), sortable_bits(tail)
     twice = np.zeros(len(classes), dtype=bool)
     for apart in range(1, manifest.topk):  # comparing the few classes of a cell in pairs is faster than sorting them
         twice |= (classes[:, apart:] == classes[:, :-apart]).any((1, 2, 3))
@@ -144,7 +144,7 @@ def faults_in(scores: np.ndarray, classes: np.ndarray, tail: np.ndarray, manifes
     }
 
 
-def comparable(values: np.ndarray) -> np.ndarray:
+def sortable_bits(values: np.ndarray) -> np.ndarray:
     """float16 -> int16 that compare as the values do, -0 as 0, infinities and NaN from INFINITE on; and faster."""
     bits = values.view(np.int16)
     sign = bits >> 15  # 0 or -1
@@ -154,7 +154,7 @@ def comparable(values: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def name_of(key: bytes) -> str:
+def key_name(key: bytes) -> str:
     return key.decode(errors="replace")
 
 
@@ -166,9 +166,9 @@ def check_keys(
     doubled = np.unique(together[1:][together[1:] == together[:-1]])
     if len(doubled):
         report.findings.append(
-            f"{labels}: {len(doubled)} keys stand in it twice (first: {name_of(doubled[0])}); annotate anew"
+            f"{labels}: {len(doubled)} keys stand in it twice (first: {key_name(doubled[0])}); annotate anew"
         )
-    if complete and digest_of(key.decode() for key in together.tolist()) != manifest.image_digest:
+    if complete and keys_digest(key.decode() for key in together.tolist()) != manifest.image_digest:
         report.findings.append(f"{labels / MANIFEST}: its image digest is not that of the shards' keys; annotate anew")
 
 
@@ -176,17 +176,17 @@ def check_coverage(
     report: Report, labels: Path, image_set: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
     """Every image has a map, and every map an image."""
-    images = encoded(image_set.keys)
+    images = encode_keys(image_set.keys)
     missing = images[KeyIndex(np.concatenate([keys, unreadable])).find(images) < 0]
     surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
     if len(missing) and complete:  # else the unfinished shards, found above, are the reason
         report.findings.append(
             f"{labels}: {len(missing)} of {len(image_set)} images of {image_set.source} have no label map (first:"
-            f" {name_of(missing[0])}); annotate this folder into a new label set"
+            f" {key_name(missing[0])}); annotate this folder into a new label set"
         )
     if len(surplus):
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {name_of(surplus[0])}); name"
+            f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {key_name(surplus[0])}); name"
             " the images they were made from, or annotate anew"
         )
 
@@ -202,14 +202,14 @@ def check_agreement(
     names: ClassNames,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
-    misfit = manifest.misfit(image_set.classes)
-    if misfit is not None:
+    class_mismatch = manifest.class_mismatch(image_set.classes)
+    if class_mismatch is not None:
         report.findings.append(
-            f"{labels / MANIFEST}: {misfit} ({image_set.source}); use an annotator with the images' classes, or tell"
+            f"{labels / MANIFEST}: {class_mismatch} ({image_set.source}); use an annotator with the images' classes, or tell"
             " annotate its classes by --classes"
         )
         return
-    image_of = KeyIndex(encoded(image_set.keys)).find(keys)
+    image_of = KeyIndex(encode_keys(image_set.keys)).find(keys)
     known = image_of >= 0
     if not known.any():
         return
@@ -219,7 +219,7 @@ def check_agreement(
     counts = np.bincount(targets, minlength=len(image_set.classes))
     per_class = np.bincount(targets, weights=agrees, minlength=len(image_set.classes)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
-    worst = present[np.argsort(per_class[present], kind="stable")][:WORST]
+    worst = present[np.argsort(per_class[present], kind="stable")][:MAX_NAMED]
     named = ", ".join(f"{names(image_set.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
     report.notes.append(
         f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
@@ -232,7 +232,7 @@ def check_agreement(
         )
 
 
-def top1_of(shard: MappedShard, manifest: Manifest) -> np.ndarray:
+def whole_image_classes(shard: MappedShard, manifest: Manifest) -> np.ndarray:
     """(n,) class with the largest mean logit over the image."""
     top1 = [np.empty(0, dtype=np.int64)]
     for first in range(0, len(shard.keys), POOL_BATCH):

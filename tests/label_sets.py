@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.image_set import ImageSet, keys_digest
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import append_shard_line
@@ -35,7 +35,7 @@ def manifest_of(keys: Sequence[str], maps: LabelMaps, num_classes: int, **change
         "tail": "mean",
         "grid": tuple(maps.scores.shape[2:]),
         "image_count": len(keys),
-        "image_digest": digest_of(keys),
+        "image_digest": keys_digest(keys),
         "shard_size": len(keys),
         "timm_version": "0",
         "torch_version": "0",

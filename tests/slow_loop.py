@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from relabel.images.decoding import read_rgb
 from relabel.models.card import ModelCard
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from train.run_dir import checkpoint
 
 THIN: dict[str, Any] = {"stem_width": 8, "channels": (8, 8, 16, 64), "zero_init_last": False}
-VIEW = View(16, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+VIEW = Preprocessing(16, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def logits_of(classifier: nn.Module, paths: list[Path], view: View = VIEW) -> Tensor:
+def logits_of(classifier: nn.Module, paths: list[Path], view: Preprocessing = VIEW) -> Tensor:
     """One image at a time, by timm's transform."""
     with torch.inference_mode():
         return torch.cat([classifier(images_of([path], view)) for path in paths])
 
 
-def images_of(paths: list[Path], view: View = VIEW) -> Tensor:
+def images_of(paths: list[Path], view: Preprocessing = VIEW) -> Tensor:
     transform = create_transform(
         (3, view.size, view.size), interpolation=view.interpolation, mean=view.mean, std=view.std, crop_pct=view.crop
     )

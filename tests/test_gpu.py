@@ -14,7 +14,7 @@ from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
 from tests.label_sets import write_label_set
 from train.loop import train
-from train.recipe import load
+from train.recipe import load_recipe
 from train.run_dir.metrics import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -44,7 +44,7 @@ def test_training_on_the_gpu_reads_its_labels_there(
     sizes = ["epochs=3", "warmup_epochs=1", "batch_size=4", "image_size=32", "eval_size=32"]
     thin = {"stem_width": 8, "channels": (8, 8, 8, 16)}
     options = {"labels": tmp_path / "labels", "val": image_folder, "model_kwargs": thin, "device": "cuda", "workers": 1}
-    train(image_folder, tmp_path / "run", "resnet10t", load("scenes-relabel", sizes), **(options | more))
+    train(image_folder, tmp_path / "run", "resnet10t", load_recipe("scenes-relabel", sizes), **(options | more))
     last = read_metrics(tmp_path / "run")[-1]
     assert last["step"] == 6 and last["val"]["images"] == 9 and last["loss"] < 10
     assert LabelStore.open(tmp_path / "labels").to("cuda").gather(torch.tensor([8, 0])).scores.device.type == "cuda"
@@ -76,7 +76,7 @@ def test_step_towards_label_maps_never_waits_for_the_gpu(tmp_path: Path) -> None
     maps = LabelMaps(*logits.topk(3, dim=1), logits.mean(1))
     write_label_set(tmp_path / "set", [f"cat/{i}.JPEG" for i in range(8)], maps, 5)
     settings = ["optimizer=sgd", "cutmix_target=regions", "folder_share=0.2", "lr=1e-3", "ema=0.9"]
-    recipe = load("relabel-cutmix", settings)  # jitters and lights colours, too
+    recipe = load_recipe("relabel-cutmix", settings)  # jitters and lights colours, too
     step = training_step("resnet10t", recipe, LabelStore.open(tmp_path / "set").to(device), torch.bfloat16, device)
     assert isinstance(step.forward, torch.nn.Module)
     ema = ModelEmaV3(step.forward, decay=recipe.ema, use_warmup=True)

@@ -92,7 +92,7 @@ class RandomCrops(Dataset[Crops]):
                     windows.append((left, top, left + width, top + height))
                     draws.append(augmentation_draws())
             if self.recipe.reduced_decode:
-                reduction = reduce(image, windows, side)
+                reduction = reduce_decoding(image, windows, side)
 
         image = self.image_set.read(index, draw)
         crops = [resized_window(image, window, reduction, side) for window in windows]
@@ -108,7 +108,7 @@ class RandomCrops(Dataset[Crops]):
         )
 
 
-def reduce(image: Image.Image, windows: list[Window], side: int) -> int:
+def reduce_decoding(image: Image.Image, windows: list[Window], side: int) -> int:
     """Have a JPEG decoded at 1/2, 1/4 or 1/8 where every window still has side x side pixels of it.
 
     Returns:
@@ -133,7 +133,7 @@ def collate(examples: list[Crops]) -> Crops:
     return Crops.of(torch.cat(of_all) for of_all in zip(*(crops.tensors() for crops in examples), strict=True))
 
 
-def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
+def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
     """Batches on the device. To CUDA they are copied beside the step before, which is still running there."""
     if device.type != "cuda":
         yield from batches

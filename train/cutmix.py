@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import CutMix
 
 from train.recipe import Recipe
-from train.seeds import STREAM, seed_of
+from train.seeds import CUTMIX_STREAM, seed_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Paste:
         return (self.right - self.left) * (self.bottom - self.top) / self.size**2
 
 
-def paste_of_step(step: int, epoch: int, images: Tensor, recipe: Recipe) -> Paste | None:
+def draw_paste(step: int, epoch: int, images: Tensor, recipe: Recipe) -> Paste | None:
     """The rectangle of a step, or None where this step mixes nothing. It depends on (seed, step) alone.
 
     Args:
@@ -42,7 +42,7 @@ def paste_of_step(step: int, epoch: int, images: Tensor, recipe: Recipe) -> Past
     if not recipe.cutmix or epoch >= recipe.epochs - recipe.cutmix_off_epochs:
         return None
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
-        torch.default_generator.manual_seed(seed_of(recipe.seed, step, 0, STREAM))
+        torch.default_generator.manual_seed(seed_of(recipe.seed, step, 0, CUTMIX_STREAM))
         if torch.rand(()).item() >= recipe.cutmix:
             return None
         left, top, right, bottom = CutMix(alpha=recipe.cutmix_beta).make_params([images])["box"]
@@ -60,7 +60,7 @@ def paste_in(images: Tensor, paste: Paste) -> None:
     part.copy_(partner(part))  # roll makes a copy, so what is read is not yet written over
 
 
-def by_area(target: Tensor, paste: Paste) -> Tensor:
+def mix_by_area(target: Tensor, paste: Paste) -> Tensor:
     """(B, C) targets of whole crops -> of mixed ones, each crop's weighted by the area that is seen of it."""
     return torch.lerp(target, partner(target), paste.share)
 

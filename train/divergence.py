@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from relabel.images.image_set import ImageSet
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 from train.crops import TrainingBatches
 from train.recipe import Recipe
 from train.run_dir.checkpoint import LAST
 
 DIVERGED = "diverged.json"
-NAMED = 4  # images in the message; all are in the file
+MAX_NAMED = 4  # images in the message; all are in the file
 
 
-def refuse_divergence(
+def check_losses(
     losses: list[tuple[Tensor, float]], step: int, image_set: ImageSet, recipe: Recipe, run: Path, group: Processes
 ) -> None:
     """Look at the losses of the steps up to `step`; every process has to.
@@ -49,17 +49,17 @@ def refuse_divergence(
     if group.is_first:
         found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
         try:
-            write_whole(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
+            atomic_write(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
         except OSError as error:  # a disk that is full too must not take the place of what is said below
             place = f"which {run / DIVERGED} could not take ({error.strerror})"
-    more = f" and {len(keys) - NAMED} more, {place}" if len(keys) > NAMED else ""
+    more = f" and {len(keys) - MAX_NAMED} more, {place}" if len(keys) > MAX_NAMED else ""
     raise InputError(
-        f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:NAMED])}{more}."
+        f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:MAX_NAMED])}{more}."
         f" {remedy(run)}"
     )
 
 
-def refuse_infinite_weights(model: nn.Module, step: int, lr: float, run: Path) -> None:
+def check_weights(model: nn.Module, step: int, lr: float, run: Path) -> None:
     """Before weights are saved: a last step may have spoilt them after its loss was seen.
 
     Raises:

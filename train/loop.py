@@ -18,25 +18,25 @@ from torch.utils.data import DataLoader
 
 from relabel.images.decoding import UnreadableImage
 from relabel.models.card import ModelCard
-from relabel.models.classifier import create_classifier, refuse_image_size
-from relabel.models.preprocessing import View
+from relabel.models.classifier import check_image_size, create_classifier
+from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.defaults import EVAL_BATCH_SIZE, SAVE_MINUTES
 from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.precision import autocast_dtype_of, name_of
-from relabel.runtime.workers import batches_of, decoding_workers, leave_signals_to_the_main_process
-from train.crops import RandomCrops, TrainingBatches, collate, on_device
-from train.divergence import refuse_divergence, refuse_infinite_weights
+from relabel.runtime.precision import autocast_dtype_of, dtype_name
+from relabel.runtime.workers import batches_of, decoding_workers, init_worker
+from train.crops import RandomCrops, TrainingBatches, collate, prefetch
+from train.divergence import check_losses, check_weights
 from train.evaluation.evaluate import evaluate
 from train.progress import progress, say, summary
 from train.recipe import Recipe
 from train.run_dir import checkpoint
-from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS, bare
-from train.run_dir.metrics import append_metrics, draw_curves, keep_metrics, read_metrics
-from train.run_dir.provenance import begin, describe
+from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS, unwrap
+from train.run_dir.metrics import append_metrics, draw_curves, read_metrics, truncate_metrics
+from train.run_dir.provenance import run_settings, start_run
 from train.run_dir.tensorboard import open_writer, require_tensorboard, write_epoch
 from train.schedule import create_schedule
-from train.seeds import DROPOUT, seed_of
+from train.seeds import DROPOUT_STREAM, seed_of
 from train.step import TrainingStep, compiled, create_optimizer, load_optimizer
 from train.stop_signals import Interrupted, stop_signals
 from train.supervision import LabelMapTargets, Supervision
@@ -44,7 +44,7 @@ from train.teacher import TeacherChoice, load_teacher
 from train.tokens import WithTokens, token_grid
 from train.training_set import open_training_set
 
-LOOK_EVERY = 20  # steps between two looks at the loss and at the clock; each look waits for the device
+CHECK_EVERY = 20  # steps between two looks at the loss and at the clock; each look waits for the device
 
 
 def train(
@@ -127,10 +127,10 @@ def train(
             weights_option="--initial-weights",
         )
         for setting in ("image_size", "eval_size"):
-            refuse_image_size(model, arch, getattr(recipe, setting), setting)
+            check_image_size(model, arch, getattr(recipe, setting), setting)
         grid = token_grid(model, arch) if recipe.token_weight else None
         settings = resolve_model_data_config(model)
-        view = View(recipe.eval_size, recipe.eval_crop, "bilinear", settings["mean"], settings["std"])
+        view = Preprocessing(recipe.eval_size, recipe.eval_crop, "bilinear", settings["mean"], settings["std"])
         card = ModelCard(arch, kwargs, image_set.classes, view, recipe.loss)
         asked = load_teacher(teacher, recipe, image_set, group.device, autocast_dtype)
         if sync_bn:
@@ -143,9 +143,9 @@ def train(
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
         # The run's folder, and where to go on
-        description = describe(card, recipe, store, image_set, pretrained, initial_weights, teacher, val_set)
-        how = {"precision": name_of(autocast_dtype), "sync_bn": sync_bn, "compile": compile, "processes": group.world}
-        state = begin(run, description, how, resume, group)
+        description = run_settings(card, recipe, store, image_set, pretrained, initial_weights, teacher, val_set)
+        how = {"precision": dtype_name(autocast_dtype), "sync_bn": sync_bn, "compile": compile, "processes": group.world}
+        state = start_run(run, description, how, resume, group)
         step, seen = 0, torch.zeros(3, dtype=torch.float64, device=group.device)  # of this epoch: images, loss, top-1
         if state is not None:
             model.load_state_dict(state["state_dict"])
@@ -160,10 +160,10 @@ def train(
         if group.is_first:
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
-            keep_metrics(run, step // steps_per_epoch)
+            truncate_metrics(run, step // steps_per_epoch)
         recorded = [metrics["epoch"] for metrics in read_metrics(run)]
         writer = open_writer(run, max(recorded, default=0)) if tensorboard and group.is_first else None
-        judged = bare(model) if ema is None else ema.module  # what is evaluated and kept
+        judged = unwrap(model) if ema is None else ema.module  # what is evaluated and kept
         if grid is not None:
             model = WithTokens(model)
         if group.world > 1:
@@ -191,7 +191,7 @@ def train(
             num_workers=decoders,
             collate_fn=collate,
             pin_memory=cuda,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=init_worker,
         )
 
         def save_state(metrics: dict[str, Any] | None = None) -> None:
@@ -203,7 +203,7 @@ def train(
             together = group.sum(seen.clone())
             if group.is_first:
                 state = {
-                    "state_dict": bare(model).state_dict(),
+                    "state_dict": unwrap(model).state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(),
                     "step": step,
@@ -213,13 +213,13 @@ def train(
                 }
                 if ema is not None:  # the key by which timm, and so eval and export, takes them instead of the others
                     state["state_dict_ema"] = ema.module.state_dict()
-                checkpoint.save(run / LAST, state)
+                checkpoint.save_checkpoint(run / LAST, state)
 
         def record(metrics: dict[str, Any]) -> None:
             """Evaluate after an epoch, where the recipe says so, and record it; its state is saved by then."""
             began, epoch = time.perf_counter(), metrics["epoch"]
             if val_set is not None and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
-                group.same_buffers(judged)
+                group.sync_buffers(judged)
                 try:
                     evaluation = evaluate(
                         judged,
@@ -254,29 +254,31 @@ def train(
             began = saved = time.perf_counter()
             images_before = float(group.sum(seen[:1].clone()))
             losses: list[tuple[torch.Tensor, float]] = []  # since the last look, with their learning rates
-            for crops in on_device(batches_of(loader), group.device):
+            for crops in prefetch(batches_of(loader), group.device):
                 scheduler.step_update(step)
-                torch.manual_seed(seed_of(recipe.seed, step, group.rank, DROPOUT))  # as crops: where it is says it all
+                torch.manual_seed(
+                    seed_of(recipe.seed, step, group.rank, DROPOUT_STREAM)
+                )  # as crops: where it is says it all
                 counted = train_on(crops, step, step // steps_per_epoch)
                 seen += counted
                 step += 1
                 if ema is not None:
-                    ema.update(bare(model), step)
+                    ema.update(unwrap(model), step)
 
                 # Look at it now and then
                 bar.update(recipe.batch_size)
                 epoch, in_epoch = divmod(step, steps_per_epoch)
                 losses.append((counted[1], optimizer.param_groups[0]["lr"]))
-                look = step % LOOK_EVERY == 0 or in_epoch == 0
+                look = step % CHECK_EVERY == 0 or in_epoch == 0
                 stop = stopped() if group.world == 1 else look and group.any(stopped())  # all stop at the same step
                 save = stop or (look and group.any(time.perf_counter() - saved > 60 * save_every))
                 if look or stop:
-                    refuse_divergence(losses, step, image_set, recipe, run, group)
+                    check_losses(losses, step, image_set, recipe, run, group)
                     losses.clear()
                     count, loss_sum, right_sum = seen.tolist()
                     bar.set_postfix(loss=f"{loss_sum / count:.3f}", top1=f"{100 * right_sum / count:.1f}", refresh=False)
                 if save or in_epoch == 0:
-                    refuse_infinite_weights(model, step, optimizer.param_groups[0]["lr"], run)
+                    check_weights(model, step, optimizer.param_groups[0]["lr"], run)
 
                 # End of an epoch, or time to save
                 metrics = None

@@ -151,38 +151,38 @@ class About:
     published: dict[str, float]
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def about(name: str) -> About:
+def about_recipe(name: str) -> About:
     """What a recipe of ours reproduces."""
     own = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
     return About(own["reproduces"], own.get("published", {}))
 
 
-def load(recipe: str, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(recipe: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe by name or by the path of a .toml file, with KEY=VALUE overrides.
 
     Raises:
         InputError: no such recipe, no TOML, or a setting that is unknown or of another type.
     """
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
-    settings = read(path)
+    settings = read_settings(path)
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals:
             raise InputError(f"--set {override!r}: expected KEY=VALUE, such as lr=0.2")
         settings[key.strip()] = (toml_value(value), "--set")
-    return checked(settings)
+    return build_recipe(settings)
 
 
-def read(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
+def read_settings(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
     """A file's settings over those that it inherits, each with the place it came from; `heirs` inherit from it."""
     if path in heirs:
         raise InputError(f"{path} inherits from itself, through {', '.join(heir.name for heir in heirs)}")
     if not path.is_file():
-        raise InputError(f"no recipe {path.stem!r}; there are {', '.join(names())}, or give the path of a .toml file")
+        raise InputError(f"no recipe {path.stem!r}; there are {', '.join(recipe_names())}, or give the path of a .toml file")
     try:
         own = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -195,11 +195,13 @@ def read(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]
         if not isinstance(parent, str) or Path(parent).name != parent:
             raise InputError(f"{path}: inherit = {parent!r}; expected the name of a recipe, or of a .toml file beside it")
         beside = path.with_name(f"{parent}.toml")
-        inherited = read(beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml", (*heirs, path))
+        inherited = read_settings(
+            beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml", (*heirs, path)
+        )
     return inherited | {key: (value, str(path)) for key, value in own.items()}
 
 
-def checked(settings: dict[str, tuple[Any, str]]) -> Recipe:
+def build_recipe(settings: dict[str, tuple[Any, str]]) -> Recipe:
     hints = typing.get_type_hints(Recipe)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(Recipe)}
     values = {}
@@ -208,13 +210,13 @@ def checked(settings: dict[str, tuple[Any, str]]) -> Recipe:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
             raise InputError(f"{place}: unknown setting {key!r}{hint}")
-        values[key] = as_type(value, fields[key], f"{place}: {key} = {value!r}")
+        values[key] = coerce(value, fields[key], f"{place}: {key} = {value!r}")
     if "target" not in values:
         raise InputError(f"recipe without a target; expected one of {', '.join(get_args(Target))}")
     return Recipe(**values)
 
 
-def as_type(value: Any, kind: Any, place: str) -> Any:
+def coerce(value: Any, kind: Any, place: str) -> Any:
     """The value as a field's type; whole numbers pass for fractions, and lists for tuples."""
     if get_origin(kind) is Literal:
         if value in get_args(kind):
@@ -223,7 +225,7 @@ def as_type(value: Any, kind: Any, place: str) -> Any:
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         if isinstance(value, (list, tuple)) and len(value) == len(parts):
-            return tuple(as_type(v, part, place) for v, part in zip(value, parts, strict=True))
+            return tuple(coerce(v, part, place) for v, part in zip(value, parts, strict=True))
         raise InputError(f"{place}; expected a list of {len(parts)} numbers")
     assert isinstance(kind, type) and not isinstance(kind, types.UnionType)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-STREAM = 1  # apart from the seeds of crops, whose last number is left out
-DROPOUT = 2  # the last number of its seeds, apart from those of crops, which have none there
+CUTMIX_STREAM = 1  # apart from the seeds of crops, whose last number is left out
+DROPOUT_STREAM = 2  # the last number of its seeds, apart from those of crops, which have none there
 
 
 def seed_of(*numbers: int) -> int:

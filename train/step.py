@@ -16,13 +16,13 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor, nn
 
-from relabel.models.preprocessing import View, normalise
-from relabel.runtime.compiling import cannot_compile, is_of_compiling
+from relabel.models.preprocessing import Preprocessing, normalise
+from relabel.runtime.compiling import compile_failed, is_compile_error
 from relabel.runtime.errors import InputError, first_line
 from relabel.runtime.precision import autocast
 from train.augment import augment
 from train.crops import Crops
-from train.cutmix import paste_in, paste_of_step
+from train.cutmix import draw_paste, paste_in
 from train.recipe import Recipe
 from train.supervision import Supervision, loss_with_tokens
 
@@ -85,8 +85,8 @@ def compiled(model: nn.Module) -> Forward:
         try:
             output: Output = forward(batch)
         except Exception as error:
-            if is_of_compiling(error):
-                raise cannot_compile("the model", error) from error
+            if is_compile_error(error):
+                raise compile_failed("the model", error) from error
             raise
         return output
 
@@ -107,7 +107,7 @@ class TrainingStep:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     targets: Supervision
-    view: View
+    view: Preprocessing
     recipe: Recipe
     autocast_dtype: torch.dtype | None
 
@@ -118,7 +118,7 @@ class TrainingStep:
             (3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's.
         """
         pixels = augment(crops.images, crops.draws, self.recipe)
-        paste = paste_of_step(step, epoch, pixels, self.recipe)
+        paste = draw_paste(step, epoch, pixels, self.recipe)
         if paste is not None:
             paste_in(pixels, paste)
         target, token_target = self.targets(crops, pixels, paste)

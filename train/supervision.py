@@ -15,7 +15,7 @@ from relabel.labels.pooling import area_weights, label_pool, label_pool_grid, we
 from relabel.labels.store import LabelStore
 from train.augment import mirrored
 from train.crops import Crops
-from train.cutmix import Paste, by_area, partner, parts_of, token_shares
+from train.cutmix import Paste, mix_by_area, partner, parts_of, token_shares
 from train.recipe import Recipe
 from train.teacher import Teacher
 
@@ -44,7 +44,7 @@ class LabelMapTargets:
             return self.of_regions(maps, crops, paste)
         boxes = whole_image(len(crops.boxes), crops.boxes.device) if self.recipe.target.startswith("global") else crops.boxes
         target = self.target_of(label_pool(maps, boxes, self.classes))
-        return target if paste is None else by_area(self.dense(target), paste)
+        return target if paste is None else mix_by_area(self.dense(target), paste)
 
     def read(self, indices: Tensor) -> LabelMaps:
         """Maps of (n,) images, on the host: for the loader's workers, where the store is not resident."""
@@ -134,7 +134,7 @@ class Supervision:
         return target, tokens
 
     def folders(self, crops: Crops, paste: Paste | None) -> Tensor:
-        return crops.targets if paste is None else by_area(as_probabilities(crops.targets, self.classes), paste)
+        return crops.targets if paste is None else mix_by_area(as_probabilities(crops.targets, self.classes), paste)
 
 
 def as_probabilities(target: Tensor, classes: int) -> Tensor:
@@ -142,7 +142,7 @@ def as_probabilities(target: Tensor, classes: int) -> Tensor:
     return target if target.is_floating_point() else F.one_hot(target, classes).float()
 
 
-def loss_of(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
+def target_loss(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
     """Mean loss of (B, C) logits against (B, C) probabilities or (B,) classes."""
     if recipe.loss == "ce":
         return F.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
@@ -157,8 +157,8 @@ def loss_with_tokens(
     """The loss, and the (B, C) float32 logits of whole crops, of a student's output with or without token logits."""
     if isinstance(output, Tensor):
         logits = output.float()
-        return loss_of(logits, target, recipe), logits
+        return target_loss(logits, target, recipe), logits
     logits, token_logits = (part.float() for part in output)
     assert token_target is not None
-    of_tokens = loss_of(token_logits.flatten(0, 1), token_target.flatten(0, 1), recipe)
-    return loss_of(logits, target, recipe) + recipe.token_weight * of_tokens, logits
+    of_tokens = target_loss(token_logits.flatten(0, 1), token_target.flatten(0, 1), recipe)
+    return target_loss(logits, target, recipe) + recipe.token_weight * of_tokens, logits

@@ -12,14 +12,14 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relabel.images.classes import class_numbers, refuse_other_classes
+from relabel.images.classes import check_classes, class_indices
 from relabel.images.image_set import ImageSet
 from relabel.models.card import read_card
 from relabel.models.classifier import create_classifier
 from relabel.models.preprocessing import normalise
 from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast
-from train.evaluation.subject import classes_of
+from train.evaluation.eval_model import assumed_classes
 from train.recipe import Recipe
 
 
@@ -85,7 +85,7 @@ def load_teacher(
     if model is None:
         assert choice.checkpoint is not None
         card = read_card(choice.checkpoint, "--teacher")
-        refuse_other_classes(image_set, card.classes, str(choice.checkpoint))
+        check_classes(image_set, card.classes, str(choice.checkpoint))
         model, kwargs, view = card.arch, card.model_kwargs | kwargs, card.view
     classes = None if choice.checkpoint is None else len(image_set.classes)
     classifier = create_classifier(
@@ -98,7 +98,7 @@ def load_teacher(
     )
     if view is None:  # it does not say which classes it knows
         whose = f"the teacher {model}"
-        class_numbers(image_set, classes_of(classifier, image_set, whose), whose)
+        class_indices(image_set, assumed_classes(classifier, image_set, whose), whose)
     settings = resolve_model_data_config(classifier)
     rows, columns = choice.input_size or ((view.size, view.size) if view else settings["input_size"][-2:])
     return Teacher(

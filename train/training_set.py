@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relabel.images.classes import refuse_other_classes
+from relabel.images.classes import check_classes
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.pooling import whole_image_top1
@@ -53,15 +53,15 @@ def open_training_set(
         image_set = image_set.without(set(store.unreadable))
         say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
     if store is not None and recipe.confirmed_only:
-        left_out = unconfirmed(store, image_set)
+        left_out = unconfirmed_images(store, image_set)
         image_set = image_set.without(left_out)
         say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
-    row_of_image = match_labels(store, image_set) if store is not None and recipe.reads_maps else None
+    row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
     val_set = find_images(val) if val is not None else None
     if val_set is not None:
-        refuse_other_classes(val_set, image_set.classes, f"the training images in {images}")
+        check_classes(val_set, image_set.classes, f"the training images in {images}")
     shown = read_multilabels(multilabels, val_set) if multilabels is not None and val_set is not None else None
-    refuse_uneven_batches(image_set, recipe, group.world)
+    check_batch_size(image_set, recipe, group.world)
     return TrainingSet(image_set, store, row_of_image, val_set, shown)
 
 
@@ -74,7 +74,7 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
     return LabelStore.open(labels)
 
 
-def refuse_uneven_batches(image_set: ImageSet, recipe: Recipe, world: int) -> None:
+def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:
     """Refuse batches that are larger than the set, or that `world` processes cannot share."""
     if len(image_set) < recipe.batch_size:
         raise InputError(
@@ -91,16 +91,16 @@ def refuse_uneven_batches(image_set: ImageSet, recipe: Recipe, world: int) -> No
         )
 
 
-def match_labels(store: LabelStore, image_set: ImageSet) -> Tensor:
+def label_rows(store: LabelStore, image_set: ImageSet) -> Tensor:
     """(N,) int64 row of each image.
 
     Raises:
         InputError: images without a label map, or other classes than the label set's.
     """
-    misfit = store.manifest.misfit(image_set.classes)
-    if misfit is not None:
+    class_mismatch = store.manifest.class_mismatch(image_set.classes)
+    if class_mismatch is not None:
         raise InputError(
-            f"{store.labels} does not go with {image_set.source}: {misfit}; use labels of an annotator with the images'"
+            f"{store.labels} does not go with {image_set.source}: {class_mismatch}; use labels of an annotator with the images'"
             " classes, or tell annotate its classes by --classes"
         )
     rows = store.find(image_set.keys)
@@ -113,12 +113,12 @@ def match_labels(store: LabelStore, image_set: ImageSet) -> Tensor:
     return rows
 
 
-def unconfirmed(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
+def unconfirmed_images(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
     """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
 
     Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
     """
-    rows, targets = match_labels(store, image_set), torch.from_numpy(image_set.targets)
+    rows, targets = label_rows(store, image_set), torch.from_numpy(image_set.targets)
     left_out = set()
     for first in range(0, len(image_set), batch_size):
         part = slice(first, first + batch_size)

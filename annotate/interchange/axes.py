@@ -22,8 +22,8 @@ from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
 
 SAMPLE = 64  # images to ask about
-FEWEST = 16  # with fewer images, a standard error says little
-CLEAR = 3.0  # standard errors between the two means; chance exceeds it once in some 300 times
+MIN_IMAGES = 16  # with fewer images, a standard error says little
+MIN_STANDARD_ERRORS = 3.0  # standard errors between the two means; chance exceeds it once in some 300 times
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def decide_axes(
             continue
         log_probs = annotator(squash.normalise(pixels)).float().log_softmax(1).cpu()  # (1, C, rows, columns)
         best = stored[1, 0].long()  # (H, W)
-        fits.append((fit(log_probs, best), fit(log_probs, best.T)))
-    if len(fits) < FEWEST:
+        fits.append((log_prob_fit(log_probs, best), log_prob_fit(log_probs, best.T)))
+    if len(fits) < MIN_IMAGES:
         raise InputError(
-            f"--axes auto needs at least {FEWEST} readable images, found {len(fits)}; say --axes yx or xy yourself"
+            f"--axes auto needs at least {MIN_IMAGES} readable images, found {len(fits)}; say --axes yx or xy yourself"
         )
     yx, xy = torch.tensor(fits, dtype=torch.float64).unbind(1)
     gap = yx - xy
@@ -79,14 +79,14 @@ def decide_axes(
     axes: Axes = "yx" if gap.mean() > 0 else "xy"
     votes = int((gap > 0).sum()) if axes == "yx" else int((gap < 0).sum())
     verdict = Verdict(axes, float(yx.mean()), float(xy.mean()), votes, len(gap))
-    if not abs(float(gap.mean())) > CLEAR * standard_error:
+    if not abs(float(gap.mean())) > MIN_STANDARD_ERRORS * standard_error:
         raise InputError(
             f"--axes auto cannot tell ({verdict}); name more images or a better --model, or say --axes yx or xy yourself"
         )
     return verdict
 
 
-def fit(log_probs: Tensor, best: Tensor) -> float:
+def log_prob_fit(log_probs: Tensor, best: Tensor) -> float:
     """Mean over cells of the log-probability of (H, W) classes in a (1, C, rows, columns) map of another grid."""
     at_cells = interpolate(log_probs, best.shape, mode="bilinear", align_corners=False)[0]
     return float(at_cells.gather(0, best.unsqueeze(0)).mean())

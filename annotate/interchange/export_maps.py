@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import whole_folder
+from relabel.runtime.files import atomic_folder
 
 
 def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") -> int:
@@ -33,7 +33,7 @@ def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") ->
         for path, key in zip(paths, keys, strict=True):
             if of_path.setdefault(path, key) != key:
                 raise InputError(f"{of_path[path]} and {key} would both be {path}; this form has no place for both")
-    with whole_folder(output) as unfinished:
+    with atomic_folder(output) as unfinished:
         for row, path in enumerate(tqdm(paths, desc="export", unit="map", disable=None)):
             maps = store.gather(torch.tensor([row]))
             buffer = io.BytesIO()

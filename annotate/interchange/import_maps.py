@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from annotate.convert import REFUSED
 from annotate.interchange.axes import SAMPLE, decide_axes
-from annotate.interchange.published_maps import Axes, Place, fit_maps, index_folder, index_tar, read_maps, with_extensions
-from annotate.label_folder import finish, locked, prepare
+from annotate.interchange.published_maps import Axes, Place, index_folder, index_tar, load_maps, read_maps, with_extensions
+from annotate.label_folder import finish, prepare, write_lock
 from annotate.run import AnnotateConfig, load_annotator
-from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import find_images
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
@@ -30,10 +30,10 @@ from relabel.runtime.defaults import SHARD_SIZE
 from relabel.runtime.distributed import Processes, readable_errors
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
-from relabel.runtime.workers import decoding_workers, leave_signals_to_the_main_process
+from relabel.runtime.workers import decoding_workers, init_worker
 
-ALONE = Processes(0, 1, torch.device("cpu"))
-TOGETHER = 256  # maps that are read at a time: 5 MB of 15x15x5
+SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
+READ_BATCH = 256  # maps that are read at a time: 5 MB of 15x15x5
 
 
 def import_maps(
@@ -68,8 +68,8 @@ def import_maps(
     if axes == "auto":
         if image_set is None or judge is None:
             raise InputError("--axes auto needs images and an annotator to judge by: pass --images and --model")
-        axes = judged_axes(places, image_set, judge, num_classes, choose_device(device))
-    first = fit_maps([places[keys[0]]], axes, num_classes)
+        axes = detect_axes(places, image_set, judge, num_classes, choose_device(device))
+    first = load_maps([places[keys[0]]], axes, num_classes)
     _, _, topk, rows, columns = first.shape
     manifest = Manifest(
         model="published maps",
@@ -87,15 +87,15 @@ def import_maps(
         tail="zero",
         grid=(rows, columns),
         image_count=len(keys),
-        image_digest=digest_of(keys),
+        image_digest=keys_digest(keys),
         shard_size=shard_size,
         timm_version=timm.__version__,
         torch_version=torch.__version__,
     )
     try:
         labels.mkdir(parents=True, exist_ok=True)
-        with readable_errors(), locked(labels, ALONE):
-            pending = prepare(labels, manifest, ALONE)
+        with readable_errors(), write_lock(labels, SINGLE_PROCESS):
+            pending = prepare(labels, manifest, SINGLE_PROCESS)
             files = MapFiles([places.pop(key) for key in keys], axes, manifest)
             for shard, maps in read_shards(pending, files, manifest, decoding_workers(workers)):
                 of_shard = manifest.images_of(shard)
@@ -105,7 +105,7 @@ def import_maps(
         raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are safe; rerun") from error
 
 
-def judged_axes(
+def detect_axes(
     places: dict[str, Place], image_set: ImageSet, judge: AnnotateConfig, num_classes: int, device: torch.device
 ) -> Axes:
     """Decide on a random sample of the maps, and say by what margin."""
@@ -117,7 +117,7 @@ def judged_axes(
         tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; another --model would judge better")
     keys = sorted(places)
     sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
-    maps = fit_maps([places[keys[i]] for i in sample], "yx", num_classes)
+    maps = load_maps([places[keys[i]] for i in sample], "yx", num_classes)
     verdict = decide_axes(list(maps), [image_set.index(keys[i]) for i in sample], image_set, annotator, squash)
     tqdm.write(str(verdict))
     return verdict.axes
@@ -140,7 +140,7 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
     Raises:
         InputError: files of a shard are unfit; all of them are named together.
     """
-    parts = {shard: parts_of(shard, manifest) for shard in pending}
+    parts = {shard: read_ranges(shard, manifest) for shard in pending}
     wanted = [part for of_shard in parts.values() for part in of_shard]
     done = manifest.image_count - sum(map(len, wanted))
     loader = DataLoader(
@@ -148,7 +148,7 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
         batch_size=None,
         sampler=wanted,
         num_workers=workers if wanted else 0,
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=init_worker,
     )
     with tqdm(total=manifest.image_count, initial=done, unit="map", desc="import", disable=None) as bar:
         read = iter(loader)
@@ -168,7 +168,7 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
             yield shard, LabelMaps(scores, classes.int(), torch.zeros(len(scores), *manifest.grid))
 
 
-def parts_of(shard: int, manifest: Manifest) -> list[range]:
+def read_ranges(shard: int, manifest: Manifest) -> list[range]:
     """The places of a shard's maps among all, in the parts that are read at a time."""
     images = manifest.images_of(shard)
-    return [images[at : at + TOGETHER] for at in range(0, len(images), TOGETHER)]
+    return [images[at : at + READ_BATCH] for at in range(0, len(images), READ_BATCH)]

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from relabel.images.image_set import ImageSet
-from relabel.images.keys import encodable
+from relabel.images.keys import is_utf8
 from relabel.images.tar_members import TarMember, read_member, tar_members
 from relabel.runtime.errors import InputError, first_line
 
 Axes = Literal["yx", "xy"]  # what a map's last two axes are: rows and columns of the image, or columns and rows
-WHOLE_NUMBERS = {torch.float16: 2048, torch.bfloat16: 256}  # up to which each is held exactly
+EXACT_INTEGERS = {torch.float16: 2048, torch.bfloat16: 256}  # up to which each is held exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ def index_folder(source: Path) -> dict[str, Place]:
     for folder, _, names in os.walk(source):
         for name in names:
             if name.endswith(".pt"):
-                add(places, Place(source, Path(folder, name).relative_to(source).as_posix()))
-    return whole(places, source)
+                add_place(places, Place(source, Path(folder, name).relative_to(source).as_posix()))
+    return check_not_empty(places, source)
 
 
 def index_tar(source: Path) -> dict[str, Place]:
@@ -61,23 +61,23 @@ def index_tar(source: Path) -> dict[str, Place]:
     places: dict[str, Place] = {}
     for member in tar_members(source):
         if member.name.endswith(".pt"):
-            add(places, Place(source, member.name, member.offset, member.size))
-    return whole(places, source)
+            add_place(places, Place(source, member.name, member.offset, member.size))
+    return check_not_empty(places, source)
 
 
-def add(places: dict[str, Place], place: Place) -> None:
+def add_place(places: dict[str, Place], place: Place) -> None:
     path = PurePosixPath(place.member)
     if len(path.parts) < 2 or path.parts[-2] in ("..", "/"):
         raise InputError(f"{place.name} lies in no class folder; expected CLASS/NAME.pt")
     key = f"{path.parts[-2]}/{path.stem}.JPEG"
-    if not encodable(key):
+    if not is_utf8(key):
         raise InputError(f"{place.source}: the name {place.member!r} is not UTF-8; rename the file")
     if key in places:
         raise InputError(f"{place.name} and {places[key].name} are both maps of {key}; name the folder of one label set")
     places[key] = place
 
 
-def whole(places: dict[str, Place], source: Path) -> dict[str, Place]:
+def check_not_empty(places: dict[str, Place], source: Path) -> dict[str, Place]:
     if not places:
         raise InputError(f"{source} holds no .pt file; expected CLASS/NAME.pt for every image")
     return places
@@ -101,7 +101,7 @@ def with_extensions(places: dict[str, Place], image_set: ImageSet) -> dict[str, 
     return found
 
 
-def fit_maps(places: list[Place], axes: Axes, num_classes: int) -> Tensor:
+def load_maps(places: list[Place], axes: Axes, num_classes: int) -> Tensor:
     """(n, 2, k, H, W) float32 of `read_maps`.
 
     Raises:
@@ -129,7 +129,7 @@ def read_maps(
         except InputError as error:
             unfit.append(str(error))
             continue
-        most = WHOLE_NUMBERS.get(one.dtype, num_classes)
+        most = EXACT_INTEGERS.get(one.dtype, num_classes)
         if num_classes - 1 > most:
             unfit.append(f"{place.name}: class indices as {one.dtype}, which holds whole numbers to {most} alone")
             continue

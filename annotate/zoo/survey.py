@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, kind_on, own_size, refused_sizes
+from annotate.convert import (
+    EMBEDDINGS,
+    NO_CLASSES,
+    REFUSED,
+    FullyConvolutional,
+    kind_from_features,
+    native_size,
+    size_errors,
+)
 from annotate.zoo.table import TABLE, Annotator
 from relabel.models.classifier import create_classifier
 from relabel.runtime.errors import InputError
@@ -32,17 +40,17 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
     """
     with torch.device("meta"):
         classifier = create_classifier(model, model_kwargs=model_kwargs, input_size=input_size)
-    size = input_size or own_size(classifier)
+    size = input_size or native_size(classifier)
     annotator = FullyConvolutional(classifier)
     kind, grid, refusal = "", "", ""
     try:
         images = torch.empty(1, 3, *size, device="meta")
-        with refused_sizes(annotator, images):
+        with size_errors(annotator, images):
             shapes = classifier.forward_features(images)  # type: ignore[operator]
         rows, columns = annotator.as_locations(shapes, images.shape).shape[1:3]
         give_head_weights(classifier, shapes)
         features = torch.randn(shapes.shape, generator=torch.Generator().manual_seed(0))
-        kind = kind_on(annotator, features, images.shape)
+        kind = kind_from_features(annotator, features, images.shape)
         grid, refusal = f"{rows}x{columns}", REFUSED.get(kind, "")
     except InputError as error:
         refusal = str(error).removeprefix(f"{annotator.name} cannot annotate").lstrip(": ")
@@ -87,18 +95,18 @@ def probe_published(models: Iterable[str]) -> list[Annotator]:
         assert settings is not None
         alike = (settings.architecture, settings.input_size, settings.num_classes)
         if settings.num_classes in EMBEDDINGS:
-            measured[alike] = refused(model, settings, NO_CLASSES)
+            measured[alike] = rejected_row(model, settings, NO_CLASSES)
         elif alike not in measured:
             try:
                 measured[alike] = probe(model)
             except InputError as error:
                 reason = str(error) if settings.num_classes else "no classes: its output is features"
-                measured[alike] = refused(model, settings, reason)
+                measured[alike] = rejected_row(model, settings, reason)
         rows.append(dataclasses.replace(measured[alike], model=model))
     return rows
 
 
-def refused(model: str, settings: Any, reason: str) -> Annotator:
+def rejected_row(model: str, settings: Any, reason: str) -> Annotator:
     """A row without a measurement."""
     return Annotator(model, "", "x".join(map(str, settings.input_size[1:])), "", 0, settings.num_classes, reason)
 

@@ -23,7 +23,7 @@ PAPER = {
     "tf_efficientnet_l2.ns_jft_in1k_475": 88.234,
     "resnext101_32x32d.fb_wsl_ig1b_ft_in1k": 85.098,
 }
-TAKEN = ("exact", "nonlinear", "dense", "token")  # kinds that `relabel annotate` takes, the last one only if asked for
+SUPPORTED = ("exact", "nonlinear", "dense", "token")  # kinds that `relabel annotate` takes, the last one only if asked for
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Annotator:
 
     @property
     def taken(self) -> bool:
-        return self.kind in TAKEN
+        return self.kind in SUPPORTED
 
 
-def load() -> list[Annotator]:
+def load_table() -> list[Annotator]:
     """Every tag that timm publishes weights for."""
     with TABLE.open(newline="") as file:
         next(file)  # the timm version
@@ -59,7 +59,7 @@ def matching(pattern: str) -> list[Annotator]:
     Raises:
         InputError: there is none.
     """
-    found = [row for row in load() if fnmatchcase(row.model, pattern) or fnmatchcase(row.model.split(".")[0], pattern)]
+    found = [row for row in load_table() if fnmatchcase(row.model, pattern) or fnmatchcase(row.model.split(".")[0], pattern)]
     if not found:
         raise InputError(
             f"timm {surveyed_timm()} publishes no weights of a model named {pattern!r}; patterns know * and ?, as in"
@@ -74,7 +74,7 @@ def surveyed_timm() -> str:
         return file.readline().split()[-1]
 
 
-def as_text(rows: Iterable[Annotator]) -> list[str]:
+def table_lines(rows: Iterable[Annotator]) -> list[str]:
     """A line per row under a line of headings, the paper's own marked; reasons in place of figures where refused."""
     lines = [f"  {'model':<52} {'kind':<9} {'pixels':>9} {'cells':>7} {'params':>9} {'classes':>7} {'top-1':>6}"]
     for row in rows:
@@ -84,7 +84,7 @@ def as_text(rows: Iterable[Annotator]) -> list[str]:
     return lines
 
 
-def legend(rows: list[Annotator], hidden: int) -> list[str]:
+def table_notes(rows: list[Annotator], hidden: int) -> list[str]:
     """What the lines above do not say of themselves."""
     taken = [row for row in rows if row.taken]
     notes = [

@@ -213,8 +213,8 @@ def verify(
 
         manifest = Manifest.load(labels)
         check = spot.spot_check(labels, images, spot_check, checkpoint, device)
-        findings = spot.findings_of(check, manifest, labels)
-        say(spot.notes_of(check, manifest), findings)
+        findings = spot.problems(check, manifest, labels)
+        say(spot.fidelity_table(check, manifest), findings)
     if findings:
         print(f"{len(findings)} finding{'s' * (len(findings) != 1)}")
         raise typer.Exit(1)
@@ -239,7 +239,7 @@ def compare(
 
     names = ClassNames(class_names)
     found = run(first, second, boxes)
-    for difference in found.made_otherwise:
+    for difference in found.different_settings:
         print(f"made otherwise        {difference}")
     only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
     print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
@@ -301,7 +301,7 @@ def train(
     """Train a timm model on random crops whose target is the label map pooled over the crop."""
     from relabel.models.classifier import parse_model_kwargs
     from train.loop import train as run_training
-    from train.recipe import load
+    from train.recipe import load_recipe
     from train.stop_signals import Interrupted
     from train.teacher import TeacherChoice
 
@@ -316,7 +316,7 @@ def train(
             images,
             run,
             arch,
-            load(recipe, set),
+            load_recipe(recipe, set),
             labels=labels,
             val=val,
             multilabels=multilabels,
@@ -536,14 +536,14 @@ def recipes(
     """List the recipes with what they reproduce, or show one recipe's settings."""
     import dataclasses
 
-    from train.recipe import about, load, names
+    from train.recipe import about_recipe, load_recipe, recipe_names
 
     if name is not None:
-        for key, value in dataclasses.asdict(load(name)).items():
+        for key, value in dataclasses.asdict(load_recipe(name)).items():
             print(f"{key} = {json.dumps(value)}")
         return
-    for known in names():
-        said = about(known)
+    for known in recipe_names():
+        said = about_recipe(known)
         print(f"{known}\n    {said.reproduces}")
         if said.published:
             print("    published top-1: " + ", ".join(f"{arch} {top1}" for arch, top1 in said.published.items()))
@@ -576,7 +576,7 @@ def annotators(
     else:
         found = table.matching(pattern)
     shown = [row for row in found if row.taken or refused] or found
-    print("\n".join([*table.as_text(shown), *table.legend(shown, len(found) - len(shown))]))
+    print("\n".join([*table.table_lines(shown), *table.table_notes(shown, len(found) - len(shown))]))
 
 
 def main() -> None:

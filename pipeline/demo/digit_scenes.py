@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import whole_folder
+from relabel.runtime.files import atomic_folder
 
 SIDE = 64  # pixels of a scene
 SMALLEST, LARGEST = 18, 40  # pixels of a digit's side
@@ -56,7 +56,7 @@ def write_scenes(folder: Path, train_images: int, val_images: int, annotator_ima
         ("train", "train", train_images, 3, (0.0, VAL_FROM)),
         ("val", "val", val_images, 3, (VAL_FROM, 1.0)),
     )
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         for number, (name, place, count, most_digits, columns) in enumerate(plan, start=1):
             rng = np.random.default_rng([seed, number])
             backgrounds = [p[:, round(columns[0] * p.shape[1]) : round(columns[1] * p.shape[1])] for p in photographs]

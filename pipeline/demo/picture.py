@@ -10,7 +10,7 @@ from relabel.images.sources import find_images
 from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
 from train.crops import RandomCrops
-from train.recipe import load
+from train.recipe import load_recipe
 
 SCENES = 5
 DIGITS = 10
@@ -31,7 +31,7 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
 
     folder = find_images(data / "train")
     objects = json.loads((data / "train.json").read_text(encoding="utf-8"))["images"]
-    crops = RandomCrops(folder, load("scenes-relabel"))
+    crops = RandomCrops(folder, load_recipe("scenes-relabel"))
     store = LabelStore.open(labels)
     chosen = []
     for index in np.random.default_rng(0).permutation(len(folder)).tolist():

@@ -19,14 +19,14 @@ class ClassNames:
         Raises:
             InputError: the file is missing, or a line is not of this form, or names a folder again.
         """
-        self.given = read_names(file) if file is not None else None
+        self.given = read_class_names(file) if file is not None else None
 
     def __call__(self, folder: str) -> str:
         name = self.given.get(folder) if self.given is not None else lemma(folder)
         return folder if name is None else f"{name} ({folder})"
 
 
-def read_names(file: Path) -> dict[str, str]:
+def read_class_names(file: Path) -> dict[str, str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -64,12 +64,12 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(wordnet().label_names())
 
 
-def by_number(image_set: ImageSet) -> bool:
+def numbered_as_imagenet(image_set: ImageSet) -> bool:
     """Whether the class folders are named 0 ... 999, which are ImageNet's classes, as in ImageNetV2."""
     return image_set.classes == tuple(map(str, range(len(imagenet_classes()))))
 
 
-def class_numbers(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
+def class_indices(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
     """(classes of the folder,) int64 place of each class folder among the model's classes.
 
     Folders named 0 ... 999, as in ImageNetV2, are ImageNet's classes by number.
@@ -81,11 +81,11 @@ def class_numbers(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, 
     Raises:
         InputError: the folder has other classes; the first three that differ are named.
     """
-    if classes == imagenet_classes() and by_number(image_set):
+    if classes == imagenet_classes() and numbered_as_imagenet(image_set):
         return np.arange(len(classes))
     numbers = {name: i for i, name in enumerate(classes)}
     if not subset:
-        refuse_other_classes(image_set, classes, whose)
+        check_classes(image_set, classes, whose)
     unknown = [name for name in image_set.classes if name not in numbers]
     if unknown:
         raise InputError(
@@ -95,7 +95,7 @@ def class_numbers(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, 
     return np.array([numbers[name] for name in image_set.classes])
 
 
-def refuse_other_classes(image_set: ImageSet, classes: tuple[str, ...], whose: str) -> None:
+def check_classes(image_set: ImageSet, classes: tuple[str, ...], whose: str) -> None:
     """Raises InputError where the folder's class names are not those that a model was trained with, in order."""
     if image_set.classes == classes:
         return

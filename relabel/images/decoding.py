@@ -1,4 +1,4 @@
-"""Decode an image file to RGB. Annotating, training and evaluation all decode with this function, so they see the same pixels."""
+"""Decode an image file to RGB: one function for annotating, training and evaluation, so they all see the same pixels."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -78,7 +78,7 @@ class ImageSet:
         return replace(self, keys=kept, targets=self.targets[keep], places=self.places[keep])
 
 
-def digest_of(keys: Iterable[str]) -> str:
+def keys_digest(keys: Iterable[str]) -> str:
     """sha256 of the ordered keys, one to a line: two label sets with the same digest speak of the same images."""
     digest = hashlib.sha256()
     for key in keys:

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def encoded(keys: Sequence[str]) -> np.ndarray:
+def encode_keys(keys: Sequence[str]) -> np.ndarray:
     """(N,) UTF-8 bytes, which sort as the strings do."""
     return np.array([key.encode() for key in keys], dtype=np.bytes_)
 
 
-def encodable(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """Whether a name is UTF-8 on the disk: Python gives the bytes of one that is not as lone surrogates."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def decoded(keys: np.ndarray) -> list[str]:
+def decode_keys(keys: np.ndarray) -> list[str]:
     """The keys as strings, safe to be joined to a folder.
 
     Raises:
@@ -36,7 +36,7 @@ def decoded(keys: np.ndarray) -> list[str]:
 
 
 class KeyIndex:
-    """Looks keys up by binary search; (N,) `keys` as `encoded` gives them, in any order."""
+    """Looks keys up by binary search; (N,) `keys` as `encode_keys` gives them, in any order."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys = keys

@@ -23,7 +23,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from relabel.images.image_set import ImageSet
-from relabel.images.keys import encodable
+from relabel.images.keys import is_utf8
 from relabel.images.tar_members import TarMember, read_member, tar_members
 from relabel.runtime.errors import InputError, first_line
 
@@ -39,12 +39,12 @@ def find_images(source: Path | str) -> ImageSet:
     """
     source = str(source)
     if source.startswith(HFDS):
-        return of_data_set(source)
+        return from_hf_dataset(source)
     path = Path(source)
     if path.is_file() and path.suffix == ".txt":
-        return of_list(path)
+        return from_list(path)
     if path.is_file() and path.suffix == ".tar":
-        return of_tars(path, [path])
+        return from_tars(path, [path])
     if not path.is_dir():
         what = "is no .tar and no .txt list" if path.exists() else "does not exist"
         raise InputError(
@@ -52,10 +52,10 @@ def find_images(source: Path | str) -> ImageSet:
             " hfds/NAME"
         )
     tars = sorted(path.glob("*.tar"))
-    return of_tars(path, tars) if tars and not class_folders(path) else of_folder(path)
+    return from_tars(path, tars) if tars and not class_folders(path) else from_folder(path)
 
 
-def of_folder(root: Path) -> ImageSet:
+def from_folder(root: Path) -> ImageSet:
     """ROOT/CLASS/*.JPEG."""
     folders = class_folders(root)
     if not folders:
@@ -75,18 +75,18 @@ def of_folder(root: Path) -> ImageSet:
                     f" move them up, or {path.name} beside {name}"
                 )
         keys += [f"{name}/{file}" for file in files]
-    return image_set(str(root), folders, keys, strings(keys), functools.partial(within, root))
+    return make_image_set(str(root), folders, keys, string_places(keys), functools.partial(path_in_folder, root))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    return in_order(p.name for p in root.iterdir() if is_folder(p))
+    return sort_classes(p.name for p in root.iterdir() if is_folder(p))
 
 
 def is_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
-def of_list(path: Path) -> ImageSet:
+def from_list(path: Path) -> ImageSet:
     """A path per line; empty lines and lines that begin with # do not count."""
     folder = path.parent.resolve()
     places: dict[str, str] = {}
@@ -107,11 +107,11 @@ def of_list(path: Path) -> ImageSet:
         places[key] = str(image)
     if not places:
         raise InputError(f"{path} lists no image; expected a path per line")
-    classes, opener = in_order(key.split("/")[0] for key in places), functools.partial(within, path.parent)
-    return image_set(str(path), classes, list(places), strings(list(places.values())), opener)
+    classes, opener = sort_classes(key.split("/")[0] for key in places), functools.partial(path_in_folder, path.parent)
+    return make_image_set(str(path), classes, list(places), string_places(list(places.values())), opener)
 
 
-def of_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
+def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
     """Images within tars, read by their place: nothing is unpacked, and no tar is held open."""
     names: dict[str, str] = {}
     places: list[tuple[int, int, int]] = []  # tar, offset, size: three numbers an image instead of an object
@@ -127,11 +127,13 @@ def of_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
         raise InputError(
             f"{source} holds no images ({', '.join(sorted(extensions()))}) in folders or tars named for classes"
         )
-    classes = in_order(key.split("/")[0] for key in names)
-    return image_set(str(source), classes, list(names), rows(places), functools.partial(read_from, tuple(tars)))
+    classes = sort_classes(key.split("/")[0] for key in names)
+    return make_image_set(
+        str(source), classes, list(names), tar_places(places), functools.partial(read_tar_place, tuple(tars))
+    )
 
 
-def of_data_set(source: str) -> ImageSet:
+def from_hf_dataset(source: str) -> ImageSet:
     """hfds/NAME[:SPLIT], through timm's reader."""
     name, _, split = source.removeprefix(HFDS).partition(":")
     try:
@@ -159,10 +161,10 @@ def of_data_set(source: str) -> ImageSet:
     twice = len(keys) - len(set(keys))
     if twice:
         raise InputError(f"{source}: {twice} images have the class and file name of another one, so keys are not unique")
-    return image_set(source, classes, keys, np.arange(len(keys)), functools.partial(read_row, reader), targets)
+    return make_image_set(source, classes, keys, np.arange(len(keys)), functools.partial(read_dataset_row, reader), targets)
 
 
-def image_set(
+def make_image_set(
     source: str, classes: tuple[str, ...], keys: list[str], places: np.ndarray, opener: Any, targets: list[int] | None = None
 ) -> ImageSet:
     """Sort by key; a target is the key's class unless given."""
@@ -170,7 +172,7 @@ def image_set(
     order = sorted(range(len(keys)), key=keys.__getitem__)
     of_key = targets if targets is not None else [number[key.split("/")[0]] for key in keys]
     for key in keys:
-        if not encodable(key):
+        if not is_utf8(key):
             raise InputError(f"{source}: the name {key!r} is not UTF-8; rename the file")
         if ".." in key and ".." in key.split("/"):
             raise InputError(f"{source}: {key!r} leads out of its class's folder")
@@ -179,16 +181,16 @@ def image_set(
     )
 
 
-def within(root: Path, place: Any) -> Path:
+def path_in_folder(root: Path, place: Any) -> Path:
     return root / str(place)
 
 
-def read_from(tars: tuple[Path, ...], place: Any) -> bytes:
+def read_tar_place(tars: tuple[Path, ...], place: Any) -> bytes:
     tar, offset, size = place.tolist()
     return read_member(TarMember("", tars[tar], offset, size))
 
 
-def read_row(reader: Any, row: Any) -> bytes:
+def read_dataset_row(reader: Any, row: Any) -> bytes:
     file, _ = reader[int(row)]
     with file:
         content: bytes = file.read()
@@ -204,16 +206,16 @@ def extensions() -> frozenset[str]:
     return frozenset(get_img_extensions(as_set=True))
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Each name once; numbers sort as numbers."""
     return tuple(sorted(set(names), key=lambda name: (natural_key(name), name)))  # the name itself: Cat and cat are two
 
 
-def strings(places: list[str]) -> np.ndarray:
+def string_places(places: list[str]) -> np.ndarray:
     """(N,) of the strings themselves: where they are the keys, they are in memory once."""
     return np.array(places, dtype=object)
 
 
-def rows(places: list[tuple[int, int, int]]) -> np.ndarray:
+def tar_places(places: list[tuple[int, int, int]]) -> np.ndarray:
     """(N,) of three numbers each."""
     return np.array(places, dtype=[("tar", np.int32), ("offset", np.int64), ("size", np.int64)])

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ class Manifest:
     def class_dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if self.num_classes <= 65_536 else np.uint32)
 
-    def misfit(self, classes: Sequence[str]) -> str | None:
+    def class_mismatch(self, classes: Sequence[str]) -> str | None:
         """Why images of these classes, in this order, cannot go with the set; None if they can."""
         if len(classes) != self.num_classes:
             return f"it holds maps of {self.num_classes} classes, the images have {len(classes)}"
@@ -99,8 +99,8 @@ class Manifest:
     def save(self, labels: Path) -> None:
         fields = self.as_json()
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
-        lines.append(f'  "sha256": "{digest_of(fields)}"')
-        write_whole(labels / MANIFEST, ("{\n" + ",\n".join(lines) + "\n}\n").encode())  # a thousand classes to a line
+        lines.append(f'  "sha256": "{fields_digest(fields)}"')
+        atomic_write(labels / MANIFEST, ("{\n" + ",\n".join(lines) + "\n}\n").encode())  # a thousand classes to a line
 
     @classmethod
     def load(cls, labels: Path) -> "Manifest":
@@ -124,7 +124,7 @@ class Manifest:
                 f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
                 " annotate again, or install the relabel that wrote it"
             )
-        changed = fields.pop("sha256", None) not in (None, digest_of(fields))
+        changed = fields.pop("sha256", None) not in (None, fields_digest(fields))
         wrong = DamagedManifest if changed else InputError
         known = {field.name: field.default for field in dataclasses.fields(cls)}
         needed = {name for name, default in known.items() if default is dataclasses.MISSING}
@@ -166,9 +166,9 @@ class Manifest:
     @property
     def identity(self) -> str:
         """sha256 of what tells its labels from those of another set."""
-        return digest_of(self.identifying_fields())
+        return fields_digest(self.identifying_fields())
 
 
-def digest_of(fields: dict[str, Any]) -> str:
+def fields_digest(fields: dict[str, Any]) -> str:
     """sha256 of a manifest's fields, by which it tells a flipped byte in itself."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

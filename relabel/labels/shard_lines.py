@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import lock, write_whole
+from relabel.runtime.files import atomic_write, lock
 
 SHARD_LINES = "shards.jsonl"
 
@@ -75,4 +75,4 @@ def append_shard_line(labels: Path, line: ShardLine) -> None:
 
 def write_shard_lines(labels: Path, lines: dict[int, ShardLine]) -> None:
     """Replace shards.jsonl by these lines in shard order, so that its bytes do not tell who wrote when."""
-    write_whole(labels / SHARD_LINES, "".join(lines[i].to_json() for i in sorted(lines)).encode())
+    atomic_write(labels / SHARD_LINES, "".join(lines[i].to_json() for i in sorted(lines)).encode())

@@ -14,12 +14,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from relabel.images.keys import encoded
+from relabel.images.keys import encode_keys
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import ShardLine
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 
 
 def shard_name(shard: int) -> str:
@@ -40,13 +40,13 @@ def write_shard(
     with h5py.File(shard_name(shard), "w", driver="core", backing_store=False) as file:  # in memory: SHARDS are small
         file.attrs["format"] = manifest.format
         file.attrs["num_classes"] = manifest.num_classes
-        file["keys"] = encoded(keys)
+        file["keys"] = encode_keys(keys)
         file["scores"] = maps.scores.half().numpy()
         file["classes"] = maps.classes.numpy().astype(manifest.class_dtype)
         file["tail"] = maps.tail.half().numpy()
         file.flush()
         image = file.id.get_file_image()
-    write_whole(labels / shard_name(shard), image)
+    atomic_write(labels / shard_name(shard), image)
     sha256 = hashlib.sha256(image).hexdigest()
     return ShardLine(shard, shard_name(shard), len(keys), sha256, tuple(unreadable), manifest.identity)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from relabel.images.keys import KeyIndex, decoded, encoded
+from relabel.images.keys import KeyIndex, decode_keys, encode_keys
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import MAPS, LabelMaps
 from relabel.labels.shard_lines import read_shard_lines
@@ -55,7 +55,7 @@ class LabelStore:
             InputError: a key that is not UTF-8, or would lead out of the folder that it is joined to.
         """
         try:
-            return decoded(self._index.keys)
+            return decode_keys(self._index.keys)
         except ValueError as error:
             raise InputError(f"{self.labels}: {error}; such a set is not to be trusted") from error
 
@@ -125,15 +125,15 @@ class LabelStore:
             of_shard = np.split(whole, self._starts[1:-1])
             with ThreadPoolExecutor(cores()) as threads:  # the first touch of each page is what takes the time
                 list(threads.map(np.copyto, of_shard, parts))
-            return torch_of(whole)
-        on_device = torch.empty(shape, dtype=torch_of(parts[0][:0].copy()).dtype, device=self._device)
+            return as_tensor(whole)
+        on_device = torch.empty(shape, dtype=as_tensor(parts[0][:0].copy()).dtype, device=self._device)
         for part, start in zip(parts, self._starts, strict=False):
-            on_device[start : start + len(part)] = torch_of(part.copy()).to(self._device)
+            on_device[start : start + len(part)] = as_tensor(part.copy()).to(self._device)
         return on_device
 
     def find(self, keys: Sequence[str]) -> Tensor:
         """(B,) int64 rows of these keys, -1 for those that the set does not hold."""
-        return torch.from_numpy(self._index.find(encoded(keys)))
+        return torch.from_numpy(self._index.find(encode_keys(keys)))
 
     def rows(self, keys: Sequence[str]) -> Tensor:
         """(B,) int64 rows of these keys, for `gather`.
@@ -170,9 +170,9 @@ class LabelStore:
         read = np.empty((len(places), *arrays[0].shape[1:]), arrays[0].dtype)
         for i, (shard, row) in enumerate(places):
             read[i] = arrays[shard][row]
-        return torch_of(read)
+        return as_tensor(read)
 
 
-def torch_of(array: np.ndarray) -> Tensor:
+def as_tensor(array: np.ndarray) -> Tensor:
     """The same memory as a tensor; uint32 as int32, which torch can gather, and which class numbers fit."""
     return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError, first_line
 
@@ -24,7 +24,7 @@ class ModelCard:
     arch: str
     model_kwargs: dict[str, Any]
     classes: tuple[str, ...]
-    view: View
+    view: Preprocessing
     loss: Loss = "ce"  # that its outputs were trained with: logits of a softmax, or of a sigmoid per class
 
     def to_json(self) -> str:
@@ -32,16 +32,19 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        card = tuples(json.loads(text))
-        return cls(**card | {"model_kwargs": tuples(card["model_kwargs"]), "view": View(**tuples(card["view"]))})
+        card = lists_to_tuples(json.loads(text))
+        return cls(
+            **card
+            | {"model_kwargs": lists_to_tuples(card["model_kwargs"]), "view": Preprocessing(**lists_to_tuples(card["view"]))}
+        )
 
 
-def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+def lists_to_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists alone; timm's arguments are tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def card_of(path: Path) -> ModelCard | None:
+def find_card(path: Path) -> ModelCard | None:
     """What a weights file or a last.pt says of its model; None where it is not one of ours.
 
     Raises:
@@ -70,7 +73,7 @@ def read_card(path: Path, option: str) -> ModelCard:
     Raises:
         InputError: there is none; `option` is what names the model instead.
     """
-    card = card_of(path)
+    card = find_card(path)
     if card is None:
         raise InputError(f"{path} does not say which model it is of; name it with {option}")
     return card

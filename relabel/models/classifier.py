@@ -62,12 +62,12 @@ def create_classifier(
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
-    refuse_unknown(model)
+    check_model_name(model)
     kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
     if checkpoint is None:
-        return make(model, kwargs, pretrained, input_size, weights_option).eval()
+        return create_timm_model(model, kwargs, pretrained, input_size, weights_option).eval()
     weights = read_weights(checkpoint)
-    classifier = make(model, kwargs, False, input_size, weights_option)
+    classifier = create_timm_model(model, kwargs, False, input_size, weights_option)
     try:
         load_weights(classifier, weights, checkpoint, model, new_head)
     except InputError as error:
@@ -76,22 +76,22 @@ def create_classifier(
         if not hasattr(classifier, "set_input_size"):
             raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
         # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
-        classifier = make(model, kwargs, False, None, weights_option)
+        classifier = create_timm_model(model, kwargs, False, None, weights_option)
         load_weights(classifier, weights, checkpoint, model, new_head)
         classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
     return classifier.eval()
 
 
-def refuse_unknown(model: str) -> None:
+def check_model_name(model: str) -> None:
     if ":" in model or timm.is_model(model):
         return
     near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
     hint = f" did you mean {', '.join(near)}?" if near else ""
-    remedy = resnext_of_width(model.split(".")[0]) or f"{hint} `timm.list_models()` lists them all".lstrip()
+    remedy = resnext_hint(model.split(".")[0]) or f"{hint} `timm.list_models()` lists them all".lstrip()
     raise InputError(f"timm has no model named {model!r}; {remedy}")
 
 
-def make(
+def create_timm_model(
     model: str, kwargs: dict[str, Any], published: bool, input_size: tuple[int, int] | None, weights_option: str
 ) -> nn.Module:
     """timm.create_model, for images of `input_size` where the model must know it.
@@ -110,7 +110,7 @@ def make(
             raise InputError(f"{model} has a fixed input size: leave --input-size out, or choose another model") from error
         raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
     except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
-        if published and can_be_made(model, kwargs | sized):
+        if published and can_create(model, kwargs | sized):
             reason = first_line(error).rstrip(".")
             raise InputError(
                 f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
@@ -122,7 +122,7 @@ def make(
     name, made = model.split(".")[0], settings.get("architecture")
     if ":" not in model and made not in (None, name):
         replacement = ".".join(filter(None, (made, settings.get("tag"))))
-        hint = resnext_of_width(name) or f"name {replacement} if that is what you want"
+        hint = resnext_hint(name) or f"name {replacement} if that is what you want"
         raise InputError(f"timm makes {replacement} when asked for {name}, which is another; {hint}")
     if not classifier.num_classes:
         raise InputError(
@@ -141,7 +141,7 @@ def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: di
     return {"img_size": input_size}
 
 
-def resnext_of_width(name: str) -> str:
+def resnext_hint(name: str) -> str:
     """How to have a ResNeXt-101 that timm takes for a narrower one, or has no entry for; "" if `name` is none."""
     match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name)
     if match is None:
@@ -151,7 +151,7 @@ def resnext_of_width(name: str) -> str:
     return f"build it as resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as --checkpoint"
 
 
-def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
+def can_create(model: str, kwargs: dict[str, Any]) -> bool:
     """Whether timm makes the model with random weights, so that only the published ones are the trouble."""
     if ":" in model:
         return model.startswith("hf-hub:")  # its definition is on the hub too
@@ -162,7 +162,7 @@ def can_be_made(model: str, kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def refuse_image_size(classifier: nn.Module, model: str, size: int, setting: str) -> None:
+def check_image_size(classifier: nn.Module, model: str, size: int, setting: str) -> None:
     """Show a classifier in eval mode one image of size x size pixels.
 
     Raises:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class View:
+class Preprocessing:
     """A centre crop of `crop` of the shorter side, `size` pixels square, normalised."""
 
     size: int
@@ -30,10 +30,10 @@ class View:
         return normalise(pixels, self.mean, self.std)
 
 
-def view_of(classifier: nn.Module) -> View:
+def eval_preprocessing(classifier: nn.Module) -> Preprocessing:
     """A published model's own evaluation settings, test size included."""
     settings = resolve_model_data_config(classifier, use_test_size=True)
-    return View(
+    return Preprocessing(
         size=settings["input_size"][-1],
         crop=settings["crop_pct"],
         interpolation=settings["interpolation"],

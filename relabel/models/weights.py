@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from relabel.runtime.errors import InputError, first_line
 
-WEIGHTS = (".safetensors", ".pth", ".bin")  # what timm loads from a folder
-AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])", re.IGNORECASE)  # state_dict_ema, net_ema; not semantic
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".bin")  # what timm loads from a folder
+AVERAGED_NAME = re.compile(r"(?<![a-z])ema(?![a-z])", re.IGNORECASE)  # state_dict_ema, net_ema; not semantic
 
 # What a number of numpy's is pickled as, by numpy 1 and 2: a learning rate that a schedule of numpy's has left beside the
 # weights, as the reference's has. Neither this nor what timm keeps its arguments in can run code.
-NUMPY_NUMBER: Any = np.float64(0).__reduce__()[0]
-HARMLESS: list[Any] = [
-    (NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
-    (NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+SAFE_GLOBALS: list[Any] = [
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
     argparse.Namespace,
@@ -45,15 +45,15 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     if not checkpoint.is_file():
         hub = "; a model on the hub is named as the model" if str(checkpoint).startswith("hf-hub:") else ""
         raise InputError(f"checkpoint {checkpoint} does not exist{hub}")
-    refuse_damaged(checkpoint)
+    check_zip_checksums(checkpoint)
     try:
         if checkpoint.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(checkpoint)
         else:
-            loaded = load_harmless(checkpoint)
+            loaded = load_weights_only(checkpoint)
     except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
         raise InputError(
-            f"{checkpoint} is cut short, no weights file, or holds more than weights ({why_not_loaded(checkpoint, error)});"
+            f"{checkpoint} is cut short, no weights file, or holds more than weights ({load_failure_reason(checkpoint, error)});"
             " expected .safetensors, or .pth saved from a state_dict"
         ) from error
     if not is_state_dict(loaded):
@@ -61,19 +61,19 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         within = [name for name, value in entries if isinstance(name, str) and is_state_dict(value)]
         if not within:
             raise InputError(f"{checkpoint} holds no state_dict of tensors")
-        loaded = loaded[the_one_meant(within, checkpoint)]
+        loaded = loaded[select_state_dict(within, checkpoint)]
     weights: dict[str, Tensor] = timm.models.clean_state_dict(loaded)
     weights.pop("n_averaged", None)  # torch.optim.swa_utils counts in it, beside the averaged weights
     return weights
 
 
-def load_harmless(path: Path) -> Any:
+def load_weights_only(path: Path) -> Any:
     """What torch.save has written, where reading it takes no code but torch's own."""
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def why_not_loaded(checkpoint: Path, error: Exception) -> str:
+def load_failure_reason(checkpoint: Path, error: Exception) -> str:
     """Why torch would not load it: the classes in it that no weights have, such as a whole model's, or else its error."""
     with contextlib.suppress(Exception):  # in a file of the old form, or a torn one, it finds nothing
         if classes := torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):
@@ -89,13 +89,13 @@ def is_state_dict(loaded: object) -> bool:
     )
 
 
-def the_one_meant(names: Collection[str], checkpoint: Path) -> str:
+def select_state_dict(names: Collection[str], checkpoint: Path) -> str:
     """Which of several sets of weights is the classifier's.
 
     Raises:
         InputError: none of them is named as such, or two are.
     """
-    averaged = [name for name in names if AVERAGED.search(name)]
+    averaged = [name for name in names if AVERAGED_NAME.search(name)]
     usual = [name for name in ("state_dict", "model") if name in names][:1]
     meant = averaged or usual or list(names)
     if len(meant) > 1:
@@ -112,8 +112,8 @@ def load_weights(
         InputError: the tensors are not those of `model`.
     """
     own = classifier.state_dict()
-    head = head_names(classifier) if new_head else []
-    loaded = unwrapped(weights, own.keys() - set(head), checkpoint)
+    head = head_tensor_names(classifier) if new_head else []
+    loaded = strip_wrapper_prefix(weights, own.keys() - set(head), checkpoint)
     if any(name not in loaded or loaded[name].shape != own[name].shape for name in head):
         loaded = {**loaded, **{name: own[name] for name in head}}
     missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
@@ -138,7 +138,7 @@ def load_weights(
     classifier.load_state_dict(loaded)
 
 
-def unwrapped(weights: dict[str, Tensor], wanted: Collection[str], checkpoint: Path) -> dict[str, Tensor]:
+def strip_wrapper_prefix(weights: dict[str, Tensor], wanted: Collection[str], checkpoint: Path) -> dict[str, Tensor]:
     """The same weights, or, where the classifier was part of a module that trained it, those under its name alone: a
     LightningModule's are called "model.conv1.weight", beside what its loss may hold."""
     some_name = next(iter(wanted))
@@ -146,11 +146,11 @@ def unwrapped(weights: dict[str, Tensor], wanted: Collection[str], checkpoint: P
     whole = [prefix for prefix in prefixes if all(f"{prefix}{name}" in weights for name in wanted)]
     if not whole or all(name in weights for name in wanted):
         return weights
-    prefix = the_one_meant([prefix.removesuffix(".") for prefix in whole], checkpoint) + "."
+    prefix = select_state_dict([prefix.removesuffix(".") for prefix in whole], checkpoint) + "."
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def refuse_damaged(checkpoint: Path) -> None:
+def check_zip_checksums(checkpoint: Path) -> None:
     """Compare the checksums that torch.save has put into a file: torch.load does not, and one flipped byte is enough.
 
     Raises:
@@ -165,7 +165,7 @@ def refuse_damaged(checkpoint: Path) -> None:
         raise InputError(f"{checkpoint} is damaged: {damaged} in it is not what was saved (CRC-32); get or make it anew")
 
 
-def head_names(classifier: nn.Module) -> list[str]:
+def head_tensor_names(classifier: nn.Module) -> list[str]:
     """The tensors of the classifier's last layers, the only ones that depend on the number of classes."""
     heads: Any = classifier.get_classifier()  # type: ignore[operator]
     heads = list(heads) if isinstance(heads, tuple | list) else [heads]
@@ -183,7 +183,7 @@ def weights_in_folder(model: str) -> Path | None:
     scheme, _, folder = model.partition(":")
     if scheme != "local-dir":
         return None
-    files = sorted(file for file in Path(folder).glob("*") if file.suffix in WEIGHTS)
+    files = sorted(file for file in Path(folder).glob("*") if file.suffix in WEIGHT_SUFFIXES)
     safetensors_, pickled = Path(folder, "model.safetensors"), Path(folder, "pytorch_model.bin")
     for first in (safetensors_, pickled):  # timm's order
         if first in files:
@@ -220,13 +220,15 @@ def load_torch_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, damaged, or not written by relabel.
     """
-    refuse_damaged(path)
+    check_zip_checksums(path)
     try:
-        content = load_harmless(path)
+        content = load_weights_only(path)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged, or no checkpoint of weights alone ({why_not_loaded(path, error)})") from error
+        raise InputError(
+            f"{path} is damaged, or no checkpoint of weights alone ({load_failure_reason(path, error)})"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content

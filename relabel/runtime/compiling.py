@@ -5,11 +5,11 @@ import sys
 from relabel.runtime.errors import InputError, first_line
 
 
-def is_of_compiling(error: BaseException) -> bool:
+def is_compile_error(error: BaseException) -> bool:
     """Whether torch.compile raised this: it does so when a batch of a new shape first comes."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # there once anything is compiled; importing it takes seconds
     return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 
-def cannot_compile(what: str, error: BaseException) -> InputError:
+def compile_failed(what: str, error: BaseException) -> InputError:
     return InputError(f"--compile: torch cannot compile {what} here ({first_line(error)}); leave it out")

@@ -16,7 +16,7 @@ from relabel.runtime.machine import choose_device
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)  # of one process for another: shards are shared out beforehand, and one GPU may be slower
+TIMEOUT = timedelta(days=1)  # of one process for another: shards are shared out beforehand, and one GPU may be slower
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
-    def same_buffers(self, model: nn.Module) -> None:
+    def sync_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's buffers: batch norm's statistics differ where the images did."""
         if self.world > 1:
             for buffer in model.buffers():
@@ -105,7 +105,7 @@ def processes(device: str | None) -> Iterator[Processes]:
     chosen = choose_device(device)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         device_id=chosen if chosen.type == "cuda" else None,
     )
     with readable_errors():

@@ -14,7 +14,7 @@ from relabel.runtime.errors import InputError
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into, which takes its name at the end; a killed writer's is deleted first.
 
     Raises:
@@ -52,7 +52,7 @@ def lock(file: BinaryIO | TextIO, wait: bool) -> bool:
     return True
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Write a file that is complete or absent, whatever kills the writer: temporary name, sync, rename, sync the folder.
 
     Raises:

@@ -28,11 +28,11 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def name_of(dtype: torch.dtype | None) -> str:
+def dtype_name(dtype: torch.dtype | None) -> str:
     """As a label set's manifest names it too: float32, bfloat16 or float16."""
     return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def dtype_named(precision: str) -> torch.dtype | None:
+def dtype_from_name(precision: str) -> torch.dtype | None:
     """The dtype of such a name, None for float32."""
     return None if precision == "float32" else getattr(torch, precision)

@@ -36,7 +36,7 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
         raise type(error)(str(error).rpartition(name)[2].strip()) from None
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """worker_init_fn of every DataLoader: workers end when the main process tells them to, or is gone.
 
     A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, which they leave; SIGTERM to one of them alone

@@ -41,7 +41,7 @@ def test_agreement_and_kl_are_those_by_hand(tmp_path: Path) -> None:
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     for name, tail in (("a", "mean"), ("b", "zero")):
         write_label_set(tmp_path / name, KEYS, uniform_maps([0, 1, 2], 3.0), 3, tail=tail)
-    assert compare(tmp_path / "a", tmp_path / "b").made_otherwise == ["tail: 'mean', not 'zero'"]
+    assert compare(tmp_path / "a", tmp_path / "b").different_settings == ["tail: 'mean', not 'zero'"]
 
 
 def test_label_set_does_not_differ_from_itself(tmp_path: Path) -> None:

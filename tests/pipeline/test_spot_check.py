@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.spot_check import findings_of, spot_check
+from pipeline.spot_check import problems, spot_check
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import append_shard_line
@@ -29,7 +29,7 @@ def test_annotating_again_gives_what_is_stored(labels: Path, image_folder: Path,
     check = spot_check(labels, image_folder, 100, tiny_checkpoint, "cpu")
     assert check.images == 9 and check.same_top1 > 0.99
     assert 0 < check.largest_difference < 0.001  # float16
-    assert findings_of(check, Manifest.load(labels), labels) == []
+    assert problems(check, Manifest.load(labels), labels) == []
 
 
 def test_fidelity_is_exact_with_all_classes_and_falls_with_fewer(
@@ -60,7 +60,7 @@ def test_maps_of_other_images_are_found_though_every_checksum_is_right(
     wrong = tmp_path / "wrong"
     manifest = write_instead(wrong, store, store.gather(store.rows(store.keys[::-1])))
     check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
-    assert len(findings_of(check, manifest, wrong)) == 1
+    assert len(problems(check, manifest, wrong)) == 1
 
 
 def other_tail(maps: LabelMaps) -> LabelMaps:
@@ -79,7 +79,7 @@ def test_tails_and_ranks_are_judged_and_the_stored_maps_fidelity_is_their_own(
     wrong = tmp_path / "wrong"
     manifest = write_instead(wrong, store, spoil(store.gather(store.rows(store.keys))))
     check = spot_check(wrong, image_folder, 9, tiny_checkpoint, "cpu")
-    assert len(findings_of(check, manifest, wrong)) == 1
+    assert len(problems(check, manifest, wrong)) == 1
     right = spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu")
     assert check.fidelity[manifest.topk, "mean"] > 10 * right.fidelity[2, "mean"] + 0.01
     assert check.fidelity[3, "mean"] == right.fidelity[3, "mean"]
@@ -93,7 +93,7 @@ def test_difference_that_is_no_number_is_a_finding(
     maps.tail[4, 0, 0] = torch.nan
     manifest = write_instead(tmp_path / "wrong", store, maps)
     check = spot_check(tmp_path / "wrong", image_folder, 9, tiny_checkpoint, "cpu")
-    assert len(findings_of(check, manifest, tmp_path / "wrong")) == 1
+    assert len(problems(check, manifest, tmp_path / "wrong")) == 1
 
 
 def test_checkpoint_has_to_be_the_recorded_one(

@@ -15,7 +15,7 @@ import torch
 from relabel.models.weights import load_torch_file
 from tests.conftest import REPOSITORY, free_port, model_options
 from train.loop import train
-from train.recipe import Recipe, load
+from train.recipe import Recipe, load_recipe
 from train.run_dir.metrics import read_metrics
 
 THIN: dict[str, Any] = {"stem_width": 8, "channels": (8, 8, 8, 16), "zero_init_last": False}
@@ -27,7 +27,7 @@ FORK.set_forkserver_preload([__name__, "matplotlib.pyplot"])
 
 
 def recipe(name: str = "scenes-relabel", *more: str, epochs: int = 3) -> Recipe:
-    return load(name, [*SETTINGS, f"epochs={epochs}", *more])
+    return load_recipe(name, [*SETTINGS, f"epochs={epochs}", *more])
 
 
 def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> None:

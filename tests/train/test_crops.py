@@ -12,10 +12,10 @@ from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from train.crops import RandomCrops, TrainingBatches, collate, reduce
-from train.recipe import Recipe, load
+from train.crops import RandomCrops, TrainingBatches, collate, reduce_decoding
+from train.recipe import Recipe, load_recipe
 
-SMALL = load("scenes-single", ["image_size=24", "batch_size=4", "epochs=3", "warmup_epochs=1"])
+SMALL = load_recipe("scenes-single", ["image_size=24", "batch_size=4", "epochs=3", "warmup_epochs=1"])
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +151,13 @@ def test_jpeg_is_reduced_as_far_as_the_smallest_crop_allows(
     photographs: ImageSet, side: int, width: int, by: int, size: tuple[int, int]
 ) -> None:
     with Image.open(photographs.name(photographs.index("class/0.JPEG"))) as image:
-        assert reduce(image, [(0, 0, 501, 375), (0, 0, width, 375)], side) == by
+        assert reduce_decoding(image, [(0, 0, 501, 375), (0, 0, width, 375)], side) == by
         assert image.size == size
 
 
 def test_other_formats_are_decoded_whole(gradients: ImageSet) -> None:
     with Image.open(gradients.name(0)) as image:
-        assert reduce(image, [(0, 0, *image.size)], 5) == 1
+        assert reduce_decoding(image, [(0, 0, *image.size)], 5) == 1
 
 
 def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradients: ImageSet) -> None:

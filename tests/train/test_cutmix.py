@@ -7,37 +7,37 @@ import torch
 from torch import Tensor
 
 from train.crops import TrainingBatches
-from train.cutmix import Paste, by_area, partner, parts_of, paste_in, paste_of_step, token_shares
-from train.recipe import load
+from train.cutmix import Paste, draw_paste, mix_by_area, partner, parts_of, paste_in, token_shares
+from train.recipe import load_recipe
 
-RECIPE = load("relabel-cutmix", ["epochs=8", "warmup_epochs=1", "batch_size=8"])
+RECIPE = load_recipe("relabel-cutmix", ["epochs=8", "warmup_epochs=1", "batch_size=8"])
 LOPSIDED = Paste(left=3, top=1, right=12, bottom=4, size=12)  # of 12 x 12 pixels; reaches the right edge
 
 
 def test_paste_depends_on_seed_and_step_and_not_on_the_batch_or_torchs_numbers() -> None:
-    first = [paste_of_step(step, 0, torch.empty(4, 3, 24, 24), RECIPE) for step in range(20)]
+    first = [draw_paste(step, 0, torch.empty(4, 3, 24, 24), RECIPE) for step in range(20)]
     torch.manual_seed(9)
     expected = torch.rand(3)
     torch.manual_seed(9)
-    assert [paste_of_step(step, 0, torch.empty(2, 3, 24, 24), RECIPE) for step in range(20)] == first
+    assert [draw_paste(step, 0, torch.empty(2, 3, 24, 24), RECIPE) for step in range(20)] == first
     assert torch.equal(torch.rand(3), expected)
     assert len(set(first)) > 15
     other = dataclasses.replace(RECIPE, seed=1)
-    assert [paste_of_step(step, 0, torch.empty(4, 3, 24, 24), other) for step in range(20)] != first
+    assert [draw_paste(step, 0, torch.empty(4, 3, 24, 24), other) for step in range(20)] != first
 
 
 def test_cutmix_is_off_in_the_last_epochs_and_as_rare_as_asked() -> None:
     images = torch.empty(2, 3, 24, 24)
-    assert [paste_of_step(7, epoch, images, RECIPE) is not None for epoch in range(8)] == [True] * 3 + [False] * 5
+    assert [draw_paste(7, epoch, images, RECIPE) is not None for epoch in range(8)] == [True] * 3 + [False] * 5
     third = dataclasses.replace(RECIPE, cutmix=0.3)
-    assert 60 < sum(paste_of_step(step, 0, images, third) is not None for step in range(300)) < 120
-    assert paste_of_step(0, 0, images, load("relabel")) is None
+    assert 60 < sum(draw_paste(step, 0, images, third) is not None for step in range(300)) < 120
+    assert draw_paste(0, 0, images, load_recipe("relabel")) is None
 
 
 def test_share_that_is_left_is_drawn_from_the_beta_distribution() -> None:
     images = torch.empty(2, 3, 224, 224)
     flat, peaked = RECIPE, dataclasses.replace(RECIPE, cutmix_beta=50.0)
-    drawn = [[p.share for step in range(200) if (p := paste_of_step(step, 0, images, r))] for r in (flat, peaked)]
+    drawn = [[p.share for step in range(200) if (p := draw_paste(step, 0, images, r))] for r in (flat, peaked)]
     assert min(drawn[0]) < 0.02 and max(drawn[0]) > 0.7  # clipped at the edges, where the centre lies near one
     assert max(drawn[1]) < 0.66 and sum(drawn[1]) / 200 < 0.5
 
@@ -71,7 +71,7 @@ def test_pairs_are_the_same_however_many_processes_share_the_batch(world: int) -
 def test_targets_by_area_are_a_sum_by_hand() -> None:
     assert LOPSIDED.share == pytest.approx(27 / 144)
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    torch.testing.assert_close(by_area(target, LOPSIDED), torch.tensor([[117 / 144, 27 / 144], [27 / 144, 117 / 144]]))
+    torch.testing.assert_close(mix_by_area(target, LOPSIDED), torch.tensor([[117 / 144, 27 / 144], [27 / 144, 117 / 144]]))
 
 
 def position(box: list[float], mirror: bool, size: int) -> Tensor:

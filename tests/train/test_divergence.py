@@ -18,7 +18,7 @@ from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, model_options
 from tests.label_sets import write_label_set
 from train.loop import train
-from train.recipe import Recipe, load
+from train.recipe import Recipe, load_recipe
 from train.seeds import seed_of
 
 SETTINGS = ["image_size=16", "eval_size=16", "warmup_epochs=0", "optimizer=sgd", "schedule=constant", "epochs=3"]
@@ -42,7 +42,7 @@ def test_first_batch_whose_loss_is_not_finite_is_named_though_the_look_comes_lat
     image_folder: Path, tmp_path: Path, key: str
 ) -> None:
     labels = poisoned(find_images(image_folder), key, tmp_path / "labels")
-    recipe = load("scenes-relabel", [*SETTINGS, "batch_size=2", "lr=0.01"])  # 4 steps per epoch, one look
+    recipe = load_recipe("scenes-relabel", [*SETTINGS, "batch_size=2", "lr=0.01"])  # 4 steps per epoch, one look
     with pytest.raises(InputError, match=r"the loss is not finite in step \d+ \(epoch \d, lr 0\.01\)") as caught:
         run_training(image_folder, tmp_path / "run", recipe, labels=labels)
     found = json.loads((tmp_path / "run" / "diverged.json").read_text())
@@ -72,7 +72,9 @@ def test_of_several_processes_only_the_one_with_the_bad_image_is_named(image_fol
 
 
 def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: Path, tmp_path: Path) -> None:
-    recipe = load("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])  # one step per epoch; the first loss is finite
+    recipe = load_recipe(
+        "scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"]
+    )  # one step per epoch; the first loss is finite
     with pytest.raises(InputError, match=r"in step 2 \(epoch 2, lr 1e\+30\), on .* and 4 more, all in .*last\.pt holds"):
         run_training(image_folder, tmp_path / "run", recipe)
     state = load_torch_file(tmp_path / "run" / "last.pt")
@@ -82,13 +84,13 @@ def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: P
 
 def test_file_that_could_not_be_written_is_not_referred_to(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "diverged.json").mkdir(parents=True)
-    recipe = load("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])
+    recipe = load_recipe("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])
     with pytest.raises(InputError, match=r"in step 2 .* and 4 more, which .*diverged\.json could not take \("):
         run_training(image_folder, tmp_path / "run", recipe)
 
 
 def test_weights_that_overflow_in_the_last_step_before_saving_are_not_saved(image_folder: Path, tmp_path: Path) -> None:
-    recipe = load("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30", "weight_decay=1e12"])
+    recipe = load_recipe("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30", "weight_decay=1e12"])
     with pytest.raises(InputError, match=r"weights are not finite after step 1 \(lr 1e\+30\).* Nothing was saved yet"):
         run_training(image_folder, tmp_path / "run", recipe)
     assert not (tmp_path / "run" / "last.pt").exists()

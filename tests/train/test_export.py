@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from relabel.models.card import ModelCard
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, Relabel
 from train.export import export_backbone
@@ -23,7 +23,7 @@ from train.run_dir import checkpoint
 
 DOCUMENT = (REPOSITORY / "docs" / "transfer.md").read_text()
 AS_FROM_IMAGENET, BY_BUILDERS, STEP = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
-VIEW = View(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)
+VIEW = Preprocessing(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,19 @@ import timm
 
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, Relabel
-from train.recipe import Recipe, about, load, names
+from train.recipe import Recipe, about_recipe, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("prefix", ["", "scenes-"])
 def test_relabel_is_single_with_another_target_and_nothing_else(prefix: str) -> None:
-    single, relabel = load(f"{prefix}single"), load(f"{prefix}relabel")
+    single, relabel = load_recipe(f"{prefix}single"), load_recipe(f"{prefix}relabel")
     assert single.target == "folder"
     assert relabel == dataclasses.replace(single, target="localized-multi")
 
 
 def test_every_recipe_loads() -> None:
-    for name in names():
-        load(name)
+    for name in recipe_names():
+        load_recipe(name)
 
 
 def test_every_setting_is_read_by_the_training_code() -> None:
@@ -39,16 +39,16 @@ def test_every_setting_is_read_by_the_training_code() -> None:
 def test_makefile_knows_which_recipes_need_no_label_set() -> None:
     line = re.search(r"^LABEL_FREE := (.*)$", (REPOSITORY / "Makefile").read_text(), re.M)
     assert line is not None
-    assert sorted(line[1].split()) == [name for name in names() if not load(name).needs_labels]
+    assert sorted(line[1].split()) == [name for name in recipe_names() if not load_recipe(name).needs_labels]
 
 
 def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('target = "folder"\nbatchsize = 32\n')
     with pytest.raises(InputError, match=r"mine\.toml: unknown setting 'batchsize'; did you mean batch_size\?"):
-        load(str(recipe))
+        load_recipe(str(recipe))
     with pytest.raises(InputError, match="--set: unknown setting 'learning_rate'"):
-        load("single", ["learning_rate=1"])
+        load_recipe("single", ["learning_rate=1"])
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
 )
 def test_setting_of_another_type_or_range_is_refused(override: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        load("single", [override])
+        load_recipe("single", [override])
 
 
 def test_overrides_take_the_settings_type() -> None:
-    recipe = load("single", ["lr=1", "epochs=7", "crop_scale=[0.5, 1]", "optimizer=adamw"])
+    recipe = load_recipe("single", ["lr=1", "epochs=7", "crop_scale=[0.5, 1]", "optimizer=adamw"])
     assert (recipe.lr, recipe.epochs, recipe.crop_scale, recipe.optimizer) == (1.0, 7, (0.5, 1.0), "adamw")
     assert isinstance(recipe.lr, float)
 
@@ -97,24 +97,24 @@ def test_overrides_take_the_settings_type() -> None:
 def test_own_file_inherits_from_a_file_beside_it_and_from_ours(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text('inherit = "relabel"\nepochs = 9\n')
     (tmp_path / "mine.toml").write_text('inherit = "base"\nlr = 0.2\n')
-    assert load(str(tmp_path / "mine.toml")) == dataclasses.replace(load("relabel"), epochs=9, lr=0.2)
+    assert load_recipe(str(tmp_path / "mine.toml")) == dataclasses.replace(load_recipe("relabel"), epochs=9, lr=0.2)
 
 
 def test_unknown_recipe_lists_those_there_are() -> None:
     with pytest.raises(InputError, match=r"no recipe 'relable'; there are ablation-.*, relabel, "):
-        load("relable")
+        load_recipe("relable")
 
 
 def test_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("target = \n")
     with pytest.raises(InputError, match=r"broken\.toml is not TOML"):
-        load(str(tmp_path / "broken.toml"))
+        load_recipe(str(tmp_path / "broken.toml"))
 
 
 def test_list_says_what_each_recipe_reproduces_and_the_published_top1(relabel_here: Relabel) -> None:
     shown = relabel_here("recipes").stdout
-    for name in names():
-        said = about(name)
+    for name in recipe_names():
+        said = about_recipe(name)
         assert f"{name}\n    {said.reproduces}\n" in shown
         assert all(f"{arch} {top1}" in shown and timm.is_model(arch) for arch, top1 in said.published.items())
     assert "resnet18 73.2, resnet50 80.2, resnet101 81.6" in shown and "batch_size" not in shown
@@ -123,33 +123,33 @@ def test_list_says_what_each_recipe_reproduces_and_the_published_top1(relabel_he
 def test_one_recipe_is_shown_with_all_its_settings_as_they_can_be_typed(relabel_here: Relabel, tmp_path: Path) -> None:
     shown = relabel_here("recipes", "relabel-cutmix").stdout
     (tmp_path / "same.toml").write_text(shown)
-    assert load(str(tmp_path / "same.toml")) == load("relabel-cutmix")
+    assert load_recipe(str(tmp_path / "same.toml")) == load_recipe("relabel-cutmix")
     assert shown.count("\n") == len(dataclasses.fields(Recipe))
 
 
 def test_what_a_recipe_says_of_itself_is_no_setting_and_not_inherited(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('inherit = "relabel"\nreproduces = "mine"\n[published]\nresnet18 = 1.0\n')
-    assert load(str(tmp_path / "mine.toml")) == load("relabel")
-    assert about("relabel-cutmix").published != about("relabel").published
+    assert load_recipe(str(tmp_path / "mine.toml")) == load_recipe("relabel")
+    assert about_recipe("relabel-cutmix").published != about_recipe("relabel").published
 
 
 def test_inheriting_in_a_circle_or_from_a_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('inherit = "b"\n')
     (tmp_path / "b.toml").write_text('inherit = "a"\n')
     with pytest.raises(InputError, match=r"a\.toml inherits from itself, through a\.toml, b\.toml"):
-        load(str(tmp_path / "a.toml"))
+        load_recipe(str(tmp_path / "a.toml"))
     for wrong in ('"../x"', "7"):
         (tmp_path / "c.toml").write_text(f"inherit = {wrong}\n")
         with pytest.raises(InputError, match=r"c\.toml: inherit = .*; expected the name of a recipe"):
-            load(str(tmp_path / "c.toml"))
+            load_recipe(str(tmp_path / "c.toml"))
 
 
 @pytest.mark.parametrize("setting", ["lr=nan", "weight_decay=inf", "temperature=inf", "colour_jitter=[0.4, nan, 0.4]"])
 def test_setting_that_is_no_finite_number_is_refused(setting: str) -> None:
     with pytest.raises(InputError, match=rf"recipe: {setting.split('=')[0]} = .*; expected finite numbers"):
-        load("relabel", [setting])
+        load_recipe("relabel", [setting])
 
 
 def test_schedule_too_short_for_any_cutmix_is_refused() -> None:
     with pytest.raises(InputError, match="cutmix_off_epochs = 5 leaves CutMix none of 5 epochs; set both"):
-        load("relabel-cutmix", ["epochs=5", "warmup_epochs=0"])
+        load_recipe("relabel-cutmix", ["epochs=5", "warmup_epochs=0"])

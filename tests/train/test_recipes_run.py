@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, THIN, Relabel, model_options, write_image
 from tests.train.runs import stop_in
 from train.evaluation.run import evaluate_checkpoint
 from train.loop import train
-from train.recipe import load, names
+from train.recipe import load_recipe, recipe_names
 from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
 
@@ -40,7 +40,7 @@ def other_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_trains_with_nothing_but_sizes_overridden(
     name: str,
     images: Path,
@@ -50,7 +50,7 @@ def test_every_recipe_trains_with_nothing_but_sizes_overridden(
     tmp_path: Path,
     relabel_here: Relabel,
 ) -> None:
-    recipe = load(name)
+    recipe = load_recipe(name)
     options = ["--labels", undisturbed] if recipe.needs_labels else []
     if recipe.target == "teacher":
         options += ["--teacher=resnet10t", f"--teacher-checkpoint={tiny_checkpoint}", "--teacher-input-size=32x56"]
@@ -72,7 +72,7 @@ def test_every_recipe_trains_with_nothing_but_sizes_overridden(
 
 def run_training(images: Path, run: Path, recipe: str, settings: list[str], **options: Any) -> None:
     defaults: dict[str, Any] = {"model_kwargs": STUDENT, "workers": 0, "device": "cpu"}
-    train(images, run, "resnet10t", load(recipe, [*SIZES, *settings]), **(defaults | options))
+    train(images, run, "resnet10t", load_recipe(recipe, [*SIZES, *settings]), **(defaults | options))
 
 
 def state_of(path: Path, entry: str = "state_dict") -> dict[str, torch.Tensor]:
@@ -131,7 +131,7 @@ def test_two_processes_train_a_vit_on_tokens_as_one_does(images: Path, undisturb
     settings = [*SIZES, "epochs=9", "batch_size=8", "optimizer=sgd", "lr=0.1", "token_weight=0.5", "ema=0.5"]
     settings.append("cutmix_target=regions")
     train(
-        *(images, tmp_path / "one", "vit_tiny_patch16_224", load("relabel-cutmix", settings)),
+        *(images, tmp_path / "one", "vit_tiny_patch16_224", load_recipe("relabel-cutmix", settings)),
         labels=undisturbed,
         model_kwargs=VIT,
         workers=0,

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from train.recipe import load
+from train.recipe import load_recipe
 from train.schedule import create_schedule
 
 STEPS, EPOCHS, WARMUP = 5, 20, 4  # steps per epoch
 
 
 def rates(*settings: str) -> list[float]:
-    recipe = load("single", [f"epochs={EPOCHS}", f"warmup_epochs={WARMUP}", "lr=0.4", *settings])
+    recipe = load_recipe("single", [f"epochs={EPOCHS}", f"warmup_epochs={WARMUP}", "lr=0.4", *settings])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
     scheduler = create_schedule(optimizer, recipe, STEPS)
     seen = []

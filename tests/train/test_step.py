@@ -9,10 +9,10 @@ import torch._inductor.config
 from torch import nn
 
 from relabel.runtime.errors import InputError
-from train.recipe import load
+from train.recipe import load_recipe
 from train.step import compiled, create_optimizer, load_optimizer
 
-RECIPE = load("single")
+RECIPE = load_recipe("single")
 
 
 @pytest.mark.parametrize(("name", "fused"), [("sgd", True), ("adamw", True), ("adamp", False), ("lamb", False)])
@@ -44,10 +44,10 @@ def test_norms_and_biases_decay_if_all_do(decay_all: bool, decays: list[tuple[fl
 def test_published_recipes_have_the_references_optimisers() -> None:
     """github.com/naver-ai/relabel_imagenet, utils/optimizers.py: all weights decay, and AdamP is as its authors have it."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    (sgd,) = create_optimizer(model, load("relabel"), torch.device("cpu")).param_groups
+    (sgd,) = create_optimizer(model, load_recipe("relabel"), torch.device("cpu")).param_groups
     assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.1, 0.9, True, 1e-4)
     for name in ("adamp", "AdamP"):
-        recipe = load("relabel-cutmix", [f"optimizer={name}"])
+        recipe = load_recipe("relabel-cutmix", [f"optimizer={name}"])
         (adamp,) = create_optimizer(model, recipe, torch.device("cpu")).param_groups
         assert (adamp["lr"], adamp["betas"], adamp["nesterov"], adamp["weight_decay"]) == (2e-3, (0.9, 0.999), True, 1e-2)
         assert (adamp["wd_ratio"], adamp["delta"], adamp["eps"]) == (0.1, 0.1, 1e-8)
@@ -77,4 +77,4 @@ def test_optimiser_that_is_not_to_be_had_is_named(name: str) -> None:
     if torch.cuda.is_available() and name == "fusedsgd":
         pytest.skip("it depends on a package")
     with pytest.raises(InputError, match=rf"recipe: optimizer = '{name}'"):
-        create_optimizer(torch.nn.Linear(2, 2), load("single", [f"optimizer={name}"]), torch.device("cpu"))
+        create_optimizer(torch.nn.Linear(2, 2), load_recipe("single", [f"optimizer={name}"]), torch.device("cpu"))

@@ -15,11 +15,11 @@ from relabel.runtime.errors import InputError
 from tests.label_sets import named_images, write_label_set
 from train.augment import DRAWS, augment
 from train.crops import Crops
-from train.cutmix import Paste, paste_in, paste_of_step
-from train.recipe import load
-from train.supervision import LabelMapTargets, Supervision, loss_of, loss_with_tokens
+from train.cutmix import Paste, draw_paste, paste_in
+from train.recipe import load_recipe
+from train.supervision import LabelMapTargets, Supervision, loss_with_tokens, target_loss
 from train.teacher import Teacher
-from train.training_set import match_labels, unconfirmed
+from train.training_set import label_rows, unconfirmed_images
 
 KEYS = ("cat/a.JPEG", "cat/b.JPEG", "dog/c.JPEG")
 
@@ -52,7 +52,7 @@ LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
 def test_multi_targets_are_the_softmax_of_the_pooled_logits(
     store: LabelStore, target: str, logits: list[list[float]]
 ) -> None:
-    targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load("relabel", [f"target={target}"]))
+    targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load_recipe("relabel", [f"target={target}"]))
     torch.testing.assert_close(targets(batch([0, 2], [LEFT, RIGHT])), torch.tensor(logits).softmax(1))
 
 
@@ -60,47 +60,50 @@ def test_multi_targets_are_the_softmax_of_the_pooled_logits(
 def test_single_targets_are_the_largest_class_of_the_pooled_logits(
     store: LabelStore, target: str, classes: list[int]
 ) -> None:
-    targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load("relabel", [f"target={target}"]))
+    targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load_recipe("relabel", [f"target={target}"]))
     assert targets(batch([0, 2], [RIGHT, RIGHT])).tolist() == classes
 
 
 def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
     folder = named_images(("cat", "dog", "eel"), KEYS[::-1], [1, 0, 0])
-    rows = match_labels(store, folder)
+    rows = label_rows(store, folder)
     assert rows.tolist() == [2, 1, 0]
-    targets = LabelMapTargets(store, rows, load("relabel", ["target=global-single"]))
+    targets = LabelMapTargets(store, rows, load_recipe("relabel", ["target=global-single"]))
     assert targets(batch([1], [LEFT])).tolist() == [2]  # image 1 of this folder is b
 
 
 def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
     folder = named_images(("cat", "dog", "eel"), (*KEYS, "eel/x.JPEG", "eel/y.JPEG"), [0, 0, 1, 2, 2])
     with pytest.raises(InputError, match=r"2 of 5 images .* have no label map .*first: eel/x\.JPEG, eel/y\.JPEG"):
-        match_labels(store, folder)
+        label_rows(store, folder)
 
 
 def test_label_set_of_another_class_count_is_refused(store: LabelStore) -> None:
     with pytest.raises(InputError, match=r"maps of 3 classes, the images have 2"):
-        match_labels(store, named_images(("cat", "dog"), KEYS, [0, 0, 1]))
+        label_rows(store, named_images(("cat", "dog"), KEYS, [0, 0, 1]))
 
 
 def test_losses_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0]])
-    softmax = load("single")
+    softmax = load_recipe("single")
     by_hand = -(probabilities * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(loss_of(logits, probabilities, softmax), by_hand)
-    torch.testing.assert_close(loss_of(logits, torch.tensor([1, 2]), softmax), -logits.log_softmax(1)[[0, 1], [1, 2]].mean())
-
-    sigmoid = load("single", ["loss=bce"])
-    each = -(probabilities * F.logsigmoid(logits) + (1 - probabilities) * F.logsigmoid(-logits))
-    torch.testing.assert_close(loss_of(logits, probabilities, sigmoid), each.sum(1).mean())
-    one_hot = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    torch.testing.assert_close(loss_of(logits, torch.tensor([1, 2]), sigmoid), loss_of(logits, one_hot, sigmoid))
-
-    smooth, spread = load("label-smoothing", ["loss=bce"]), 0.9 * one_hot + 0.1 / 3
-    torch.testing.assert_close(loss_of(logits, torch.tensor([1, 2]), smooth), loss_of(logits, spread, sigmoid))
+    torch.testing.assert_close(target_loss(logits, probabilities, softmax), by_hand)
     torch.testing.assert_close(
-        loss_of(logits, torch.tensor([1, 2]), load("label-smoothing")), -(spread * logits.log_softmax(1)).sum(1).mean()
+        target_loss(logits, torch.tensor([1, 2]), softmax), -logits.log_softmax(1)[[0, 1], [1, 2]].mean()
+    )
+
+    sigmoid = load_recipe("single", ["loss=bce"])
+    each = -(probabilities * F.logsigmoid(logits) + (1 - probabilities) * F.logsigmoid(-logits))
+    torch.testing.assert_close(target_loss(logits, probabilities, sigmoid), each.sum(1).mean())
+    one_hot = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(target_loss(logits, torch.tensor([1, 2]), sigmoid), target_loss(logits, one_hot, sigmoid))
+
+    smooth, spread = load_recipe("label-smoothing", ["loss=bce"]), 0.9 * one_hot + 0.1 / 3
+    torch.testing.assert_close(target_loss(logits, torch.tensor([1, 2]), smooth), target_loss(logits, spread, sigmoid))
+    torch.testing.assert_close(
+        target_loss(logits, torch.tensor([1, 2]), load_recipe("label-smoothing")),
+        -(spread * logits.log_softmax(1)).sum(1).mean(),
     )
 
 
@@ -108,14 +111,14 @@ ROWS = torch.tensor([0, 1, 2])
 
 
 def test_temperature_flattens_the_target(store: LabelStore) -> None:
-    targets = LabelMapTargets(store, ROWS, load("relabel", ["temperature=4"]))
+    targets = LabelMapTargets(store, ROWS, load_recipe("relabel", ["temperature=4"]))
     torch.testing.assert_close(targets(batch([0], [LEFT])), torch.tensor([[1.0, 0.0, 0.0]]).softmax(1))
 
 
 def test_maps_are_gathered_once_for_crops_and_tokens(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     gathered, gather = [], store.gather
     monkeypatch.setattr(store, "gather", lambda rows: gathered.append(rows) or gather(rows))
-    recipe = load("relabel", ["token_weight=0.5"])
+    recipe = load_recipe("relabel", ["token_weight=0.5"])
     crops = batch([0, 2], [LEFT, RIGHT])
     supervision = Supervision(recipe, 3, LabelMapTargets(store, ROWS, recipe), token_grid=(1, 2))
     expected = supervision(crops, torch.empty(0), None)
@@ -126,7 +129,7 @@ def test_maps_are_gathered_once_for_crops_and_tokens(store: LabelStore, monkeypa
 
 
 def test_folders_class_has_its_share_of_the_target(store: LabelStore) -> None:
-    recipe = load("relabel", ["folder_share=0.25"])
+    recipe = load_recipe("relabel", ["folder_share=0.25"])
     crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
     target, tokens = Supervision(recipe, 3, LabelMapTargets(store, ROWS, recipe))(crops, torch.empty(0), None)
     of_map = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 2.0]]).softmax(1)
@@ -139,7 +142,7 @@ PASTE = Paste(left=0, top=0, right=2, bottom=4, size=4)  # the left half of the 
 
 @pytest.mark.parametrize("name", ["single", "relabel-cutmix", "ablation-localized-single"])
 def test_targets_of_mixed_images_weigh_both_crops_targets_by_area(store: LabelStore, name: str) -> None:
-    recipe = load(name)
+    recipe = load_recipe(name)
     maps = LabelMapTargets(store, ROWS, recipe) if recipe.reads_maps else None
     crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
     supervision = Supervision(recipe, 3, maps)
@@ -150,7 +153,7 @@ def test_targets_of_mixed_images_weigh_both_crops_targets_by_area(store: LabelSt
 
 
 def test_regions_are_asked_only_for_what_is_seen_of_each_image(store: LabelStore) -> None:
-    recipe = load("relabel-cutmix", ["cutmix_target=regions", "hflip=0.6"])  # the draws of 0.5 mirror every crop
+    recipe = load_recipe("relabel-cutmix", ["cutmix_target=regions", "hflip=0.6"])  # the draws of 0.5 mirror every crop
     whole = [0.0, 0.0, 1.0, 1.0]
     mixed = LabelMapTargets(store, ROWS, recipe)(batch([0, 2], [whole, whole]), PASTE)
     # a mirrored crop shows the image's right half at its left: there the paste is, and the image's left half is left to see.
@@ -168,7 +171,7 @@ def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path:
     maps, keys = LabelMaps(scores, order, torch.zeros(4, rows, columns)), [f"c/{i}.JPEG" for i in range(4)]
     write_label_set(tmp_path / "labels", keys, maps, classes)
     store = LabelStore.open(tmp_path / "labels").to("cpu")
-    recipe = load("relabel-cutmix", ["cutmix_target=regions"])
+    recipe = load_recipe("relabel-cutmix", ["cutmix_target=regions"])
     boxes = [[0.1, 0.2, 0.8, 0.9], [0.0, 0.0, 1.0, 0.5], [0.5, 0.3, 0.7, 0.9], [0.2, 0.1, 0.9, 1.0]]
     crops = batch([0, 1, 2, 3], boxes)
     crops.draws[:, 0] = torch.tensor([0.1, 0.9, 0.9, 0.1])  # the first and the last are mirrored
@@ -197,14 +200,14 @@ def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path:
 
 
 def test_region_targets_are_finite_where_all_or_nothing_is_pasted(store: LabelStore) -> None:
-    targets = LabelMapTargets(store, ROWS, load("relabel-cutmix", ["cutmix_target=regions"]))
+    targets = LabelMapTargets(store, ROWS, load_recipe("relabel-cutmix", ["cutmix_target=regions"]))
     crops, exact = batch([0, 2], [LEFT, RIGHT]), torch.tensor([[3.5, 0.25, 0.0], [0.0, 0.5, 1.75]]).softmax(1)
     torch.testing.assert_close(targets(crops, Paste(0, 0, 4, 4, 4)), exact.flip(0))
     torch.testing.assert_close(targets(crops, Paste(2, 2, 2, 2, 4)), exact)
 
 
 def test_token_targets_are_mirrored_with_the_image(store: LabelStore) -> None:
-    recipe = load("relabel", ["token_weight=0.5"])
+    recipe = load_recipe("relabel", ["token_weight=0.5"])
     crops = batch([0, 0], [[0.0, 0.0, 1.0, 1.0]] * 2)
     crops.draws[:, 0] = torch.tensor([0.9, 0.1])
     tokens = LabelMapTargets(store, ROWS, recipe).of_tokens(crops, (1, 2))
@@ -213,7 +216,7 @@ def test_token_targets_are_mirrored_with_the_image(store: LabelStore) -> None:
 
 
 def test_token_targets_under_a_paste_are_the_partners(store: LabelStore) -> None:
-    recipe = load("relabel-cutmix", ["token_weight=0.5", "hflip=0"])
+    recipe = load_recipe("relabel-cutmix", ["token_weight=0.5", "hflip=0"])
     crops = batch([0, 1], [[0.0, 0.0, 1.0, 1.0]] * 2)
     targets = LabelMapTargets(store, ROWS, recipe)
     plain, mixed = targets.of_tokens(crops, (1, 2)), targets.of_tokens(crops, (1, 2), PASTE)
@@ -224,10 +227,10 @@ def test_token_targets_under_a_paste_are_the_partners(store: LabelStore) -> None
 def test_loss_with_tokens_is_the_images_and_a_share_of_the_mean_over_tokens() -> None:
     logits, target = torch.randn(2, 3), torch.tensor([0, 2])
     token_logits, token_target = torch.randn(2, 4, 3), torch.rand(2, 4, 3).softmax(2)
-    recipe = load("relabel", ["token_weight=0.5"])
+    recipe = load_recipe("relabel", ["token_weight=0.5"])
     loss, said = loss_with_tokens((logits, token_logits), target, token_target, recipe)
-    each = [loss_of(token_logits[:, t], token_target[:, t], recipe) for t in range(4)]
-    torch.testing.assert_close(loss, loss_of(logits, target, recipe) + 0.5 * torch.stack(each).mean())
+    each = [target_loss(token_logits[:, t], token_target[:, t], recipe) for t in range(4)]
+    torch.testing.assert_close(loss, target_loss(logits, target, recipe) + 0.5 * torch.stack(each).mean())
     assert torch.equal(said, logits)
 
 
@@ -240,7 +243,7 @@ def test_teacher_is_asked_about_the_images_that_the_student_sees() -> None:
     teacher = Teacher(MeanOfChannels(), (2, 2), "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), autocast_dtype=None)
     images = torch.randint(0, 256, (2, 3, 2, 2), dtype=torch.uint8)
     said = (images.float() / 255).mean((2, 3))
-    supervision = Supervision(load("distillation", ["cutmix=1", "temperature=2"]), 3, teacher=teacher)
+    supervision = Supervision(load_recipe("distillation", ["cutmix=1", "temperature=2"]), 3, teacher=teacher)
     target, _ = supervision(batch([0, 1], [LEFT, LEFT]), images, PASTE)
     torch.testing.assert_close(target, (said / 2).softmax(1))
 
@@ -248,8 +251,8 @@ def test_teacher_is_asked_about_the_images_that_the_student_sees() -> None:
 def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(store: LabelStore) -> None:
     # whole-image logits: a 2, 1, 0; b 0, 0, 3 (the mean of 4 and 2 for class 2); c 0, 2, 1
     folder = named_images(("cat", "dog", "eel"), KEYS, [0, 0, 1])
-    assert unconfirmed(store, folder) == {"cat/b.JPEG"}
-    assert unconfirmed(store, folder, batch_size=2) == {"cat/b.JPEG"}
+    assert unconfirmed_images(store, folder) == {"cat/b.JPEG"}
+    assert unconfirmed_images(store, folder, batch_size=2) == {"cat/b.JPEG"}
 
 
 @pytest.mark.parametrize(
@@ -263,11 +266,11 @@ def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(s
 )
 def test_a_step_reads_nothing_back_from_the_device(store: LabelStore, settings: list[str]) -> None:
     # tensors on "meta" have no data, so whatever would wait for a device to learn a value or a shape raises
-    meta, recipe = torch.device("meta"), load("relabel", settings)
+    meta, recipe = torch.device("meta"), load_recipe("relabel", settings)
     crops = batch([0, 2], [LEFT, RIGHT])
     crops = dataclasses.replace(crops, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).to(meta)
     images = augment(crops.images, crops.draws, recipe)
-    paste = paste_of_step(0, 0, images, recipe)
+    paste = draw_paste(0, 0, images, recipe)
     assert (paste is not None) == bool(recipe.cutmix)
     if paste is not None:
         paste_in(images, paste)

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 from relabel.images.image_set import ImageSet
 from relabel.models.card import ModelCard
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.errors import InputError
 from tests.label_sets import named_images
-from train.recipe import load
+from train.recipe import load_recipe
 from train.run_dir import checkpoint
 from train.teacher import TeacherChoice, load_teacher
 
 THIN = {"stem_width": 8, "channels": (8, 8, 8, 16)}
 CPU = torch.device("cpu")
-RECIPE = load("distillation")
+RECIPE = load_recipe("distillation")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def folder() -> ImageSet:
 def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=len(classes), **THIN).eval()
-    view = View(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    view = Preprocessing(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     checkpoint.save_weights(path, model.state_dict(), ModelCard("resnet10t", THIN, classes, view) if card else None)
     return model
 
@@ -61,7 +61,7 @@ def test_teacher_that_cannot_teach_says_why(folder: ImageSet, tmp_path: Path) ->
     with pytest.raises(InputError, match="name it with --teacher, or give --teacher-checkpoint"):
         load_teacher(None, RECIPE, folder, CPU, None)
     with pytest.raises(InputError, match="--teacher: the recipe's target is 'folder', which asks none"):
-        load_teacher(TeacherChoice("resnet10t"), load("single"), folder, CPU, None)
+        load_teacher(TeacherChoice("resnet10t"), load_recipe("single"), folder, CPU, None)
     save_weights(path, folder.classes, card=False)
     with pytest.raises(InputError, match="does not say which model it is of; name it with --teacher"):
         load_teacher(TeacherChoice(checkpoint=path), RECIPE, folder, CPU, None)

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from relabel.images.image_set import ImageSet
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 
 
 class CentreCrops(Dataset[tuple[Tensor, int]]):
     """((3, size, size) uint8, index) of the folder's images at `indices`."""
 
-    def __init__(self, image_set: ImageSet, view: View, indices: Sequence[int]) -> None:
+    def __init__(self, image_set: ImageSet, view: Preprocessing, indices: Sequence[int]) -> None:
         self.image_set, self.indices = image_set, indices
         self.transform = create_transform(
             (3, view.size, view.size),

@@ -28,7 +28,7 @@ ALEXNET_ERROR = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-OF_IMAGENET_C = tuple(ALEXNET_ERROR)
+IMAGENET_C_CORRUPTIONS = tuple(ALEXNET_ERROR)
 
 
 def mean_error(accuracies: dict[str, list[Measure]]) -> Measure:
@@ -37,17 +37,17 @@ def mean_error(accuracies: dict[str, list[Measure]]) -> Measure:
     Args:
         accuracies: by corruption, one for each severity, all over the same images.
     """
-    means = [error_of(of_corruption) for of_corruption in accuracies.values()]
+    means = [corruption_error(of_corruption) for of_corruption in accuracies.values()]
     return Measure(np.mean([mean.values for mean in means], axis=0), means[0].strata)
 
 
 def mean_corruption_error(accuracies: dict[str, list[Measure]]) -> Measure:
     """mCE: AlexNet's is 100. It is linear in the errors, so that each image adds its own share."""
     assert accuracies.keys() == ALEXNET_ERROR.keys(), "mCE is of all 15 corruptions"
-    shares = [error_of(accuracies[name]).values / ALEXNET_ERROR[name] for name in OF_IMAGENET_C]
+    shares = [corruption_error(accuracies[name]).values / ALEXNET_ERROR[name] for name in IMAGENET_C_CORRUPTIONS]
     return Measure(np.mean(shares, axis=0))
 
 
-def error_of(of_corruption: list[Measure]) -> Measure:
+def corruption_error(of_corruption: list[Measure]) -> Measure:
     """The mean over severities of 100 - accuracy, image by image."""
     return Measure(100 - np.mean([measure.values for measure in of_corruption], axis=0), of_corruption[0].strata)

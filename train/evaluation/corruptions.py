@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from relabel.images.sources import find_images
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import whole_folder
+from relabel.runtime.files import atomic_folder
 
 SEVERITIES = (1, 2, 3, 4, 5)
 QUALITY = 95  # of JPEG files, above ImageNet-C's 85: the file is not the corruption that is measured
@@ -103,7 +103,7 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
     source = find_images(images)
     if folder.resolve().is_relative_to(Path(images).resolve()):
         raise InputError(f"{folder} lies in {images}, where it would count as a class; name a folder beside it")
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         for corruption in CORRUPTIONS:
             for severity in SEVERITIES:
                 for name in source.classes:
@@ -113,11 +113,11 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
             for number, corruption in enumerate(CORRUPTIONS):
                 for severity in SEVERITIES:
                     rng = np.random.default_rng([seed, number, severity, zlib.crc32(key.encode())])
-                    save(corruption(image, severity, rng), unfinished / corruption.__name__ / str(severity) / key)
+                    save_image(corruption(image, severity, rng), unfinished / corruption.__name__ / str(severity) / key)
     return len(source) * len(CORRUPTIONS) * len(SEVERITIES)
 
 
-def save(image: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: Path) -> None:
     """In the format that the name says; a JPEG nearly without loss."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
         image.save(path, quality=QUALITY, subsampling=0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from relabel.images.image_set import ImageSet
 from relabel.models.card import Loss
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.distributed import Processes
 from train.evaluation.measures import Measure, mean_average_precision, multilabel_accuracy, top_k
@@ -47,7 +47,7 @@ class Evaluation:
 def evaluate(
     classifier: nn.Module,
     image_set: ImageSet,
-    view: View,
+    view: Preprocessing,
     group: Processes,
     *,
     multilabels: MultiLabels | None = None,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 
 EPSILON = 8 / 255
 
 
-def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, view: View) -> Tensor:
+def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, view: Preprocessing) -> Tensor:
     """Attack a batch, knowing the classifier, in float32.
 
     So it is where the classifier then answers in half precision, too: gradients that vanish in float16 have no sign.

@@ -42,7 +42,7 @@ class Measure:
         return float(np.mean([self.values[group].mean() for group in self.groups()]))
 
 
-def percent(right: Tensor) -> np.ndarray:
+def as_percent(right: Tensor) -> np.ndarray:
     return 100 * right.double().numpy()
 
 
@@ -53,12 +53,12 @@ def top_k(best: Tensor, targets: Tensor, k: int) -> Measure:
         best: (N, at least k) classes, best first.
         targets: (N,)
     """
-    return Measure(percent((best[:, :k] == targets.unsqueeze(1)).any(1)))
+    return Measure(as_percent((best[:, :k] == targets.unsqueeze(1)).any(1)))
 
 
 def multilabel_accuracy(best: Tensor, shown: MultiLabels, targets: Tensor) -> Measure:
     """Whether the best class is among those that an image shows, as in ReaL (Beyer et al. 2020)."""
-    right = percent(shown.classes.gather(1, best[:, :1]).squeeze(1))
+    right = as_percent(shown.classes.gather(1, best[:, :1]).squeeze(1))
     right[~shown.judged.numpy()] = np.nan
     return Measure(right, targets.numpy() if shown.mean_over_classes else None)
 

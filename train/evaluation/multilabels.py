@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relabel.images.classes import by_number, imagenet_classes
+from relabel.images.classes import imagenet_classes, numbered_as_imagenet
 from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
 
@@ -55,7 +55,7 @@ def read_multilabels(path: Path, image_set: ImageSet) -> MultiLabels:
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not JSON: {type(error).__name__} {error}") from error
     if isinstance(content, dict) and "initial_annots" in content:
-        return of_shankar(content, path, image_set)
+        return from_shankar(content, path, image_set)
     try:
         images = content["images"]
         classes_of = {key: images[key]["classes"] for key in image_set.keys if key in images}
@@ -69,16 +69,18 @@ def read_multilabels(path: Path, image_set: ImageSet) -> MultiLabels:
     numbers = {name: i for i, name in enumerate(image_set.classes)}
     shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
     for i, key in enumerate(image_set.keys):
-        shown[i, numbers_of(classes_of[key], numbers, key, path, image_set)] = True
+        shown[i, named_class_indices(classes_of[key], numbers, key, path, image_set)] = True
     return MultiLabels(shown, torch.ones(len(image_set), dtype=torch.bool))
 
 
-def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> MultiLabels:
+def from_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> MultiLabels:
     """`correct` and `unclear` count as right; images that nobody annotated, and problematic ones, do not count.
 
     Its classes are WordNet ids, also where the folder's are ImageNet's by number.
     """
-    numbers = {name: i for i, name in enumerate(imagenet_classes() if by_number(image_set) else image_set.classes)}
+    numbers = {
+        name: i for i, name in enumerate(imagenet_classes() if numbered_as_imagenet(image_set) else image_set.classes)
+    }
     shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
     judged = torch.zeros(len(image_set), dtype=torch.bool)
     try:
@@ -87,7 +89,7 @@ def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> Mult
             file = PurePosixPath(key).name
             if file in annotations and file not in problematic:
                 right = [*annotations[file].get("correct", []), *annotations[file].get("unclear", [])]
-                shown[i, numbers_of(right, numbers, key, path, image_set)] = True
+                shown[i, named_class_indices(right, numbers, key, path, image_set)] = True
                 judged[i] = True
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -100,7 +102,9 @@ def of_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> Mult
     return MultiLabels(shown, judged, mean_over_classes=True)
 
 
-def numbers_of(names: Iterable[str], numbers: dict[str, int], key: str, path: Path, image_set: ImageSet) -> list[int]:
+def named_class_indices(
+    names: Iterable[str], numbers: dict[str, int], key: str, path: Path, image_set: ImageSet
+) -> list[int]:
     for name in names:
         if name not in numbers:
             raise InputError(f"{path}: {key} shows {name!r}, which is no class folder of {image_set.source}")

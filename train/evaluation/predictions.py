@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from relabel.images.image_set import ImageSet
 from relabel.models.card import Loss
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.distributed import Processes
 from relabel.runtime.precision import autocast
-from relabel.runtime.workers import batches_of, leave_signals_to_the_main_process
+from relabel.runtime.workers import batches_of, init_worker
 from train.evaluation.centre_crops import CentreCrops
 from train.evaluation.fgsm import fgsm
 
@@ -40,7 +40,7 @@ class Predictions:
 def predict(
     classifier: nn.Module,
     image_set: ImageSet,
-    view: View,
+    view: Preprocessing,
     group: Processes,
     classes: int,
     *,
@@ -69,7 +69,7 @@ def predict(
         batch_size,
         num_workers=workers,
         pin_memory=group.device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=init_worker,
     )
     among = among.to(group.device) if among is not None else None
     seen = torch.zeros(len(image_set), dtype=torch.int64)
@@ -85,7 +85,7 @@ def predict(
             with autocast(group.device, autocast_dtype):
                 logits = classifier(view.normalise(pixels))
             logits = logits.float()
-            best[index] = best_of(logits, among, best.shape[1]).cpu()
+            best[index] = top_classes(logits, among, best.shape[1]).cpu()
             if scores is not None:
                 scores[index] = (logits.softmax(1) if scores_of == "ce" else logits.sigmoid()).cpu()
             seen[index] += 1
@@ -98,7 +98,7 @@ def predict(
     return Predictions(best, None if scores is None else group.sum(scores.to(group.device)).cpu())
 
 
-def best_of(logits: Tensor, among: Tensor | None, k: int) -> Tensor:
+def top_classes(logits: Tensor, among: Tensor | None, k: int) -> Tensor:
     """(B, C) -> (B, k) the best classes, the best first, all or of those `among`."""
     if among is None:
         return logits.topk(k, dim=1).indices

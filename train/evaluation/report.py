@@ -23,19 +23,19 @@ def table(result: dict[str, Any]) -> str:
     """All that was measured, and what is absent. Of two models, their difference too."""
     other = result.get("compared_with")
     rows = [HEADER if other is None else HEADER_OF_TWO]
-    for (name, summary), (_, second) in zip(data_sets_of(result), data_sets_of(other or result), strict=True):
+    for (name, summary), (_, second) in zip(data_sets(result), data_sets(other or result), strict=True):
         for measure, value in summary.items():
             if measure not in TITLES and not measure.startswith(PREFIX):
                 continue
             title = TITLES.get(measure, f"  under {measure.removeprefix(PREFIX)}")
             row = [name, title, str(summary.get(f"{measure}_images", summary["images"])), f"{value:.2f}"]
             if other is not None:
-                row += [f"{second[measure]:.2f}", *cells_of(summary["differences"].get(measure))]
+                row += [f"{second[measure]:.2f}", *difference_cells(summary["differences"].get(measure))]
             rows.append(row)
     models = [("model", result)] if other is None else [("first", result), ("second", other)]
     lines = [f"{which:<8}{model['arch']}, weights {model['checkpoint']}" for which, model in models]
-    lines += [f"{'images':<8}{result['data']}", "", *aligned(rows), ""]
-    for name, summary in data_sets_of(result):
+    lines += [f"{'images':<8}{result['data']}", "", *align(rows), ""]
+    for name, summary in data_sets(result):
         if summary.get("missing"):
             lines.append(f"absent from {name}: {', '.join(summary['missing'])}")
     if result.get("absent"):
@@ -47,7 +47,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def data_sets_of(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def data_sets(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(name in the table, summary) of every data set."""
     images = Path(result["data"]).resolve().name
     sets = [(images, result)]
@@ -56,14 +56,14 @@ def data_sets_of(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [*sets, *result.get("suite", {}).items()]
 
 
-def cells_of(difference: dict[str, Any] | None) -> list[str]:
+def difference_cells(difference: dict[str, Any] | None) -> list[str]:
     if difference is None:  # no mean over images
         return ["", "", "not tested"]
     interval = f"{difference['low']:+.2f} to {difference['high']:+.2f}"
     return [f"{difference['difference']:+.2f}", interval, "yes" if difference["excludes_zero"] else "no"]
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
+def align(rows: list[list[str]]) -> list[str]:
     """Data set, measure and verdict to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = [str.ljust, str.ljust, *[str.rjust] * 5, str.ljust]

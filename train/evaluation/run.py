@@ -15,20 +15,20 @@ from relabel.images.sources import find_images
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
-from relabel.runtime.precision import autocast_dtype_of, name_of
+from relabel.runtime.files import atomic_write
+from relabel.runtime.precision import autocast_dtype_of, dtype_name
 from relabel.runtime.workers import decoding_workers
 from train.evaluation.bootstrap import paired_bootstrap
-from train.evaluation.corruption_error import error_of, mean_corruption_error, mean_error
+from train.evaluation.corruption_error import corruption_error, mean_corruption_error, mean_error
+from train.evaluation.eval_model import EvalModel, load_eval_model
 from train.evaluation.evaluate import Evaluation, accuracies, evaluate
 from train.evaluation.measures import Measure, class_accuracies, multilabel_accuracy, top_k
 from train.evaluation.multilabels import MultiLabels, read_multilabels, real_labels
 from train.evaluation.predictions import predict
-from train.evaluation.subject import Subject, load_subject
 from train.evaluation.suite import Benchmark, CorruptedImages, find_benchmarks
 
 IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are no benchmark's
-NAMED = 5  # classes named at each end
+MAX_NAMED = 5  # classes named at each end
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def evaluate_checkpoint(
         if compare is not None:
             models.append((compare, compare_arch or arch))
         subjects = [
-            load_subject(weights, of, model_kwargs, image_set, size=eval_size, crop=eval_crop) for weights, of in models
+            load_eval_model(weights, of, model_kwargs, image_set, size=eval_size, crop=eval_crop) for weights, of in models
         ]
         first = subjects[0]
         benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
@@ -110,21 +110,23 @@ def evaluate_checkpoint(
         questions = Questions(
             image_set, shown, real_labels(image_set), fgsm_epsilon, benchmarks, batch_size, workers, autocast_dtype
         )
-        evaluations = [ask(subject, questions, group) for subject in subjects]
+        evaluations = [evaluate_model(subject, questions, group) for subject in subjects]
         if not group.is_first:
             return None
-    results = [result_of(*pair, questions) for pair in zip(subjects, evaluations, strict=True)]
+    results = [model_result(*pair, questions) for pair in zip(subjects, evaluations, strict=True)]
     result = results[0]
     if suite is not None:
         result["absent"] = absent
-    result |= extremes(evaluations[0][IMAGES].measures["top1"], image_set.targets, [names(name) for name in first.classes])
+    result |= best_and_worst_classes(
+        evaluations[0][IMAGES].measures["top1"], image_set.targets, [names(name) for name in first.classes]
+    )
     if compare is not None:
         result["compared_with"] = results[1]
         for name, evaluation in evaluations[0].items():
             summary_in(result, name)["differences"] = differences(evaluation, evaluations[1][name])
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, (json.dumps(result, indent=2) + "\n").encode())
+        atomic_write(output, (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 
@@ -139,7 +141,7 @@ def check_options(batch_size: int, size: int | None, crop: float | None, epsilon
         raise InputError(f"--fgsm-epsilon {epsilon:.4g}: expected a share of a pixel's range, within (0, 1], such as 8/255")
 
 
-def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, Evaluation]:
+def evaluate_model(subject: EvalModel, questions: Questions, group: Processes) -> dict[str, Evaluation]:
     """All evaluations of one model, by name."""
     subject.classifier.to(group.device)
     if group.device.type == "cuda":
@@ -156,14 +158,14 @@ def ask(subject: Subject, questions: Questions, group: Processes) -> dict[str, E
         evaluations[FGSM] = evaluate(*images, attack_epsilon=questions.fgsm_epsilon, title=FGSM, **of_images)
     for benchmark in questions.benchmarks:
         if isinstance(benchmark, Benchmark):
-            evaluations[benchmark.name] = on_benchmark(subject, benchmark, group, options)
+            evaluations[benchmark.name] = evaluate_benchmark(subject, benchmark, group, options)
         else:
             evaluations[benchmark.name] = under_corruption(subject, benchmark, questions, group, options)
     subject.classifier.cpu()  # room for the other model
     return evaluations
 
 
-def on_benchmark(subject: Subject, benchmark: Benchmark, group: Processes, options: dict[str, Any]) -> Evaluation:
+def evaluate_benchmark(subject: EvalModel, benchmark: Benchmark, group: Processes, options: dict[str, Any]) -> Evaluation:
     predictions = predict(
         subject.classifier,
         benchmark.image_set,
@@ -179,7 +181,7 @@ def on_benchmark(subject: Subject, benchmark: Benchmark, group: Processes, optio
 
 
 def under_corruption(
-    subject: Subject, corrupted: CorruptedImages, questions: Questions, group: Processes, options: dict[str, Any]
+    subject: EvalModel, corrupted: CorruptedImages, questions: Questions, group: Processes, options: dict[str, Any]
 ) -> Evaluation:
     """corruption_error, the plain mean, and its parts error_NAME; multilabel_corruption_error where the images have labels;
     mce where all of ImageNet-C is there."""
@@ -201,15 +203,15 @@ def under_corruption(
         measures["multilabel_corruption_error"] = mean_error(multilabel)
     if corrupted.published and not corrupted.missing:
         measures["mce"] = mean_corruption_error(top1)
-    measures |= {f"error_{corruption}": error_of(accuracies) for corruption, accuracies in top1.items()}
+    measures |= {f"error_{corruption}": corruption_error(accuracies) for corruption, accuracies in top1.items()}
     return Evaluation(len(corrupted.images), measures, notes={"data": str(corrupted.root), "missing": corrupted.missing})
 
 
-def result_of(subject: Subject, evaluations: dict[str, Evaluation], questions: Questions) -> dict[str, Any]:
+def model_result(subject: EvalModel, evaluations: dict[str, Evaluation], questions: Questions) -> dict[str, Any]:
     """The evaluations of one model as they stand in the JSON."""
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights}
-    result |= {"precision": name_of(questions.autocast_dtype), "data": questions.image_set.source}
+    result |= {"precision": dtype_name(questions.autocast_dtype), "data": questions.image_set.source}
     result |= summaries.pop(IMAGES)
     if FGSM in summaries:
         result[FGSM] = {"epsilon": questions.fgsm_epsilon, **summaries.pop(FGSM)}
@@ -236,11 +238,11 @@ def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, An
     return found
 
 
-def extremes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+def best_and_worst_classes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The classes with the lowest and the highest top-1, of those with images; none are named where there is but one."""
     accuracy = class_accuracies(top1, targets, len(names))
     order = np.argsort(accuracy, kind="stable")[: np.isfinite(accuracy).sum()]  # those without images, NaN, come last
-    named = min(NAMED, len(order) // 2)
+    named = min(MAX_NAMED, len(order) // 2)
 
     def entries(classes: np.ndarray) -> list[dict[str, Any]]:
         return [{"name": names[c], "top1": round(float(accuracy[c]), 4)} for c in classes]

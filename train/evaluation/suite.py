@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from relabel.images.classes import class_numbers
+from relabel.images.classes import class_indices
 from relabel.images.image_set import ImageSet
-from relabel.images.sources import find_images, of_folder
+from relabel.images.sources import find_images, from_folder
 from relabel.runtime.errors import InputError
-from train.evaluation.corruption_error import OF_IMAGENET_C
+from train.evaluation.corruption_error import IMAGENET_C_CORRUPTIONS
 from train.evaluation.corruptions import SEVERITIES
 
 PLAIN = {  # name: the folders it may be in
@@ -105,7 +105,7 @@ def find_benchmarks(
         if at is not None:
             image_set = find_images(at)
             subset = name in SUBSETS
-            found.append(Benchmark(name, image_set, class_numbers(image_set, classes, whose, subset=subset), subset))
+            found.append(Benchmark(name, image_set, class_indices(image_set, classes, whose, subset=subset), subset))
     found += [find_corrupted(suite / name, classes, whose) for name in CORRUPTED if (suite / name).is_dir()]
     absent = [name for name in (*PLAIN, *CORRUPTED) if name not in {benchmark.name for benchmark in found}]
     if not found:
@@ -125,7 +125,7 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
     missing = []
     folders: dict[str, list[ImageSet]] = {}
     first: ImageSet | None = None
-    for corruption in OF_IMAGENET_C if published else there:
+    for corruption in IMAGENET_C_CORRUPTIONS if published else there:
         absent = [severity for severity in SEVERITIES if not (root / corruption / str(severity)).is_dir()]
         if absent:
             severities = f" (severity {', '.join(map(str, absent))})" if len(absent) < len(SEVERITIES) else ""
@@ -133,7 +133,7 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
             continue
         folders[corruption] = []
         for severity in SEVERITIES:
-            image_set = of_folder(root / corruption / str(severity))
+            image_set = from_folder(root / corruption / str(severity))
             first = image_set if first is None else first
             if image_set.keys != first.keys:
                 differing = sorted(set(image_set.keys) ^ set(first.keys))[0]
@@ -145,4 +145,4 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
             )  # one list of keys for all
     if first is None:
         raise InputError(f"{root} has no corruption with severities 1 to 5; expected {root}/CORRUPTION/SEVERITY/CLASS/*")
-    return CorruptedImages(root, folders, class_numbers(first, classes, whose), missing, published)
+    return CorruptedImages(root, folders, class_indices(first, classes, whose), missing, published)

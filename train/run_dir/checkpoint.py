@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from relabel.models.card import ModelCard
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 from train.tokens import WithTokens
 
 LAST = "last.pt"
@@ -35,15 +35,15 @@ def save_weights(path: Path, state_dict: dict[str, Tensor], card: ModelCard | No
     )
     said = {} if card is None else {"card": card.to_json()}
     if path.suffix == ".safetensors":
-        write(path, safetensors.torch.save(tensors, {"format": "pt"} | said))
+        write_checkpoint(path, safetensors.torch.save(tensors, {"format": "pt"} | said))
         return
     modules: dict[str, dict[str, Any]] = dict(getattr(state_dict, "_metadata", {}))  # where torch keeps layers' versions
     modules[""] = modules.get("", {}) | said  # "" is the whole model
     tensors._metadata = modules  # type: ignore[attr-defined]
-    save(path, tensors)
+    save_checkpoint(path, tensors)
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all; the one it replaces stays until the new one is on the disk.
 
     Raises:
@@ -51,19 +51,19 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write(path, buffer.getvalue())
+    write_checkpoint(path, buffer.getvalue())
 
 
-def write(path: Path, content: bytes) -> None:
+def write_checkpoint(path: Path, content: bytes) -> None:
     try:
-        write_whole(path, content)
+        atomic_write(path, content)
     except OSError as error:
         kept = f"{path} still holds the one before it" if path.exists() else "there is none yet"
         again = " with --resume" if (path.parent / LAST).exists() else ""
         raise InputError(f"cannot save a checkpoint: {error}; {kept}. Free the disk and run again{again}") from error
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """timm's model, without what training put around it."""
     while isinstance(model, (nn.parallel.DistributedDataParallel, WithTokens)):
         model = model.module

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
-MARKED = 40  # evaluations; of more than these a curve shows no dots
+MAX_MARKERS = 40  # evaluations; of more than these a curve shows no dots
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -31,16 +31,16 @@ def append_metrics(run: Path, metrics: dict[str, Any]) -> None:
         with (run / METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
     except OSError as error:
-        raise cannot_record(run / METRICS, error) from error
+        raise metrics_error(run / METRICS, error) from error
 
 
-def keep_metrics(run: Path, epochs: int) -> None:
+def truncate_metrics(run: Path, epochs: int) -> None:
     """Keep the first epochs only: what a resumed run will write again goes."""
     lines = "".join(json.dumps(line) + "\n" for line in read_metrics(run) if line["epoch"] <= epochs)
-    write_whole(run / METRICS, lines.encode())
+    atomic_write(run / METRICS, lines.encode())
 
 
-def cannot_record(path: Path, error: OSError) -> InputError:
+def metrics_error(path: Path, error: OSError) -> InputError:
     return InputError(
         f"cannot write {path}: {error.strerror}. What was learnt is saved; free the disk and run again with --resume"
     )
@@ -68,7 +68,7 @@ def draw_curves(run: Path) -> None:
         points = [(e["epoch"], e["val"][name]) for e in epochs if name in e.get("val", {})]
         if points:
             middle.plot(
-                *zip(*points, strict=True), marker="o" if len(points) < MARKED else None, label=f"validation, {title}"
+                *zip(*points, strict=True), marker="o" if len(points) < MAX_MARKERS else None, label=f"validation, {title}"
             )
     right.plot(x, [e["lr"] for e in epochs], marker=marker)
     for axes, label in ((left, "training loss"), (middle, "percent"), (right, "learning rate")):
@@ -82,6 +82,6 @@ def draw_curves(run: Path) -> None:
     figure.savefig(drawn, dpi=110)
     plt.close(figure)
     try:
-        write_whole(run / CURVES, drawn.getvalue())
+        atomic_write(run / CURVES, drawn.getvalue())
     except OSError as error:
-        raise cannot_record(run / CURVES, error) from error
+        raise metrics_error(run / CURVES, error) from error

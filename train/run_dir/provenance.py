@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.image_set import ImageSet, keys_digest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import read_shard_lines
 from relabel.labels.store import LabelStore
@@ -25,20 +25,25 @@ from relabel.models.card import ModelCard
 from relabel.models.weights import load_torch_file
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import sha256_of, write_whole
+from relabel.runtime.files import atomic_write, sha256_of
 from relabel.runtime.machine import processor, versions
 from train.recipe import Recipe
 from train.run_dir.checkpoint import LAST
 from train.teacher import TeacherChoice
 
 RUN_FILE = "run.json"
-PLACES = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # where things lie: digests tell what they are
-RECORDED = {"val", "val_digest"}  # nothing is learnt from them: a resume may look at others
+PATH_FIELDS = {
+    "images",
+    "label_folder",
+    "initial_weights_file",
+    "teacher_file",
+}  # where things lie: digests tell what they are
+INFORMATION_FIELDS = {"val", "val_digest"}  # nothing is learnt from them: a resume may look at others
 # Of an entry of "starts": settings that change the weights' bits, or more
-HOW = ("precision", "sync_bn", "compile", "processes")
+CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")
 
 
-def describe(
+def run_settings(
     card: ModelCard,
     recipe: Recipe,
     store: LabelStore | None,
@@ -57,12 +62,12 @@ def describe(
         "recipe": dataclasses.asdict(recipe),
         "images": image_set.source,
         "image_count": len(image_set),
-        "image_digest": digest_of(image_set.keys),
+        "image_digest": keys_digest(image_set.keys),
         "classes": len(card.classes),
         "labels": None,
         "teacher": None,
         "val": val.source if val is not None else None,
-        "val_digest": digest_of(val.keys) if val is not None else None,
+        "val_digest": keys_digest(val.keys) if val is not None else None,
     }
     if teacher is not None:
         weights = teacher.checkpoint
@@ -87,7 +92,7 @@ def label_set_digest(labels: Path) -> str:
     return hashlib.sha256(said).hexdigest()
 
 
-def begin(
+def start_run(
     run: Path, description: dict[str, Any], how: dict[str, Any], resume: bool, group: Processes
 ) -> dict[str, Any] | None:
     """Make the run's folder, or go on in it, and record the start. Returns the state to resume from, or None.
@@ -107,9 +112,9 @@ def begin(
             earlier = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        other = [key for key in said if key not in PLACES | RECORDED and earlier.get(key) != said[key]]
+        other = [key for key in said if key not in PATH_FIELDS | INFORMATION_FIELDS and earlier.get(key) != said[key]]
         if other:
-            changes = "; ".join(change_of(key, earlier.get(key), said[key]) for key in other)
+            changes = "; ".join(describe_change(key, earlier.get(key), said[key]) for key in other)
             raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
         if last.exists() and not resume:
             raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run-dir, or delete it")
@@ -126,20 +131,22 @@ def begin(
     if group.is_first:
         if state is not None and starts:
             otherwise = [
-                change_of(key, starts[-1][key], how[key]) for key in HOW if starts[-1].get(key, how[key]) != how[key]
+                describe_change(key, starts[-1][key], how[key])
+                for key in CONDITION_FIELDS
+                if starts[-1].get(key, how[key]) != how[key]
             ]
             if otherwise:
                 tqdm.write(f"{run} goes on otherwise than it was last started: {'; '.join(otherwise)}")
-        starts.append(start_of(step, group) | how)
+        starts.append(start_record(step, group) | how)
         try:
             run.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(said | {"starts": starts}, indent=2) + "\n").encode())
+            atomic_write(path, (json.dumps(said | {"starts": starts}, indent=2) + "\n").encode())
         except OSError as error:
             raise InputError(f"cannot write {run}: {error}") from error
     return state
 
 
-def change_of(key: str, before: Any, now: Any) -> str:
+def describe_change(key: str, before: Any, now: Any) -> str:
     """One differing setting, or those within a table that differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         inner = [f"{key}.{k} {before.get(k)!r}, now {now.get(k)!r}" for k in now if before.get(k) != now.get(k)]
@@ -147,7 +154,7 @@ def change_of(key: str, before: Any, now: Any) -> str:
     return f"{key} {before!r}, now {now!r}"
 
 
-def start_of(step: int, group: Processes) -> dict[str, Any]:
+def start_record(step: int, group: Processes) -> dict[str, Any]:
     """An entry of "starts": the command that runs now, from which step, when, by which code and on what."""
     start: dict[str, Any] = {
         "step": step,

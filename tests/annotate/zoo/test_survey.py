@@ -14,7 +14,7 @@ from torch import nn
 
 from annotate.convert import REFUSED, fully_convolutional
 from annotate.zoo.survey import probe
-from annotate.zoo.table import TAKEN, load
+from annotate.zoo.table import SUPPORTED, load_table
 from relabel.models.classifier import create_classifier
 from relabel.runtime.errors import InputError
 
@@ -144,7 +144,9 @@ def test_every_family_of_timm_is_in_the_sweep_or_left_out_with_a_reason() -> Non
 @pytest.fixture(scope="module")
 def listed() -> dict[str, str]:
     """Kind by architecture, of the published."""
-    return {row.model.split(".")[0]: row.kind for row in load() if row.kind}  # the rest is refused without a measurement
+    return {
+        row.model.split(".")[0]: row.kind for row in load_table() if row.kind
+    }  # the rest is refused without a measurement
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,7 +161,7 @@ def test_family_is_of_the_kind_listed_and_its_map_has_the_grid_and_the_mean(
     torch.manual_seed(0)
     classifier = create_classifier(model, num_classes=7, input_size=size, model_kwargs=kwargs)
     classifier = randomised(classifier, size=size)
-    if kind not in TAKEN:
+    if kind not in SUPPORTED:
         with pytest.raises(InputError) as caught:
             fully_convolutional(classifier, size, class_token=True)
         assert REFUSED[kind] in str(caught.value)

@@ -10,7 +10,7 @@ import timm
 
 from annotate.zoo import table as annotators
 from annotate.zoo.survey import probe, probe_published, write_table
-from annotate.zoo.table import PAPER, load, matching, surveyed_timm
+from annotate.zoo.table import PAPER, load_table, matching, surveyed_timm
 from tests.conftest import REPOSITORY, Relabel
 
 same_timm = pytest.mark.skipif(timm.__version__ != surveyed_timm(), reason="the table is another timm's")
@@ -18,7 +18,7 @@ same_timm = pytest.mark.skipif(timm.__version__ != surveyed_timm(), reason="the 
 
 @same_timm
 def test_table_lists_every_tag_that_timm_has_weights_for() -> None:
-    assert [row.model for row in load()] == timm.list_models(pretrained=True)
+    assert [row.model for row in load_table()] == timm.list_models(pretrained=True)
 
 
 @same_timm
@@ -37,7 +37,7 @@ def test_table_lists_every_tag_that_timm_has_weights_for() -> None:
     ],
 )
 def test_table_says_what_a_measurement_says_today(model: str) -> None:
-    assert probe_published([model]) == [row for row in load() if row.model == model]
+    assert probe_published([model]) == [row for row in load_table() if row.model == model]
 
 
 def test_papers_own_annotators_are_marked_and_give_its_grids(relabel_here: Relabel) -> None:
@@ -105,11 +105,11 @@ def test_table_of_another_timm_says_so(relabel_here: Relabel, tmp_path: Path, mo
 
 
 def test_table_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [dataclasses.replace(row, refusal='commas, "quotes"') for row in load()[:3]]
+    rows = [dataclasses.replace(row, refusal='commas, "quotes"') for row in load_table()[:3]]
     for module in ("annotate.zoo.table", "annotate.zoo.survey"):
         monkeypatch.setattr(f"{module}.TABLE", tmp_path / "table.csv")
     write_table(rows)
-    assert load() == rows and surveyed_timm() == timm.__version__
+    assert load_table() == rows and surveyed_timm() == timm.__version__
 
 
 def test_listing_imports_no_torch_and_its_reader_may_leave() -> None:

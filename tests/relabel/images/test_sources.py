@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from relabel.images.decoding import UnreadableImage
-from relabel.images.image_set import ImageSet, digest_of
+from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import find_images
 from relabel.runtime.errors import InputError
 from tests.conftest import CLASS_SIZES, Relabel, write_images
@@ -97,7 +97,7 @@ def test_file_name_that_is_not_utf8_gets_one_message(tmp_path: Path) -> None:
     put(tmp_path, "a/x.JPEG")
     (tmp_path / "a" / "x.JPEG").rename(tmp_path / "a" / b"caf\xe9.JPEG".decode(errors="surrogateescape"))
     with pytest.raises(InputError, match="UTF-8"):
-        digest_of(find_images(tmp_path).keys)
+        keys_digest(find_images(tmp_path).keys)
 
 
 def test_without_leaves_images_out_and_keeps_classes(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_without_leaves_images_out_and_keeps_classes(tmp_path: Path) -> None:
 
 def test_digest_depends_on_keys_and_their_order_not_on_the_folder(tmp_path: Path) -> None:
     here, there = (find_images(put(tmp_path / where, "a/x.JPEG", "b/x.JPEG")) for where in ("here", "there"))
-    assert digest_of(here.keys) == digest_of(there.keys)
-    assert digest_of(["a", "b"]) != digest_of(["b", "a"])
-    assert digest_of(["a", "bc"]) != digest_of(["ab", "c"])
+    assert keys_digest(here.keys) == keys_digest(there.keys)
+    assert keys_digest(["a", "b"]) != keys_digest(["b", "a"])
+    assert keys_digest(["a", "bc"]) != keys_digest(["ab", "c"])
 
 
 # --- the same images elsewhere ------------------------------------------------------------------------------------------

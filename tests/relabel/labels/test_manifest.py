@@ -16,7 +16,7 @@ from relabel.labels.manifest import MANIFEST, Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import SHARD_LINES, ShardLine, append_shard_line, read_shard_lines, write_shard_lines
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import write_whole
+from relabel.runtime.files import atomic_write
 from tests.label_sets import manifest_of
 
 KEYS = ["a/1.JPEG", "b/1.JPEG", "b/2.JPEG"]
@@ -192,15 +192,15 @@ def test_rewritten_lines_do_not_tell_in_which_order_shards_were_finished(tmp_pat
 
 
 def test_write_whole_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    write_whole(tmp_path / "x", b"old and longer")
-    write_whole(tmp_path / "x", b"new")
+    atomic_write(tmp_path / "x", b"old and longer")
+    atomic_write(tmp_path / "x", b"new")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"new"}
 
 
 def test_failed_write_leaves_the_old_file_and_no_temporary(
     tmp_path: Path, file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]]
 ) -> None:
-    write_whole(tmp_path / "x", b"old")
+    atomic_write(tmp_path / "x", b"old")
     with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
-        write_whole(tmp_path / "x", bytes(1001))
+        atomic_write(tmp_path / "x", bytes(1001))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"x": b"old"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.evaluation.corruption_error import ALEXNET_ERROR, error_of, mean_corruption_error, mean_error
+from train.evaluation.corruption_error import ALEXNET_ERROR, corruption_error, mean_corruption_error, mean_error
 from train.evaluation.measures import Measure
 
 
@@ -27,7 +27,7 @@ def test_mce_and_mean_error_are_those_by_hand() -> None:
     by_hand = sum(errors[name] / share for name, share in ALEXNET_ERROR.items()) / 15
     assert mean_corruption_error(accuracies).mean() == pytest.approx(by_hand)
     assert mean_error(accuracies).mean() == pytest.approx(sum(errors.values()) / 15)
-    assert error_of(accuracies["snow"]).values.tolist() == pytest.approx([errors["snow"] - 5, errors["snow"] + 5])
+    assert corruption_error(accuracies["snow"]).values.tolist() == pytest.approx([errors["snow"] - 5, errors["snow"] + 5])
 
 
 def test_mce_of_some_corruptions_is_no_mce() -> None:

@@ -15,16 +15,16 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from relabel.images.classes import refuse_other_classes
+from relabel.images.classes import check_classes
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 
-VIEW = View(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+VIEW = Preprocessing(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 ALONE = Processes(0, 1, torch.device("cpu"))
 CLASSES = 7
 
@@ -108,7 +108,7 @@ def test_centre_crop_keeps_the_centre(tmp_path: Path) -> None:
             seen.append(images)
             return torch.zeros(len(images), 1)
 
-    evaluate(Looks(), find_images(tmp_path), View(10, 0.5, "bilinear", (0.0,) * 3, (1.0,) * 3), ALONE)
+    evaluate(Looks(), find_images(tmp_path), Preprocessing(10, 0.5, "bilinear", (0.0,) * 3, (1.0,) * 3), ALONE)
     assert seen[0].shape == (1, 3, 10, 10)
     assert float(seen[0][0, 0].median() * 255) == pytest.approx(10, abs=1)
 
@@ -137,12 +137,12 @@ def test_multilabel_class_that_is_no_folder_is_named(folder: ImageSet, tmp_path:
 
 def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageSet) -> None:
     with pytest.raises(InputError, match="1 is not one; 3 is not three"):
-        refuse_other_classes(folder, ("0", "one", "2", "three", "4", "5", "6"), "weights.pth")
+        check_classes(folder, ("0", "one", "2", "three", "4", "5", "6"), "weights.pth")
     with pytest.raises(
         InputError,
         match=r"7 class folders, weights\.pth was trained with 2 classes: 2 is no class of it; 3 is no class of it; 4 is",
     ):
-        refuse_other_classes(folder, ("0", "1"), "weights.pth")
+        check_classes(folder, ("0", "1"), "weights.pth")
 
 
 def test_decoding_process_that_dies_gets_a_message(folder: ImageSet, tmp_path: Path) -> None:

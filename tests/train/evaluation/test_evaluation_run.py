@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from relabel.images.sources import find_images
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, TORCHRUN, Randomised, Relabel, model_options
@@ -23,7 +23,7 @@ from tests.slow_loop import THIN, VIEW, logits_of, save_run
 from train.evaluation.corruption_error import ALEXNET_ERROR
 from train.evaluation.corruptions import write_corrupted
 from train.evaluation.measures import Measure
-from train.evaluation.run import evaluate_checkpoint, extremes
+from train.evaluation.run import best_and_worst_classes, evaluate_checkpoint
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def three_classes(image_folder: Path, tmp_path: Path, randomised: Randomised) ->
     return save
 
 
-def errors_in(root: Path, classifier: nn.Module, view: View) -> dict[str, float]:
+def errors_in(root: Path, classifier: nn.Module, view: Preprocessing) -> dict[str, float]:
     """By corruption, mean over severities, from a slow loop."""
     errors = {}
     for corruption in sorted(p.name for p in root.iterdir()):
@@ -187,5 +187,5 @@ def test_two_foreign_checkpoints_may_be_of_two_archs(image_folder: Path, tmp_pat
 
 
 def test_classes_without_images_are_neither_the_best_nor_the_worst() -> None:
-    found = extremes(Measure(np.array([100.0, 0.0, 50.0])), np.array([0, 2, 4]), ["a", "b", "c", "d", "e"])
+    found = best_and_worst_classes(Measure(np.array([100.0, 0.0, 50.0])), np.array([0, 2, 4]), ["a", "b", "c", "d", "e"])
     assert found == {"lowest_top1": [{"name": "c", "top1": 0.0}], "highest_top1": [{"name": "a", "top1": 100.0}]}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from train.evaluation.fgsm import EPSILON, fgsm
 
-VIEW = View(2, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
+VIEW = Preprocessing(2, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
 
 
 class Weighs(nn.Module):
@@ -39,7 +39,7 @@ def test_pixels_stay_valid() -> None:
 def test_attack_is_the_slow_one_in_normalised_units() -> None:
     torch.manual_seed(0)
     classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
-    view = View(6, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
+    view = Preprocessing(6, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
     pixels = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8)
     targets = torch.tensor([0, 1, 2, 3, 0])
     attacked = fgsm(classifier, pixels, targets, EPSILON, view)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relabel.images.classes import imagenet_classes
 from relabel.images.sources import find_images
-from relabel.models.preprocessing import view_of
+from relabel.models.preprocessing import eval_preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
 from tests.conftest import Randomised
@@ -136,7 +136,7 @@ def test_model_that_does_not_say_its_classes_has_imagenets(imagenet: Known, tmp_
     result = evaluate_checkpoint(imagenet.val, **given, eval_size=16, eval_crop=1.0, workers=0, device="cpu")
     classifier = timm.create_model("resnet10t", num_classes=1000, **THIN).eval()
     classifier.load_state_dict(state)
-    view = dataclasses.replace(view_of(classifier), size=16, crop=1.0)
+    view = dataclasses.replace(eval_preprocessing(classifier), size=16, crop=1.0)
     paths = [next((imagenet.val / wordnet_id).iterdir()) for wordnet_id in imagenet_classes()]
     expected = logits_of(classifier, paths, view).argmax(1) == torch.arange(1000)
     assert result is not None and result["top1"] == pytest.approx(100 * expected.double().mean().item()) != 0

@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from relabel.images.decoding import read_rgb
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from relabel.models.preprocessing import View, view_of
+from relabel.models.preprocessing import Preprocessing, eval_preprocessing
 from train.evaluation.centre_crops import CentreCrops
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> ImageSet:
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_uint8_normalised_on_the_device_is_timms_transform(folder: ImageSet, crop_mode: str, interpolation: str) -> None:
-    view = View(16, 0.875, interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_mode)
+    view = Preprocessing(16, 0.875, interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_mode)
     theirs = create_transform(
         (3, 16, 16), interpolation=interpolation, mean=view.mean, std=view.std, crop_pct=0.875, crop_mode=crop_mode
     )
@@ -43,7 +43,7 @@ def test_uint8_normalised_on_the_device_is_timms_transform(folder: ImageSet, cro
 
 
 def test_view_of_a_published_model_is_its_own_at_test_size() -> None:
-    view = view_of(timm.create_model("resnet10t.c3_in1k"))
+    view = eval_preprocessing(timm.create_model("resnet10t.c3_in1k"))
     assert (view.size, view.crop, view.interpolation) == (224, 0.95, "bicubic")
     settings = resolve_model_data_config(timm.create_model("resnet10t.c3_in1k"), use_test_size=True)
     assert astuple(view)[3:5] == (settings["mean"], settings["std"])

@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import load_file
 
 from relabel.models.card import ModelCard
-from relabel.models.preprocessing import View
+from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY
@@ -21,7 +21,10 @@ from train.export import RESNETS
 from train.run_dir import checkpoint
 
 CARD = ModelCard(
-    "resnet10t", {"stem_width": 8, "channels": (8, 8, 8, 16)}, ("a", "b"), View(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)
+    "resnet10t",
+    {"stem_width": 8, "channels": (8, 8, 8, 16)},
+    ("a", "b"),
+    Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3),
 )
 
 
@@ -31,9 +34,9 @@ KINDS = ("weights.safetensors", "weights.pth")
 @pytest.mark.parametrize("name", KINDS)
 def test_card_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)}, CARD)
-    assert checkpoint.card_of(tmp_path / name) == CARD
+    assert card.card_of(tmp_path / name) == CARD
     checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)})
-    assert checkpoint.card_of(tmp_path / name) is None
+    assert card.card_of(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -79,7 +82,7 @@ from train.run_dir import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    checkpoint.save(Path(sys.argv[1]), {"state_dict": {"weight": torch.zeros(100_000)}})
+    checkpoint.save_checkpoint(Path(sys.argv[1]), {"state_dict": {"weight": torch.zeros(100_000)}})
 except InputError as error:
     print(error)
 """
@@ -87,7 +90,7 @@ except InputError as error:
 
 def test_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"step": 7})
+    checkpoint.save_checkpoint(path, {"step": 7})
     done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, cwd=REPOSITORY)
     assert "cannot save a checkpoint" in done.stdout and "still holds the one before it" in done.stdout, done.stderr
     assert load_torch_file(path) == {"step": 7}
@@ -114,16 +117,16 @@ def test_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pt does not exist"):
         load_torch_file(tmp_path / "none.pt")
-    checkpoint.save(tmp_path / "cut.pt", {"state_dict": {"weight": torch.zeros(1000)}})
+    checkpoint.save_checkpoint(tmp_path / "cut.pt", {"state_dict": {"weight": torch.zeros(1000)}})
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-100])
     with pytest.raises(InputError, match=r"cut\.pt is damaged"):
         load_torch_file(tmp_path / "cut.pt")
     with pytest.raises(InputError, match=r"none\.safetensors does not exist"):
-        checkpoint.card_of(tmp_path / "none.safetensors")
+        card.card_of(tmp_path / "none.safetensors")
     checkpoint.save_weights(tmp_path / "cut.safetensors", {"weight": torch.zeros(1000)}, CARD)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])
     with pytest.raises(InputError, match=r"cut\.safetensors is cut short"):
-        checkpoint.card_of(tmp_path / "cut.safetensors")
+        card.card_of(tmp_path / "cut.safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list\.pt holds a list"):
         load_torch_file(tmp_path / "list.pt")

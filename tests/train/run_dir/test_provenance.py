@@ -22,7 +22,7 @@ from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, Relabel, model_options
 from tests.label_sets import write_label_set
 from train.loop import train
-from train.recipe import load
+from train.recipe import load_recipe
 from train.run_dir.provenance import git_state, label_set_digest
 from train.teacher import TeacherChoice
 
@@ -40,7 +40,7 @@ def label_set(image_folder: Path, tmp_path: Path) -> Path:
 
 def run_training(images: Path, labels: Path, run: Path, *more: str, **options: Any) -> dict[str, Any]:
     """Train, and read run.json."""
-    recipe = load("scenes-relabel", [*SETTINGS, *more])
+    recipe = load_recipe("scenes-relabel", [*SETTINGS, *more])
     train(images, run, "resnet10t", recipe, labels=labels, model_kwargs=THIN, workers=0, device="cpu", **options)
     said: dict[str, Any] = json.loads((run / "run.json").read_text())
     return said
@@ -120,7 +120,7 @@ def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
     image_folder: Path, tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any
 ) -> None:
     def distil(weights: Path, **options: Any) -> dict[str, Any]:
-        recipe = load("distillation", SETTINGS)
+        recipe = load_recipe("distillation", SETTINGS)
         teacher = TeacherChoice("resnet10t", weights, THIN, (32, 56))
         kwargs = {"model_kwargs": THIN, "workers": 0, "device": "cpu"}
         train(image_folder, tmp_path / "run", "resnet10t", recipe, teacher=teacher, **kwargs, **options)

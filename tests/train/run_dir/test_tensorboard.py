@@ -8,7 +8,7 @@ import pytest
 
 from relabel.runtime.errors import InputError
 from train.loop import train
-from train.recipe import load
+from train.recipe import load_recipe
 from train.run_dir.metrics import CURVES, read_metrics
 from train.run_dir.tensorboard import FOLDER, open_writer, write_epoch
 
@@ -17,7 +17,7 @@ def test_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(InputError, match="pip install tensorboard"):
-        train(tmp_path / "nowhere", tmp_path / "run", "resnet10t", load("scenes-single"), tensorboard=True)
+        train(tmp_path / "nowhere", tmp_path / "run", "resnet10t", load_recipe("scenes-single"), tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -29,7 +29,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_every_epoch_is_there_as_in_metrics_jsonl(image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    recipe = load("scenes-single", ["image_size=16", "eval_size=16", "batch_size=4", "epochs=3", "warmup_epochs=1"])
+    recipe = load_recipe("scenes-single", ["image_size=16", "eval_size=16", "batch_size=4", "epochs=3", "warmup_epochs=1"])
     options: dict[str, Any] = {"val": image_folder, "workers": 0, "device": "cpu", "tensorboard": True}
     options["model_kwargs"] = {"stem_width": 8, "channels": (8, 8, 8, 16)}
     (tmp_path / CURVES).mkdir()  # the last thing that is written of an epoch; it stops the run after the last one

@@ -13,7 +13,7 @@ from relabel.images.sources import find_images
 from relabel.models.card import ModelCard
 from relabel.runtime.errors import InputError
 from tests.slow_loop import THIN, VIEW, save_run
-from train.evaluation.subject import load_subject
+from train.evaluation.eval_model import load_eval_model
 from train.run_dir import checkpoint
 
 
@@ -28,29 +28,29 @@ def test_checkpoint_of_torchvisions_names_within_ddp_loads_by_arch(folder: Image
     state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
     published = {"epoch": 300, "arch": "resnet18", "state_dict": state, "best_acc1": torch.tensor(78.9), "optimizer": {}}
     torch.save(published, tmp_path / "relabel.pth.tar")
-    subject = load_subject(tmp_path / "relabel.pth.tar", "resnet18", None, folder)
+    subject = load_eval_model(tmp_path / "relabel.pth.tar", "resnet18", None, folder)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(subject.classifier(images), theirs(images), rtol=1e-4, atol=1e-4)
     assert (subject.classes, subject.loss) == (("cat", "dog", "eel"), "ce")
     with pytest.raises(InputError, match=r"relabel\.pth\.tar does not say which model it is of; name it with --arch"):
-        load_subject(tmp_path / "relabel.pth.tar", None, None, folder)
+        load_eval_model(tmp_path / "relabel.pth.tar", None, None, folder)
 
 
 def test_run_says_its_own_arch_classes_view_and_loss(folder: ImageSet, tmp_path: Path) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
     card = ModelCard("resnet10t", THIN, ("cat", "dog", "eel"), VIEW, "bce")
     checkpoint.save_weights(tmp_path / "weights.pth", classifier.state_dict(), card)
-    subject = load_subject(tmp_path / "weights.pth", None, None, folder)
+    subject = load_eval_model(tmp_path / "weights.pth", None, None, folder)
     assert (subject.arch, subject.classes, subject.view, subject.loss) == ("resnet10t", card.classes, VIEW, "bce")
-    other = load_subject(tmp_path / "weights.pth", "resnet50", None, folder, size=32, crop=0.5)
+    other = load_eval_model(tmp_path / "weights.pth", "resnet50", None, folder, size=32, crop=0.5)
     assert (other.arch, other.view.size, other.view.crop) == ("resnet10t", 32, 0.5), "a run knows better"
 
 
 def test_safetensors_load_by_arch(folder: ImageSet, tmp_path: Path) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
     safetensors.torch.save_file(classifier.state_dict(), tmp_path / "weights.safetensors")
-    loaded = load_subject(tmp_path / "weights.safetensors", "resnet10t", THIN, folder).classifier.state_dict()
+    loaded = load_eval_model(tmp_path / "weights.safetensors", "resnet10t", THIN, folder).classifier.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in classifier.state_dict().items())
 
 
@@ -58,4 +58,4 @@ def test_run_of_other_classes_is_refused_with_those_that_differ(folder: ImageSet
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
     weights = save_run(tmp_path / "weights.pth", classifier, ("cow", "dog", "emu"))
     with pytest.raises(InputError, match=r"has other classes than .*weights\.pth: cat is not cow; eel is not emu"):
-        load_subject(weights, None, None, folder)
+        load_eval_model(weights, None, None, folder)

@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from relabel.images.classes import class_numbers, imagenet_classes
+from relabel.images.classes import class_indices, imagenet_classes
 from relabel.images.image_set import ImageSet
-from relabel.models.card import Loss, card_of, read_card
+from relabel.models.card import Loss, find_card, read_card
 from relabel.models.classifier import create_classifier
-from relabel.models.preprocessing import View, view_of
+from relabel.models.preprocessing import Preprocessing, eval_preprocessing
 from relabel.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A model, ready to be asked.
 
     Attributes:
@@ -29,11 +29,11 @@ class Subject:
     weights: str
     classifier: nn.Module
     classes: tuple[str, ...]
-    view: View
+    view: Preprocessing
     loss: Loss
 
 
-def load_subject(
+def load_eval_model(
     checkpoint: Path | None,
     arch: str | None,
     model_kwargs: dict[str, Any] | None,
@@ -41,7 +41,7 @@ def load_subject(
     *,
     size: int | None = None,
     crop: float | None = None,
-) -> Subject:
+) -> EvalModel:
     """Make the model and make sure that its classes are the folder's.
 
     A run of ours says what its classes are. Another model of 1,000 classes has ImageNet's; one of another number of classes
@@ -57,9 +57,9 @@ def load_subject(
         raise InputError("nothing to evaluate: give --checkpoint, or --arch for published weights")
     card = None
     if checkpoint is not None:
-        card = card_of(checkpoint) if arch is not None else read_card(checkpoint, "--arch")
+        card = find_card(checkpoint) if arch is not None else read_card(checkpoint, "--arch")
     if card is not None:
-        class_numbers(image_set, card.classes, str(checkpoint))  # before anything is loaded
+        class_indices(image_set, card.classes, str(checkpoint))  # before anything is loaded
         arch, model_kwargs = card.arch, card.model_kwargs
     assert arch is not None
     classifier = create_classifier(
@@ -70,14 +70,16 @@ def load_subject(
         model_kwargs=model_kwargs,
     )
     whose = str(checkpoint) if checkpoint is not None else f"the published {arch}"
-    classes = card.classes if card is not None else classes_of(classifier, image_set, whose)
-    class_numbers(image_set, classes, whose)
-    view = card.view if card is not None else view_of(classifier)
+    classes = card.classes if card is not None else assumed_classes(classifier, image_set, whose)
+    class_indices(image_set, classes, whose)
+    view = card.view if card is not None else eval_preprocessing(classifier)
     view = dataclasses.replace(view, size=size or view.size, crop=crop or view.crop)
-    return Subject(arch, str(checkpoint or "published"), classifier, classes, view, card.loss if card is not None else "ce")
+    return EvalModel(
+        arch, str(checkpoint or "published"), classifier, classes, view, card.loss if card is not None else "ce"
+    )
 
 
-def classes_of(classifier: nn.Module, image_set: ImageSet, whose: str) -> tuple[str, ...]:
+def assumed_classes(classifier: nn.Module, image_set: ImageSet, whose: str) -> tuple[str, ...]:
     """The classes of a model that does not say: ImageNet's for 1,000, else those of the folder, if they are as many."""
     count = int(classifier.num_classes)  # type: ignore[arg-type]
     if count == len(imagenet_classes()):
