@@ -3,9 +3,10 @@
 Shapes: B images, S and T rows and columns of pixels, k classes kept per cell, H rows and W columns of the label map.
 """
 
+import logging
+
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from annotate.convert import FullyConvolutional
 from annotate.memory import out_of_memory_message
@@ -16,6 +17,8 @@ from relabel.labels.maps import LabelMaps
 from relabel.runtime.compiling import compile_failed, is_compile_error
 from relabel.runtime.errors import InputError, out_of_memory
 from relabel.runtime.precision import autocast, dtype_from_name
+
+logger = logging.getLogger(__name__)
 
 
 class Forward:
@@ -53,7 +56,7 @@ class Forward:
             self.batch_size = tried // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            tqdm.write(f"{self.device} has no memory for {tried} images at a time: going on with {self.batch_size}")
+            logger.warning(f"{self.device} has no memory for {tried} images at a time: going on with {self.batch_size}")
 
     @torch.inference_mode()
     def compile(self) -> None:
@@ -77,5 +80,4 @@ class Forward:
         images = self.squash.normalise(images).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, dtype_from_name(self.manifest.precision)):
             logits = self.annotator(images)
-        maps = sparsify(logits, self.manifest.topk, self.manifest.tail)
-        return LabelMaps(maps.scores.half(), maps.classes.int(), maps.tail.half())
+        return sparsify(logits, self.manifest.topk, self.manifest.tail).as_stored(self.manifest.num_classes)

@@ -4,10 +4,9 @@ Everything here is decided by the first process, and read by the others from the
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
-
-from tqdm import tqdm
 
 from relabel.labels.manifest import MANIFEST, DamagedManifest, Manifest
 from relabel.labels.shard_lines import SHARD_LINES, ShardLine, read_shard_lines, write_shard_lines
@@ -17,6 +16,8 @@ from relabel.runtime.errors import InputError
 from relabel.runtime.files import lock, sha256_of
 
 LOCK = ".lock"
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def write_lock(labels: Path, group: Processes) -> Iterator[None]:
     with (labels / LOCK).open("w") as file:
         try:
             if not lock(file, wait=False):
-                tqdm.write(f"warning: {labels} lies on a file system without locks; see that no other run writes it")
+                logger.warning(f"{labels} lies on a file system without locks; see that no other run writes it")
         except (BlockingIOError, PermissionError) as error:
             raise InputError(
                 f"another `relabel annotate` or `import-maps` is writing {labels}; wait for it, or use another --labels"
@@ -54,14 +55,14 @@ def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable:
         if lines or (labels / SHARD_LINES).exists():
             write_shard_lines(labels, sound)  # also drops torn and damaged lines
         for i in sorted(lines.keys() - sound.keys()):
-            tqdm.write(f"{labels / shard_name(i)} is missing or damaged: made again")
+            logger.info(f"{labels / shard_name(i)} is missing or damaged: made again")
         again = {i for i, line in sound.items() if line.unreadable and not skip_unreadable}
         pending = [i for i in range(manifest.shard_count) if i not in sound or i in again]
         if not pending:
-            tqdm.write(f"{labels}: all {manifest.shard_count} shards are there and sound, nothing to do")
+            logger.info(f"{labels}: all {manifest.shard_count} shards are there and sound, nothing to do")
         elif len(pending) < manifest.shard_count:
             done = manifest.shard_count - len(pending)
-            tqdm.write(f"{labels}: {done} of {manifest.shard_count} shards are there and sound, making the rest")
+            logger.info(f"{labels}: {done} of {manifest.shard_count} shards are there and sound, making the rest")
     group.barrier()
     differences = Manifest.load(labels).differences(manifest)
     if differences:  # another node may have other images, or other weights under the same name
@@ -82,7 +83,7 @@ def ensure_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine
         if strangers and not (lines and made_by_it):
             raise InputError(f"{labels} is not empty and no label set (it holds {strangers[0]}); use an empty folder")
         if strangers:
-            tqdm.write(f"{labels / MANIFEST} is missing: written again, as every finished shard was made by it")
+            logger.info(f"{labels / MANIFEST} is missing: written again, as every finished shard was made by it")
         manifest.save(labels)
         return
     try:
@@ -90,7 +91,7 @@ def ensure_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine
     except DamagedManifest as error:
         if not made_by_it:
             raise DamagedManifest(f"{error}, with the same settings and versions") from error
-        tqdm.write(f"{labels / MANIFEST} is damaged: written again, as every finished shard was made by it")
+        logger.info(f"{labels / MANIFEST} is damaged: written again, as every finished shard was made by it")
         manifest.save(labels)
         return
     differences = found.differences(manifest)
@@ -125,6 +126,6 @@ def finish(labels: Path, manifest: Manifest) -> None:
     skipped = sum(len(line.unreadable) for line in lines.values())
     left_out = f", {skipped} unreadable images left out" if skipped else ""
     grid = "x".join(map(str, manifest.grid))
-    tqdm.write(
+    logger.info(
         f"{labels}: {rows} label maps of {grid} cells, top {manifest.topk} of {manifest.num_classes} classes{left_out}"
     )

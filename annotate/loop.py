@@ -6,6 +6,7 @@ how often its making was interrupted, nor how many processes took part.
 Shapes: B images, S and T rows and columns of pixels.
 """
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from relabel.labels.shards import shard_name, write_shard
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.workers import batches_of, decoding_workers, init_worker
+
+logger = logging.getLogger(__name__)
 
 
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
@@ -160,7 +163,7 @@ def write_finished(
         )
     append_shard_line(labels, write_shard(labels, shard, keys, maps, manifest, skipped))
     if said is not None:
-        print(said, flush=True)
+        logger.info(said)
 
 
 def concatenate(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:

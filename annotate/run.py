@@ -1,5 +1,6 @@
 """Stage one: every image once through the annotator, its sparse label map into a shard."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, fully_convolutional
 from annotate.forward import Forward
@@ -24,6 +24,8 @@ from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE,
 from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
+
+logger = logging.getLogger(__name__)
 
 TOPK = 5  # logits kept per cell, unless said otherwise: the paper's
 
@@ -70,12 +72,12 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         outputs = outputs_by_name(config.classes, annotator.classifier, image_set) if config.classes else None
         if outputs is not None:
             annotator.select(outputs)
-        if annotator.kind == "token" and group.is_first:
-            tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
+        if annotator.kind == "token":
+            logger.warning(f"{annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
         manifest = build_manifest(config, annotator, squash, image_set, outputs)
-        if manifest.num_classes != len(image_set.classes) and group.is_first:
-            tqdm.write(
-                f"warning: {annotator.name} has {manifest.num_classes} classes, {image_set.source} {len(image_set.classes)};"
+        if manifest.num_classes != len(image_set.classes):
+            logger.warning(
+                f"{annotator.name} has {manifest.num_classes} classes, {image_set.source} {len(image_set.classes)};"
                 " train takes such maps for images of as many classes alone. --classes finds outputs by name"
             )
         forward = Forward(annotator, squash, manifest, config.batch_size)

@@ -63,8 +63,8 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
         raise InputError(
             f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}: nothing to compare"
         )
-    other = a.manifest.other_names(b.manifest.classes)
-    if other is not None:
+    other = b.manifest.classes and a.manifest.class_mismatch(b.manifest.classes)
+    if other:
         raise InputError(f"{first} cannot be compared with {second}: {other}")
     if boxes_per_image < 1:
         raise InputError(f"--boxes {boxes_per_image}: expected at least 1")

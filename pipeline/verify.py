@@ -202,10 +202,10 @@ def check_agreement(
     names: ClassNames,
 ) -> None:
     """How often the map of the whole image has the folder's class on top, and where it does so least."""
-    class_mismatch = manifest.class_mismatch(image_set.classes)
-    if class_mismatch is not None:
+    mismatch = manifest.class_mismatch(image_set.classes)
+    if mismatch is not None:
         report.findings.append(
-            f"{labels / MANIFEST}: {class_mismatch} ({image_set.source}); use an annotator with the images' classes, or tell"
+            f"{labels / MANIFEST}: {mismatch} ({image_set.source}); use an annotator with the images' classes, or tell"
             " annotate its classes by --classes"
         )
         return

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from relabel.runtime.workers import batches_of, decoding_workers, init_worker
 from train.crops import RandomCrops, TrainingBatches, collate, prefetch
 from train.divergence import check_losses, check_weights
 from train.evaluation.evaluate import evaluate
-from train.progress import progress, say, summary
+from train.progress import progress, summary
 from train.recipe import Recipe
 from train.run_dir import checkpoint
 from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS, unwrap
@@ -43,6 +44,8 @@ from train.supervision import LabelMapTargets, Supervision
 from train.teacher import TeacherChoice, load_teacher
 from train.tokens import WithTokens, token_grid
 from train.training_set import open_training_set
+
+logger = logging.getLogger(__name__)
 
 CHECK_EVERY = 20  # steps between two looks at the loss and at the clock; each look waits for the device
 
@@ -156,7 +159,7 @@ def train(
             step = state["step"]
             if group.is_first:  # the others' share is in it
                 seen = state["seen"].to(group.device)
-            say(group, f"resuming {run} at step {step} of {steps_per_epoch * recipe.epochs}")
+            logger.info(f"resuming {run} at step {step} of {steps_per_epoch * recipe.epochs}")
         if group.is_first:
             for leftover in run.glob(".*.tmp"):  # of a run that was killed
                 leftover.unlink()
@@ -176,9 +179,9 @@ def train(
             size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
             if store.to(group.device).resident:
                 row_of_image = row_of_image.to(group.device)
-                say(group, f"label maps: {size} in the memory of {group.device}")
+                logger.info(f"label maps: {size} in the memory of {group.device}")
             else:
-                say(group, f"label maps: {size}, read from their files through the page cache")
+                logger.info(f"label maps: {size}, read from their files through the page cache")
             maps = LabelMapTargets(store, row_of_image, recipe)
         targets = Supervision(recipe, classes, maps, asked, grid)
         forward = compiled(model) if compile else model
@@ -241,7 +244,7 @@ def train(
                 append_metrics(run, metrics)
                 if "val" in metrics or epoch == recipe.epochs:
                     draw_curves(run)
-            say(group, summary(metrics, recipe))
+            logger.info(summary(metrics, recipe))
 
         with stop_signals() as stopped:
             ended = json.loads(state.get("metrics", "null")) if state is not None else None
@@ -313,5 +316,5 @@ def train(
         if group.is_first:
             for name in (SAFETENSORS, WEIGHTS):  # the second says to make that the run is done
                 checkpoint.save_weights(run / name, judged.state_dict(), card)
-            say(group, f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
+            logger.info(f"weights: {run / SAFETENSORS} and {run / WEIGHTS}")
         group.barrier()

@@ -29,8 +29,3 @@ def summary(metrics: dict[str, Any], recipe: Recipe) -> str:
         if not name.endswith("images"):
             line += f"  val {name} {value:.2f}"
     return line
-
-
-def say(group: Processes, message: str) -> None:
-    if group.is_first:
-        tqdm.write(message)

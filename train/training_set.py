@@ -1,5 +1,6 @@
 """What is trained on: images, their label maps, and the images to validate on, each checked against the others."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from relabel.labels.store import LabelStore
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
 from train.evaluation.multilabels import MultiLabels, read_multilabels
-from train.progress import say
 from train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ def open_training_set(
     store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
     if store is not None and store.unreadable:
         image_set = image_set.without(set(store.unreadable))
-        say(group, f"{len(store.unreadable)} images are left out: annotate could not read them")
+        logger.info(f"{len(store.unreadable)} images are left out: annotate could not read them")
     if store is not None and recipe.confirmed_only:
         left_out = unconfirmed_images(store, image_set)
         image_set = image_set.without(left_out)
-        say(group, f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
+        logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
     row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
     val_set = find_images(val) if val is not None else None
     if val_set is not None:
@@ -97,10 +99,10 @@ def label_rows(store: LabelStore, image_set: ImageSet) -> Tensor:
     Raises:
         InputError: images without a label map, or other classes than the label set's.
     """
-    class_mismatch = store.manifest.class_mismatch(image_set.classes)
-    if class_mismatch is not None:
+    mismatch = store.manifest.class_mismatch(image_set.classes)
+    if mismatch is not None:
         raise InputError(
-            f"{store.labels} does not go with {image_set.source}: {class_mismatch}; use labels of an annotator with the images'"
+            f"{store.labels} does not match {image_set.source}: {mismatch}; use labels from an annotator with the images'"
             " classes, or tell annotate its classes by --classes"
         )
     rows = store.find(image_set.keys)

@@ -5,6 +5,7 @@ Files are read in the order of their keys, a few hundred at a time, by several p
 Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,8 @@ from relabel.runtime.distributed import Processes, readable_errors
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
 from relabel.runtime.workers import decoding_workers, init_worker
+
+logger = logging.getLogger(__name__)
 
 SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
 READ_BATCH = 256  # maps that are read at a time: 5 MB of 15x15x5
@@ -114,12 +117,12 @@ def detect_axes(
     if classes != num_classes:
         raise InputError(f"--axes auto: {judge.model} has {classes} classes, the maps {num_classes}; they must be the same")
     if annotator.kind == "token":
-        tqdm.write(f"warning: {annotator.name}: {REFUSED['token']}; another --model would judge better")
+        logger.warning(f"{annotator.name}: {REFUSED['token']}; another --model would judge better")
     keys = sorted(places)
     sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
     maps = load_maps([places[keys[i]] for i in sample], "yx", num_classes)
     verdict = decide_axes(list(maps), [image_set.index(keys[i]) for i in sample], image_set, annotator, squash)
-    tqdm.write(str(verdict))
+    logger.info(str(verdict))
     return verdict.axes
 
 

@@ -1,6 +1,7 @@
 """Classes: what a class folder is called in messages, and whether a folder has the classes that a model knows."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +96,26 @@ def class_indices(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, 
     return np.array([numbers[name] for name in image_set.classes])
 
 
-def check_classes(image_set: ImageSet, classes: tuple[str, ...], whose: str) -> None:
-    """Raises InputError where the folder's class names are not those that a model was trained with, in order."""
-    if image_set.classes == classes:
-        return
-    if len(image_set.classes) != len(classes):
-        surplus = [f"{name} is no class of it" for name in image_set.classes if name not in set(classes)]
-        missing = [f"{name} has no folder" for name in classes if name not in set(image_set.classes)]
-        raise InputError(
-            f"{image_set.source} has {len(image_set.classes)} class folders, {whose} was trained with {len(classes)}"
-            f" classes: {'; '.join((surplus + missing)[:3])}"
-        )
-    differing = [f"{a} is not {b}" for a, b in zip(image_set.classes, classes, strict=True) if a != b]
-    raise InputError(f"{image_set.source} has other classes than {whose}: {'; '.join(differing[:3])}")
+def class_mismatch(known: Sequence[str] | int, found: Sequence[str]) -> str | None:
+    """How two ordered lists of classes differ, with the first three names that do; None if they do not.
+
+    Args:
+        known: the classes of a model or a label set; their number, if their names are not known.
+        found: the classes of the images.
+    """
+    count = known if isinstance(known, int) else len(known)
+    names = found if isinstance(known, int) else known
+    if count != len(found):
+        differing = [f"{name} is unknown" for name in found if name not in set(names)]
+        differing += [f"{name} has no folder" for name in names if name not in set(found)]
+        named = f": {'; '.join(differing[:3])}" if differing else ""
+        return f"expected {count} classes, found {len(found)}{named}"
+    differing = [f"expected {a}, found {b}" for a, b in zip(names, found, strict=True) if a != b]
+    return f"other class names, or another order: {'; '.join(differing[:3])}" if differing else None
+
+
+def check_classes(image_set: ImageSet, classes: Sequence[str], whose: str) -> None:
+    """Raises InputError where the class folders are not the classes that a model was trained with, in the same order."""
+    mismatch = class_mismatch(classes, image_set.classes)
+    if mismatch is not None:
+        raise InputError(f"{image_set.source} does not have the classes of {whose}: {mismatch}")

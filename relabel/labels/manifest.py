@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
+from relabel.images.classes import class_mismatch
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 
@@ -74,22 +73,9 @@ class Manifest:
         first = shard * self.shard_size
         return range(first, min(first + self.shard_size, self.image_count))
 
-    @property
-    def class_dtype(self) -> np.dtype:
-        return np.dtype(np.uint16 if self.num_classes <= 65_536 else np.uint32)
-
     def class_mismatch(self, classes: Sequence[str]) -> str | None:
-        """Why images of these classes, in this order, cannot go with the set; None if they can."""
-        if len(classes) != self.num_classes:
-            return f"it holds maps of {self.num_classes} classes, the images have {len(classes)}"
-        return self.other_names(classes)
-
-    def other_names(self, classes: Sequence[str] | None) -> str | None:
-        """How the set's classes are named or ordered otherwise than these; None where they are not, or not known."""
-        if self.classes is None or classes is None or self.classes == tuple(classes):
-            return None
-        differing = [f"{a}, not {b}" for a, b in zip(self.classes, classes, strict=False) if a != b]
-        return f"its classes are named or ordered otherwise: {'; '.join(differing[:3])}"
+        """Why images of these classes, in this order, cannot be used with the set; None if they can."""
+        return class_mismatch(self.num_classes if self.classes is None else self.classes, classes)
 
     def as_json(self) -> dict[str, Any]:
         """The fields as they read back from a file: lists for tuples."""

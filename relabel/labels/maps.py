@@ -5,10 +5,19 @@ Shapes: B images, C classes, k classes stored per cell, H rows and W columns of 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
+
+
+SCORE_DTYPE = np.dtype(np.float16)  # of stored scores and tails
+
+
+def class_dtype(num_classes: int) -> np.dtype:
+    """The stored type of class indices: uint16, or uint32 above 65,536 classes."""
+    return np.dtype(np.uint16 if num_classes <= 65_536 else np.uint32)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,11 @@ class LabelMaps:
 
     def pin_memory(self) -> "LabelMaps":
         return LabelMaps(*(t.pin_memory() for t in (self.scores, self.classes, self.tail)))
+
+    def as_stored(self, num_classes: int) -> "LabelMaps":
+        """The same maps in the types that a shard stores: SCORE_DTYPE and class_dtype."""
+        score_type, class_type = (getattr(torch, dtype.name) for dtype in (SCORE_DTYPE, class_dtype(num_classes)))
+        return LabelMaps(self.scores.to(score_type), self.classes.to(class_type), self.tail.to(score_type))
 
     def dense(self, num_classes: int) -> Tensor:
         """(B, C, H, W) float32 logits: the definition that label pooling is tested against. 230 MB at 256x1000x15x15."""

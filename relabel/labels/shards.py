@@ -16,7 +16,7 @@ import numpy as np
 
 from relabel.images.keys import encode_keys
 from relabel.labels.manifest import Manifest
-from relabel.labels.maps import LabelMaps
+from relabel.labels.maps import MAPS, SCORE_DTYPE, LabelMaps, class_dtype
 from relabel.labels.shard_lines import ShardLine
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
@@ -33,7 +33,7 @@ def write_shard(
 
     Args:
         keys: the images, in order.
-        maps: their label maps on the CPU; scores and tail are stored as float16.
+        maps: their label maps on the CPU, in any types.
     Raises:
         OSError: the disk is full or read-only; nothing is left behind.
     """
@@ -41,9 +41,9 @@ def write_shard(
         file.attrs["format"] = manifest.format
         file.attrs["num_classes"] = manifest.num_classes
         file["keys"] = encode_keys(keys)
-        file["scores"] = maps.scores.half().numpy()
-        file["classes"] = maps.classes.numpy().astype(manifest.class_dtype)
-        file["tail"] = maps.tail.half().numpy()
+        stored = maps.as_stored(manifest.num_classes)
+        for name in MAPS:
+            file[name] = getattr(stored, name).numpy()
         file.flush()
         image = file.id.get_file_image()
     atomic_write(labels / shard_name(shard), image)
@@ -90,9 +90,9 @@ class MappedShard:
         cells, n = manifest.grid, line.rows
         expected = {
             "keys": ((n,), None),
-            "scores": ((n, manifest.topk, *cells), np.dtype(np.float16)),
-            "classes": ((n, manifest.topk, *cells), manifest.class_dtype),
-            "tail": ((n, *cells), np.dtype(np.float16)),
+            "scores": ((n, manifest.topk, *cells), SCORE_DTYPE),
+            "classes": ((n, manifest.topk, *cells), class_dtype(manifest.num_classes)),
+            "tail": ((n, *cells), SCORE_DTYPE),
         }
         said = (attributes.get("format"), attributes.get("num_classes"))
         if said != (manifest.format, manifest.num_classes):

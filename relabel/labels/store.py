@@ -3,6 +3,7 @@
 Shapes: B images of a batch, N images of the set, k classes stored per cell, H rows and W columns of the label map.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from relabel.images.keys import KeyIndex, decode_keys, encode_keys
 from relabel.labels.manifest import Manifest
@@ -21,6 +21,8 @@ from relabel.labels.shard_lines import read_shard_lines
 from relabel.labels.shards import MappedShard, shard_name
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import cores
+
+logger = logging.getLogger(__name__)
 
 
 class LabelStore:
@@ -111,7 +113,7 @@ class LabelStore:
         free, _ = torch.cuda.mem_get_info(self._device)
         if self.nbytes <= free / 2:
             return True
-        tqdm.write(
+        logger.info(
             f"{self.labels}: {self.nbytes / 1e9:.1f} GB of label maps are read from the files, through the page cache:"
             f" {self._device} has {free / 1e9:.1f} GB free, and half of that is left to training"
         )

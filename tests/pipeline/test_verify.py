@@ -294,7 +294,7 @@ def test_annotator_of_another_class_count_is_found(relabel_here: Relabel, labels
     (image_folder / "dog" / "dog_4.JPEG").rename(image_folder / "fox" / "fox_0.JPEG")
     finished = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
     assert finished.returncode == 1
-    assert "it holds maps of 3 classes, the images have 4" in finished.stdout
+    assert "expected 3 classes, found 4" in finished.stdout
 
 
 # --- what is no label set -------------------------------------------------------------------------------------------------

@@ -8,14 +8,13 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.labels.manifest import MANIFEST
@@ -30,6 +29,8 @@ from relabel.runtime.machine import processor, versions
 from train.recipe import Recipe
 from train.run_dir.checkpoint import LAST
 from train.teacher import TeacherChoice
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 PATH_FIELDS = {
@@ -136,7 +137,7 @@ def start_run(
                 if starts[-1].get(key, how[key]) != how[key]
             ]
             if otherwise:
-                tqdm.write(f"{run} goes on otherwise than it was last started: {'; '.join(otherwise)}")
+                logger.warning(f"{run} goes on otherwise than it was last started: {'; '.join(otherwise)}")
         starts.append(start_record(step, group) | how)
         try:
             run.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from relabel.labels.manifest import MANIFEST, Manifest
-from relabel.labels.maps import LabelMaps
+from relabel.labels.maps import LabelMaps, class_dtype
 from relabel.labels.shard_lines import SHARD_LINES, ShardLine, append_shard_line, read_shard_lines, write_shard_lines
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
@@ -129,7 +129,7 @@ def test_shard_count_counts_the_last_part_of_a_shard(images: int, per_shard: int
 
 @pytest.mark.parametrize(("classes", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
 def test_class_dtype_holds_the_largest_class(classes: int, dtype: type) -> None:
-    chosen = dataclasses.replace(manifest(), num_classes=classes).class_dtype
+    chosen = class_dtype(classes)
     assert chosen == dtype
     assert np.array(classes - 1).astype(chosen) == classes - 1
 

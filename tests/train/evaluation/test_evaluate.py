@@ -140,7 +140,7 @@ def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageS
         check_classes(folder, ("0", "one", "2", "three", "4", "5", "6"), "weights.pth")
     with pytest.raises(
         InputError,
-        match=r"7 class folders, weights\.pth was trained with 2 classes: 2 is no class of it; 3 is no class of it; 4 is",
+        match=r"classes of weights\.pth: expected 2 classes, found 7: 2 is unknown; 3 is unknown; 4 is",
     ):
         check_classes(folder, ("0", "1"), "weights.pth")
 

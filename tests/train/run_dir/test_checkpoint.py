@@ -12,7 +12,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from relabel.models.card import ModelCard
+from relabel.models.card import ModelCard, find_card
 from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
@@ -34,9 +34,9 @@ KINDS = ("weights.safetensors", "weights.pth")
 @pytest.mark.parametrize("name", KINDS)
 def test_card_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)}, CARD)
-    assert card.card_of(tmp_path / name) == CARD
+    assert find_card(tmp_path / name) == CARD
     checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)})
-    assert card.card_of(tmp_path / name) is None
+    assert find_card(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -122,11 +122,11 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cut\.pt is damaged"):
         load_torch_file(tmp_path / "cut.pt")
     with pytest.raises(InputError, match=r"none\.safetensors does not exist"):
-        card.card_of(tmp_path / "none.safetensors")
+        find_card(tmp_path / "none.safetensors")
     checkpoint.save_weights(tmp_path / "cut.safetensors", {"weight": torch.zeros(1000)}, CARD)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])
     with pytest.raises(InputError, match=r"cut\.safetensors is cut short"):
-        card.card_of(tmp_path / "cut.safetensors")
+        find_card(tmp_path / "cut.safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list\.pt holds a list"):
         load_torch_file(tmp_path / "list.pt")

@@ -65,7 +65,7 @@ def test_run_file_says_recipe_versions_labels_command_and_hardware(
     for name, package in installed.items():
         assert start["versions"][name] == package.__version__
     assert start["versions"]["python"] == platform.python_version()
-    assert start.get("git") == git_state(REPOSITORY / "train" / "provenance.py")
+    assert start.get("git") == git_state(REPOSITORY / "train" / "run_dir" / "provenance.py")
 
 
 def test_every_resume_is_recorded_and_other_versions_and_places_hinder_none(
@@ -178,4 +178,4 @@ def test_git_state_is_the_checkouts_and_absent_outside_of_one(tmp_path: Path) ->
 
 def test_machine_without_git_has_no_git_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert git_state(REPOSITORY / "train" / "provenance.py") is None
+    assert git_state(REPOSITORY / "train" / "run_dir" / "provenance.py") is None
