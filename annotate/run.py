@@ -17,10 +17,10 @@ from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import find_images
-from relabel.labels.manifest import PUBLISHED, Manifest, Precision, Tail
+from relabel.labels.manifest import PUBLISHED, Manifest
 from relabel.models.classifier import create_classifier
 from relabel.models.weights import weights_from_hub, weights_in_folder
-from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL
+from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL, Precision, Tail
 from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from relabel.labels.manifest import Tail
 from relabel.labels.maps import LabelMaps
+from relabel.runtime.defaults import Tail
 
 
 def sparsify(logits: Tensor, topk: int, tail: Tail) -> LabelMaps:

@@ -27,10 +27,11 @@ from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
 from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.precision import dtype_name
-from train.augment import DRAWS
+from train.augment import DRAWS, MIRROR
 from train.crops import Crops
+from train.optimizer import create_optimizer
 from train.recipe import Recipe, load_recipe
-from train.step import TrainingStep, create_optimizer
+from train.step import TrainingStep
 from train.supervision import LabelMapTargets, Supervision
 
 IMAGES = 8192  # of the label set
@@ -73,11 +74,15 @@ def training_step(
     torch.manual_seed(0)
     classes = store.manifest.num_classes
     student = timm.create_model(model, num_classes=classes).to(device).to(memory_format=torch.channels_last).train()
-    view = Preprocessing(recipe.eval_size, recipe.eval_crop, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    preprocessing = Preprocessing(
+        recipe.eval_size, recipe.eval_crop, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     maps = LabelMapTargets(store, torch.arange(len(store), device=device), recipe)
     targets = Supervision(recipe, classes, maps)
-    return TrainingStep(student, create_optimizer(student, recipe, device), scaler, targets, view, recipe, autocast_dtype)
+    return TrainingStep(
+        student, create_optimizer(student, recipe, device), scaler, targets, preprocessing, recipe, autocast_dtype
+    )
 
 
 def resident_crops(batch: int, side: int, images: int, classes: int, device: torch.device) -> Crops:
@@ -85,7 +90,7 @@ def resident_crops(batch: int, side: int, images: int, classes: int, device: tor
     pixels = torch.randint(256, (batch, side, side, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     indices, targets = (torch.randint(n, (batch,), generator=generator) for n in (images, classes))
     draws = torch.rand(batch, DRAWS, generator=generator)
-    crops = Crops(pixels, random_boxes(batch, generator), indices, targets, draws)
+    crops = Crops(pixels, random_boxes(batch, generator), draws[:, MIRROR] < 0.5, indices, targets, draws)
     return (crops.pin_memory() if device.type == "cuda" else crops).to(device)
 
 
@@ -105,7 +110,11 @@ def compare_steps(given: Load, store: LabelStore, device: torch.device) -> None:
 
         return repeated
 
-    arms = [repeat(lambda: relabel(crops, 0, 0)), repeat(lambda: single(crops, 0, 0)), repeat(lambda: targets(crops))]
+    arms = [
+        repeat(lambda: relabel(crops, 0, 0)),
+        repeat(lambda: single(crops, 0, 0)),
+        repeat(lambda: targets.of_crops(crops, targets.maps(crops), None)),
+    ]
     for arm in arms:  # the first at a batch size pays for choosing kernels
         arm()
     relabel_s, single_s, labels_s = median_seconds(device, given.rounds, *arms)

@@ -23,10 +23,11 @@ from pipeline.compare import log_targets, mean_kl
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.boxes import random_boxes
-from relabel.labels.manifest import PUBLISHED, Manifest, Tail
+from relabel.labels.manifest import PUBLISHED, Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
 from relabel.models.weights import weights_from_hub, weights_in_folder
+from relabel.runtime.defaults import Tail
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
 from relabel.runtime.machine import choose_device

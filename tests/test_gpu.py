@@ -1,5 +1,6 @@
 """The same code on a CUDA device: maps equal the CPU's, and training runs in bfloat16 with its labels resident there."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,6 +15,7 @@ from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
 from tests.label_sets import write_label_set
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import load_recipe
 from train.run_dir.metrics import read_metrics
 
@@ -44,14 +46,16 @@ def test_training_on_the_gpu_reads_its_labels_there(
     sizes = ["epochs=3", "warmup_epochs=1", "batch_size=4", "image_size=32", "eval_size=32"]
     thin = {"stem_width": 8, "channels": (8, 8, 8, 16)}
     options = {"labels": tmp_path / "labels", "val": image_folder, "model_kwargs": thin, "device": "cuda", "workers": 1}
-    train(image_folder, tmp_path / "run", "resnet10t", load_recipe("scenes-relabel", sizes), **(options | more))
+    train(
+        image_folder, tmp_path / "run", "resnet10t", load_recipe("scenes-relabel", sizes), TrainOptions(**(options | more))
+    )
     last = read_metrics(tmp_path / "run")[-1]
     assert last["step"] == 6 and last["val"]["images"] == 9 and last["loss"] < 10
     assert LabelStore.open(tmp_path / "labels").to("cuda").gather(torch.tensor([8, 0])).scores.device.type == "cuda"
 
 
 def test_label_set_beyond_half_of_the_free_memory_is_read_from_its_files_and_gives_the_same_maps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logits = torch.randn(3000, 8, 15, 15, generator=torch.Generator().manual_seed(0))
     maps = LabelMaps(*logits.topk(5, dim=1), logits.mean(1))
@@ -60,10 +64,11 @@ def test_label_set_beyond_half_of_the_free_memory_is_read_from_its_files_and_giv
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     filling = torch.empty(free - other.nbytes * 3 // 2, dtype=torch.uint8, device="cuda")
-    other.to("cuda")
+    with caplog.at_level(logging.INFO):
+        other.to("cuda")
     del filling
     assert resident.resident and not other.resident
-    assert f"{tmp_path}/set: 0.0 GB of label maps are read from the files" in capsys.readouterr().out
+    assert f"{tmp_path}/set: 0.0 GB of label maps are read from the files" in caplog.text
     rows = torch.randint(3000, (64,))
     for name in ("scores", "classes", "tail"):
         mine, theirs = (getattr(store.gather(rows), name) for store in (other, resident))

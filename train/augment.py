@@ -32,22 +32,18 @@ def augmentation_draws() -> Tensor:
     return torch.cat([torch.rand(LIGHTING.start), torch.randn(DRAWS - LIGHTING.start)])
 
 
-def mirrored(draws: Tensor, recipe: Recipe) -> Tensor:
-    """(B,) bool: which crops are mirrored."""
-    return draws[:, MIRROR] < recipe.hflip
-
-
-def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
-    """Mirror, jitter and light up each image by its draws. What the recipe does not ask for costs nothing.
+def augment(images: Tensor, mirrored: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
+    """Mirror, jitter and light each image by its own random numbers. What the recipe leaves out costs nothing.
 
     Args:
         images: (B, 3, S, S) uint8.
+        mirrored: (B,) bool, which images to mirror.
         draws: (B, DRAWS).
     Returns:
         (B, 3, S, S): uint8 where colours are left alone, else float32 in units of uint8; lighting may leave [0, 255].
     """
     if recipe.hflip:
-        images = torch.where(per_image(mirrored(draws, recipe)), images.flip(-1), images)
+        images = torch.where(per_image(mirrored), images.flip(-1), images)
     if any(recipe.colour_jitter):
         images = jitter(images.float(), draws[:, FACTORS], draws[:, ORDER].argsort(1), recipe.colour_jitter)
     if recipe.lighting:

@@ -18,7 +18,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from relabel.images.image_set import ImageSet
 from relabel.labels.maps import LabelMaps
-from train.augment import augmentation_draws
+from train.augment import MIRROR, augmentation_draws
 from train.recipe import Recipe
 from train.seeds import seed_of
 
@@ -28,96 +28,97 @@ class Crops:
     """A batch of training examples.
 
     Attributes:
-        images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes and convolutions like it.
+        images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes and as convolutions prefer.
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
-        indices: (B,) int64 place of each image in the set. They stay on the host, as row numbers of label maps that are
-            not in a GPU's memory do.
-        targets: (B,) int64 class by folder.
-        draws: (B, DRAWS) float32 random numbers, for what is done to the crops in batch, on the device: train/augment.py.
+        mirrored: (B,) bool, whether the crop is shown mirrored; its box is not. The step mirrors it, on the device.
+        indices: (B,) int64 position of each image in the set. They stay on the host, and so do the row numbers of label maps
+            that are not in a GPU's memory.
+        targets: (B,) int64 ground-truth labels.
+        draws: (B, DRAWS) float32 random numbers for the colour augmentation, which the step does on the device.
         maps: the images' label maps, where decoding workers read them because they are not in the device's memory.
     """
 
     images: Tensor
     boxes: Tensor
+    mirrored: Tensor
     indices: Tensor
     targets: Tensor
     draws: Tensor
     maps: LabelMaps | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        of_maps = () if self.maps is None else (self.maps.scores, self.maps.classes, self.maps.tail)
-        return self.images, self.boxes, self.indices, self.targets, self.draws, *of_maps
+        maps = () if self.maps is None else (self.maps.scores, self.maps.classes, self.maps.tail)
+        return self.images, self.boxes, self.mirrored, self.indices, self.targets, self.draws, *maps
 
     @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> "Crops":
-        """From what `tensors` gives."""
-        images, boxes, indices, targets, draws, *of_maps = tensors
-        return cls(images, boxes, indices, targets, draws, LabelMaps(*of_maps) if of_maps else None)
+    def from_tensors(cls, tensors: Iterable[Tensor]) -> "Crops":
+        """The inverse of `tensors`."""
+        images, boxes, mirrored, indices, targets, draws, *maps = tensors
+        return cls(images, boxes, mirrored, indices, targets, draws, LabelMaps(*maps) if maps else None)
 
     def pin_memory(self) -> "Crops":
-        return Crops.of(t.pin_memory() for t in self.tensors())
+        return Crops.from_tensors(t.pin_memory() for t in self.tensors())
 
     def to(self, device: torch.device) -> "Crops":
-        return Crops.of(t if t is self.indices else t.to(device, non_blocking=True) for t in self.tensors())
+        return Crops.from_tensors(t if t is self.indices else t.to(device, non_blocking=True) for t in self.tensors())
 
 
-Window = tuple[int, int, int, int]  # left, top, right, bottom
+Window = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the file
 
 
 class RandomCrops(Dataset[Crops]):
-    """Crops by torchvision's RandomResizedCrop, and the random numbers for the rest; those of an image by (epoch, image).
+    """Random resized crops with the random numbers for the other augmentations; dataset[epoch, image] has those of an image.
 
     Args:
-        maps_of: (n,) places of images -> their label maps on the host, where crops are to bring them along.
+        read_maps: (n,) positions of images -> their label maps on the host, if crops are to bring them along.
     """
 
-    def __init__(self, image_set: ImageSet, recipe: Recipe, maps_of: Callable[[Tensor], LabelMaps] | None = None) -> None:
-        self.image_set, self.recipe, self.maps_of = image_set, recipe, maps_of
-        self.scale, self.ratio = list(recipe.crop_scale), list(recipe.crop_ratio)
+    def __init__(self, image_set: ImageSet, recipe: Recipe, read_maps: Callable[[Tensor], LabelMaps] | None = None) -> None:
+        self.image_set, self.recipe, self.read_maps = image_set, recipe, read_maps
 
     def __getitem__(self, place: tuple[int, int]) -> Crops:
         epoch, index = place
-        side = self.recipe.image_size
-        windows: list[Window] = []  # in the file's pixels
-        draws: list[Tensor] = []
-        columns = rows = reduction = 1
-
-        def draw(image: Image.Image) -> None:
-            nonlocal columns, rows, reduction
-            columns, rows = image.size
-            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
-                torch.default_generator.manual_seed(seed_of(self.recipe.seed, epoch, index))
-                for _ in range(self.recipe.crops_per_image):
-                    top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
-                    windows.append((left, top, left + width, top + height))
-                    draws.append(augmentation_draws())
-            if self.recipe.reduced_decode:
-                reduction = reduce_decoding(image, windows, side)
-
-        image = self.image_set.read(index, draw)
-        crops = [resized_window(image, window, reduction, side) for window in windows]
-        boxes = np.array(windows) / (columns, rows, columns, rows)
+        recipe = self.recipe
+        with self.image_set.open_image(index) as encoded:
+            size = encoded.width, encoded.height
+            windows, draws = draw_crops(recipe, size, seed_of(recipe.seed, epoch, index))
+            image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
+        crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
+        boxes = np.array(windows) / (*size, *size)
         indices = torch.full((len(crops),), index)
         return Crops(
             torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
             torch.from_numpy(boxes.astype(np.float32)),
+            draws[:, MIRROR] < recipe.hflip,
             indices,
             torch.full((len(crops),), int(self.image_set.targets[index])),
-            torch.stack(draws),
-            self.maps_of(indices) if self.maps_of is not None else None,
+            draws,
+            self.read_maps(indices) if self.read_maps is not None else None,
         )
 
 
-def reduce_decoding(image: Image.Image, windows: list[Window], side: int) -> int:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8 where every window still has side x side pixels of it.
+def draw_crops(recipe: Recipe, size: tuple[int, int], seed: int) -> tuple[list[Window], Tensor]:
+    """Draw the windows of an image's crops, and (crops, DRAWS) random numbers for the other augmentations.
 
-    Returns:
-        by how much: s, where pixel i of what is decoded shows pixels s * i to s * (i + 1) of the file; 1 for other formats.
+    Args:
+        size: width and height of the image in pixels.
     """
+    width, height = size
+    image = torch.empty(3, height, width, device="meta")  # torchvision asks for an image, and looks at its size only
+    windows, draws = [], []
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
+        torch.default_generator.manual_seed(seed)
+        for _ in range(recipe.crops_per_image):
+            top, left, rows, columns = RandomResizedCrop.get_params(image, list(recipe.crop_scale), list(recipe.crop_ratio))
+            windows.append((left, top, left + columns, top + rows))
+            draws.append(augmentation_draws())
+    return windows, torch.stack(draws)
+
+
+def reduction_for(windows: list[Window], side: int) -> int:
+    """The largest of 1, 2, 4 and 8 by which an image can be reduced so that every window keeps side x side pixels."""
     shortest = min(min(right - left, bottom - top) for left, top, right, bottom in windows)
-    by = max((s for s in (2, 4, 8) if shortest >= s * side), default=1)
-    drafted = image.draft(None, (image.width // by, image.height // by))  # the smallest that Pillow has from there on
-    return 1 if drafted is None else by
+    return max((s for s in (2, 4, 8) if shortest >= s * side), default=1)
 
 
 def resized_window(image: Image.Image, window: Window, reduction: int, side: int) -> Image.Image:
@@ -129,8 +130,8 @@ def resized_window(image: Image.Image, window: Window, reduction: int, side: int
 
 
 def collate(examples: list[Crops]) -> Crops:
-    """All images' crops; those of one image lie side by side."""
-    return Crops.of(torch.cat(of_all) for of_all in zip(*(crops.tensors() for crops in examples), strict=True))
+    """The crops of all images; those of one image are next to each other."""
+    return Crops.from_tensors(torch.cat(parts) for parts in zip(*(crops.tensors() for crops in examples), strict=True))
 
 
 def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:

@@ -1,8 +1,7 @@
-"""A loss that is not finite is named with its step and its images, though no step waits for the device to see its loss (one
-by AdamP waits for it all the same, train/step.py).
+"""A loss that is not finite is reported with its step and its images, although no step waits for the device for that.
 
-The losses since the last look stay on the device; a look fetches them all. Which images a step had needs no memory either:
-it follows from the seed.
+The losses stay on the device until the next check, which fetches them all. Which images a step had need not be stored: it
+follows from the seed.
 """
 
 import json
@@ -23,44 +22,56 @@ DIVERGED = "diverged.json"
 MAX_NAMED = 4  # images in the message; all are in the file
 
 
-def check_losses(
-    losses: list[tuple[Tensor, float]], step: int, image_set: ImageSet, recipe: Recipe, run: Path, group: Processes
-) -> None:
-    """Look at the losses of the steps up to `step`; every process has to.
+class LossMonitor:
+    """Collects every step's loss on the device, and finds the ones that are not finite when it is asked to."""
 
-    Args:
-        losses: of each step since the last look: this process's loss, on the device, and the learning rate.
-    Raises:
-        InputError: one of them is not finite, in any process. diverged.json holds the step and all keys of that batch.
-    """
-    bad = torch.zeros(group.world, len(losses), device=group.device)
-    bad[group.rank] = (~torch.stack([loss for loss, _ in losses]).isfinite()).float()
-    places = group.sum(bad).nonzero().tolist()  # (process, step since the last look) of each
-    if not places:
-        return
-    first = min(place for _, place in places)
-    at, lr = step - len(losses) + first, losses[first][1]  # steps before this one
-    keys = []
-    for rank in [rank for rank, place in places if place == first]:  # one that is hurt hurts all in the next step
-        batch = next(iter(TrainingBatches(len(image_set), recipe, at, rank, group.world)))
-        keys += [image_set.keys[index] for _, index in batch]
-    epoch = at // (len(image_set) // recipe.batch_size) + 1
-    place = f"all in {run / DIVERGED}"
-    if group.is_first:
-        found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
-        try:
-            atomic_write(run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
-        except OSError as error:  # a disk that is full too must not take the place of what is said below
-            place = f"which {run / DIVERGED} could not take ({error.strerror})"
-    more = f" and {len(keys) - MAX_NAMED} more, {place}" if len(keys) > MAX_NAMED else ""
-    raise InputError(
-        f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:MAX_NAMED])}{more}."
-        f" {remedy(run)}"
-    )
+    def __init__(self, image_set: ImageSet, recipe: Recipe, run: Path, group: Processes) -> None:
+        self.image_set, self.recipe, self.run, self.group = image_set, recipe, run, group
+        self.losses: list[tuple[Tensor, float]] = []  # since the last check: this process's loss, and the learning rate
+
+    def add(self, loss: Tensor, lr: float) -> None:
+        self.losses.append((loss, lr))
+
+    def check(self, step: int) -> None:
+        """Look at the losses since the last check, up to `step`; all processes have to.
+
+        Raises:
+            InputError: one of them is not finite, in any process. diverged.json has the step and all keys of its batch.
+        """
+        losses, self.losses = self.losses, []
+        bad = torch.zeros(self.group.world, len(losses), device=self.group.device)
+        bad[self.group.rank] = (~torch.stack([loss for loss, _ in losses]).isfinite()).float()
+        places = self.group.sum(bad).nonzero().tolist()  # (process, step since the last check) of each
+        if not places:
+            return
+        first = min(place for _, place in places)
+        at, lr = step - len(losses) + first, losses[first][1]  # the number of steps before the bad one
+        ranks = [rank for rank, place in places if place == first]  # all ranks are bad in the step after it
+        keys = self.keys_of_step(at, ranks)
+        epoch = at // (len(self.image_set) // self.recipe.batch_size) + 1
+        listed = f"all in {self.run / DIVERGED}"
+        if self.group.is_first:
+            found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
+            try:
+                atomic_write(self.run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
+            except OSError as error:  # a full disk must not hide the error below
+                listed = f"which could not be written to {self.run / DIVERGED} ({error.strerror})"
+        more = f" and {len(keys) - MAX_NAMED} more, {listed}" if len(keys) > MAX_NAMED else ""
+        raise InputError(
+            f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:MAX_NAMED])}{more}."
+            f" {remedy(self.run)}"
+        )
+
+    def keys_of_step(self, step: int, ranks: list[int]) -> list[str]:
+        """The images that these processes had in a step, counted from 0: they follow from the seed."""
+        batches = [
+            next(iter(TrainingBatches(len(self.image_set), self.recipe, step, rank, self.group.world))) for rank in ranks
+        ]
+        return [self.image_set.keys[index] for batch in batches for _, index in batch]
 
 
 def check_weights(model: nn.Module, step: int, lr: float, run: Path) -> None:
-    """Before weights are saved: a last step may have spoilt them after its loss was seen.
+    """Before weights are saved: the last step may have spoilt them after its loss was computed.
 
     Raises:
         InputError: a weight is not finite.

@@ -1,131 +1,180 @@
-"""Recipes: every setting of a training run, typed, checked once, and saved with the result.
+"""Recipes: every setting of a training run, typed, explained, checked once, and saved with the result.
 
 A recipe is a TOML file; `inherit = "name"` takes over another one's settings. The files are in train/recipes/.
 """
 
 import dataclasses
 import difflib
+import json
 import math
+import textwrap
 import tomllib
 import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from relabel.runtime.defaults import Loss
 from relabel.runtime.errors import InputError
 
 RECIPES = Path(__file__).with_name("recipes")
-ABOUT = ("reproduces", "published")  # what a file says of itself: not settings, and not inherited
+ABOUT = ("reproduces", "published")  # keys of a recipe file that are not settings, and not inherited
 
 Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single", "teacher"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The settings of a run. A default is what ImageNet training uses; train/recipes/*.toml says the rest."""
+class Check:
+    """Which values a setting may have, as a test and in words."""
 
-    target: Target  # folder: the class folder's name. teacher: what a classifier says of each crop, on the fly. The others
-    # read label maps, pooled over the crop (localized) or over the whole image (global), as probabilities (multi) or as the
-    # largest class alone (single)
-    temperature: float = 1.0  # the map's or the teacher's logits are divided by it: above 1 a small student is told more of
-    # the classes that come second (Hinton et al. 2015)
-    folder_share: float = 0.0  # of the target; the map or the teacher has the rest. For annotators that are often wrong
-    label_smoothing: float = 0.0  # of the target, spread evenly over all classes
-    confirmed_only: bool = False  # leave out images whose folder's class is not the label set's whole-image top-1
-    token_weight: float = 0.0  # of the mean loss of a ViT's patch tokens, each towards the map pooled over its own patch
-    # (TokenLabeling, Jiang et al. 2021): one target in every place is more than one in every crop
-    loss: Literal["ce", "bce"] = "ce"  # softmax cross-entropy, or a sigmoid per class
-    epochs: int = 300  # passes over the training images
-    batch_size: int = 1024  # images per step, all processes together
-    optimizer: str = "sgd"  # timm's name; timm's sgd has Nesterov momentum
-    lr: float = 0.1  # peak, at this batch size
-    momentum: float = 0.9  # where the optimiser has one
-    weight_decay: float = 1e-4
-    decay_all: bool = False  # norms and biases too, as in the reference's training; they are better left as they are
-    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    decay_epochs: int = 30  # schedule "step": lr falls to a tenth after every so many epochs
-    warmup_epochs: int = 5  # linear, from a hundredth of lr
-    image_size: int = 224  # a training crop's pixels, square
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop takes
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width / height of a crop
-    crops_per_image: int = 1  # crops from one decoded image, all in one batch; an epoch has as many crops as ever
-    reduced_decode: bool = True  # decode a JPEG at 1/2, 1/4 or 1/8 where the crops still have image_size pixels. They differ
-    # from fully decoded ones about as much as bilinear resizing does from bicubic (benchmarks/crops.py)
-    hflip: float = 0.5  # probability of mirroring a crop
-    colour_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # brightness, contrast, saturation: 1 - x ... 1 + x times
-    lighting: float = 0.0  # standard deviation of AlexNet's PCA lighting noise
-    cutmix: float = 0.0  # probability that a step pastes another crop's rectangle into each crop (Yun et al. 2019)
-    cutmix_beta: float = 1.0  # the share that is not pasted over is drawn from Beta(x, x)
-    cutmix_off_epochs: int = 0  # no CutMix in the last so many epochs
-    cutmix_target: Literal["area", "regions"] = "area"  # area: the two crops' targets, weighted by what is seen of each.
-    # regions: each map is pooled over what is seen of it, so that an object under the paste is not asked for
-    ema: float = 0.0  # decay of the weights' moving average, which is then what is evaluated and kept: it is steadier than
-    # the last step's weights; 0: none
-    start: Literal["any", "pretrained"] = "any"  # pretrained: refuse to start from random weights
-    eval_size: int = 224  # an evaluation image's pixels, square; resized bilinearly, as crops are
-    eval_crop: float = 0.875  # share of the shorter side that the centre crop keeps; 1 is the whole of a square image
-    eval_epochs: int = 1  # evaluate every so many epochs, and after the last
-    seed: int = 0
+    allows: Callable[[Any], bool]
+    expected: str
+
+
+ANY = Check(lambda value: True, "")
+POSITIVE = Check(lambda x: x > 0, "a positive number")
+NOT_NEGATIVE = Check(lambda x: x >= 0, "0 or more")
+AT_LEAST_1 = Check(lambda x: x >= 1, "at least 1")
+SHARE = Check(lambda x: 0 <= x <= 1, "a share within [0, 1]")
+POSITIVE_SHARE = Check(lambda x: 0 < x <= 1, "a share within (0, 1]")
+BELOW_1 = Check(lambda x: 0 <= x < 1, "0 or more, and less than 1")
+ALL_NOT_NEGATIVE = Check(lambda values: min(values) >= 0, "0 or more")
+RISING = Check(lambda pair: 0 < pair[0] <= pair[1], "0 < smallest <= largest")
+RISING_TO_1 = Check(lambda pair: 0 < pair[0] <= pair[1] <= 1, "0 < smallest <= largest <= 1")
+
+
+def setting(default: Any, check: Check, text: str) -> Any:
+    """A field of Recipe: its default (MISSING if it has none), the values it may have, and what it does."""
+    return dataclasses.field(default=default, metadata={"check": check, "text": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run. The defaults are those of ImageNet training; train/recipes/*.toml set the rest."""
+
+    target: Target = setting(
+        MISSING,
+        ANY,
+        "folder: the ground-truth label. teacher: a classifier's prediction for each crop, made during training. The others"
+        " read label maps, pooled over the crop (localized) or over the whole image (global), as probabilities (multi) or"
+        " as the class with the largest logit (single).",
+    )
+    temperature: float = setting(
+        1.0,
+        POSITIVE,
+        "Divides the label map's or the teacher's logits. Above 1, targets give more weight to the less likely classes"
+        " (Hinton et al. 2015).",
+    )
+    folder_share: float = setting(
+        0.0,
+        SHARE,
+        "Weight of the ground-truth label in the target; the map or the teacher has the rest. For annotators that are often"
+        " wrong.",
+    )
+    label_smoothing: float = setting(0.0, BELOW_1, "Share of the target that is spread evenly over all classes.")
+    confirmed_only: bool = setting(
+        False, ANY, "Leave out images whose ground-truth label is not the top-1 class of their label map."
+    )
+    token_weight: float = setting(
+        0.0,
+        NOT_NEGATIVE,
+        "Weight of the mean loss over a ViT's patch tokens, each with the map pooled over its own patch as target"
+        " (TokenLabeling, Jiang et al. 2021).",
+    )
+    loss: Loss = setting("ce", ANY, "ce: softmax cross-entropy. bce: a sigmoid per class.")
+    epochs: int = setting(300, AT_LEAST_1, "Passes over the training images.")
+    batch_size: int = setting(1024, AT_LEAST_1, "Crops per step, over all processes.")
+    optimizer: str = setting("sgd", ANY, "A timm optimizer; timm's sgd uses Nesterov momentum.")
+    lr: float = setting(0.1, POSITIVE, "Peak learning rate, at this batch size.")
+    momentum: float = setting(0.9, NOT_NEGATIVE, "For optimizers that have one.")
+    weight_decay: float = setting(1e-4, NOT_NEGATIVE, "Weight decay.")
+    decay_all: bool = setting(
+        False, ANY, "Decay norms and biases too, as the reference does. Training is usually better without."
+    )
+    schedule: Literal["cosine", "linear", "step", "constant"] = setting(
+        "cosine", ANY, "Learning rate schedule after warm-up."
+    )
+    decay_epochs: int = setting(30, POSITIVE, "For schedule step: lr falls to a tenth every this many epochs.")
+    warmup_epochs: int = setting(5, NOT_NEGATIVE, "Linear warm-up from a hundredth of lr.")
+    image_size: int = setting(224, AT_LEAST_1, "Pixels of a training crop, square.")
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), RISING_TO_1, "Range of a crop's share of the image's area.")
+    crop_ratio: tuple[float, float] = setting((0.75, 1.3333), RISING, "Range of a crop's width / height.")
+    crops_per_image: int = setting(
+        1,
+        AT_LEAST_1,
+        "Crops from one decoded image, all in one batch. The number of crops in an epoch stays the same.",
+    )
+    reduced_decode: bool = setting(
+        True,
+        ANY,
+        "Decode a JPEG at 1/2, 1/4 or 1/8 where crops still have image_size pixels. They differ from fully decoded ones"
+        " about as much as bilinear resizing differs from bicubic (benchmarks/crops.py).",
+    )
+    hflip: float = setting(0.5, SHARE, "Probability of mirroring a crop.")
+    colour_jitter: tuple[float, float, float] = setting(
+        (0.0, 0.0, 0.0), ALL_NOT_NEGATIVE, "Brightness, contrast, saturation: each is scaled by 1 - x to 1 + x."
+    )
+    lighting: float = setting(0.0, NOT_NEGATIVE, "Standard deviation of AlexNet's PCA lighting noise.")
+    cutmix: float = setting(0.0, SHARE, "Probability that a step applies CutMix (Yun et al. 2019).")
+    cutmix_beta: float = setting(1.0, POSITIVE, "The share of the crop that is kept is drawn from Beta(x, x).")
+    cutmix_off_epochs: int = setting(0, NOT_NEGATIVE, "No CutMix in this many epochs at the end.")
+    cutmix_target: Literal["area", "regions"] = setting(
+        "area",
+        ANY,
+        "area: the two crops' targets, weighted by their visible areas. regions: each map is pooled over the part of its"
+        " crop that is visible, so that an object hidden by the paste is not in the target.",
+    )
+    ema: float = setting(
+        0.0, BELOW_1, "Decay of a moving average of the weights, which is then evaluated and saved instead; 0 for none."
+    )
+    start: Literal["any", "pretrained"] = setting("any", ANY, "pretrained: refuse to start from random weights.")
+    eval_size: int = setting(224, AT_LEAST_1, "Pixels of an evaluation image, square; resized bilinearly, as crops are.")
+    eval_crop: float = setting(
+        0.875, POSITIVE_SHARE, "Share of the shorter side that the centre crop keeps; 1 is all of a square image."
+    )
+    eval_epochs: int = setting(1, AT_LEAST_1, "Evaluate every this many epochs, and after the last one.")
+    seed: int = setting(0, NOT_NEGATIVE, "Of everything random; runs with the same seed see the same crops.")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        """Checks every setting by itself, then those that depend on one another."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                raise InputError(f"recipe: {name} = {value}; expected finite numbers")
-        for name in ("epochs", "batch_size", "image_size", "crops_per_image", "eval_size", "eval_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected at least 1")
+                raise InputError(f"recipe: {field.name} = {value}; expected finite numbers")
+            if not field.metadata["check"].allows(value):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"recipe: {field.name} = {shown}; expected {field.metadata['check'].expected}")
         if self.batch_size % self.crops_per_image:
             raise InputError(
-                f"recipe: batch_size = {self.batch_size} is no multiple of crops_per_image = {self.crops_per_image}"
+                f"recipe: batch_size = {self.batch_size} is not a multiple of crops_per_image = {self.crops_per_image}"
             )
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise InputError(f"recipe: crop_scale = {list(self.crop_scale)}; expected 0 < smallest <= largest <= 1")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise InputError(f"recipe: crop_ratio = {list(self.crop_ratio)}; expected 0 < smallest <= largest")
-        if not 0 < self.eval_crop <= 1:
-            raise InputError(f"recipe: eval_crop = {self.eval_crop}; expected a share within (0, 1]")
-        for name in ("hflip", "cutmix", "folder_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected a share within [0, 1]")
-        for name in ("label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected 0 or more, and less than 1")
-        for name in ("lr", "temperature", "cutmix_beta", "decay_epochs"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected a positive number")
-        for name in ("momentum", "weight_decay", "warmup_epochs", "seed", "lighting", "cutmix_off_epochs", "token_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"recipe: {name} = {getattr(self, name)}; expected 0 or more")
-        if min(self.colour_jitter) < 0:
-            raise InputError(f"recipe: colour_jitter = {list(self.colour_jitter)}; expected 0 or more")
         localized, multi = self.target.startswith("localized"), self.target.endswith("multi") or self.target == "teacher"
-        for name, reads, targets in (
-            ("temperature", multi, "several classes"),
-            ("folder_share", self.target != "folder", "label maps or a teacher"),
-            ("token_weight", localized, "places of a label map"),
-            ("cutmix_target", localized, "places of a label map"),
-        ):
-            if not reads and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise InputError(
-                    f"recipe: {name} = {getattr(self, name)!r} is for targets of {targets}, which target = {self.target!r}"
-                    " is not; set another target, or leave it out"
-                )
-        if not self.cutmix:
-            for name in ("cutmix_beta", "cutmix_off_epochs", "cutmix_target"):
-                default = type(self).__dataclass_fields__[name].default
-                if getattr(self, name) != default:
-                    raise InputError(
-                        f"recipe: {name} = {getattr(self, name)!r} is for CutMix, which cutmix = 0 leaves out; set {name} ="
-                        f" {default!r} too, or a cutmix above 0"
-                    )
+        self._check_unused("temperature", multi, f"targets with several classes; target = {self.target!r} has one")
+        self._check_unused("folder_share", self.target != "folder", "targets from label maps or a teacher")
+        for name in ("token_weight", "cutmix_target"):
+            self._check_unused(name, localized, f"localized targets; target = {self.target!r} is not one")
+        for name in ("cutmix_beta", "cutmix_off_epochs", "cutmix_target"):
+            self._check_unused(name, self.cutmix > 0, "CutMix, which cutmix = 0 turns off")
         if self.cutmix and self.cutmix_off_epochs >= self.epochs:
             raise InputError(
-                f"recipe: cutmix_off_epochs = {self.cutmix_off_epochs} leaves CutMix none of {self.epochs} epochs; set both"
+                f"recipe: cutmix_off_epochs = {self.cutmix_off_epochs} must be less than epochs = {self.epochs}; set both"
             )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise InputError(f"recipe: warmup_epochs = {self.warmup_epochs} leaves none of {self.epochs} epochs; set both")
+            raise InputError(
+                f"recipe: warmup_epochs = {self.warmup_epochs} must be less than epochs = {self.epochs}; set both"
+            )
+
+    def _check_unused(self, name: str, used: bool, only_for: str) -> None:
+        """Raises InputError where a setting that nothing would read differs from its default."""
+        default = type(self).__dataclass_fields__[name].default
+        if not used and getattr(self, name) != default:
+            raise InputError(
+                f"recipe: {name} = {getattr(self, name)!r} is only for {only_for}. Set {name} = {default!r}, or change the"
+                " other setting"
+            )
 
     @property
     def reads_maps(self) -> bool:
@@ -138,12 +187,26 @@ class Recipe:
         return self.reads_maps or self.confirmed_only
 
 
+def as_toml(recipe: Recipe) -> str:
+    """Every setting with its explanation and the values it may have, as a recipe file that can be edited."""
+    hints = typing.get_type_hints(Recipe)
+    lines = []
+    for field in dataclasses.fields(recipe):
+        expected = field.metadata["check"].expected
+        if get_origin(hints[field.name]) is Literal:
+            expected = f"one of {', '.join(get_args(hints[field.name]))}"
+        note = field.metadata["text"] + (f" ({expected})" if expected else "")
+        lines += textwrap.wrap(note, 100, initial_indent="# ", subsequent_indent="# ")
+        lines += [f"{field.name} = {json.dumps(getattr(recipe, field.name))}", ""]
+    return "\n".join(lines[:-1])
+
+
 @dataclass(frozen=True)
 class About:
-    """What a recipe file says of itself, beside its settings.
+    """What a recipe file states besides its settings.
 
     Attributes:
-        reproduces: what the run is, in a line.
+        reproduces: what the run is, in one line.
         published: ImageNet top-1 in percent by timm's name of the student; Yun et al. 2021.
     """
 
@@ -156,7 +219,7 @@ def recipe_names() -> list[str]:
 
 
 def about_recipe(name: str) -> About:
-    """What a recipe of ours reproduces."""
+    """What a built-in recipe reproduces."""
     own = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
     return About(own["reproduces"], own.get("published", {}))
 
@@ -165,7 +228,7 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe by name or by the path of a .toml file, with KEY=VALUE overrides.
 
     Raises:
-        InputError: no such recipe, no TOML, or a setting that is unknown or of another type.
+        InputError: no such recipe, not TOML, or a setting that is unknown, of another type, or out of range.
     """
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
     settings = read_settings(path)
@@ -177,10 +240,10 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> Recipe:
     return build_recipe(settings)
 
 
-def read_settings(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
-    """A file's settings over those that it inherits, each with the place it came from; `heirs` inherit from it."""
-    if path in heirs:
-        raise InputError(f"{path} inherits from itself, through {', '.join(heir.name for heir in heirs)}")
+def read_settings(path: Path, children: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
+    """A file's settings on top of those it inherits, each with the file it came from; `children` inherit from it."""
+    if path in children:
+        raise InputError(f"{path} inherits from itself, through {', '.join(child.name for child in children)}")
     if not path.is_file():
         raise InputError(f"no recipe {path.stem!r}; there are {', '.join(recipe_names())}, or give the path of a .toml file")
     try:
@@ -196,7 +259,7 @@ def read_settings(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, tuple[A
             raise InputError(f"{path}: inherit = {parent!r}; expected the name of a recipe, or of a .toml file beside it")
         beside = path.with_name(f"{parent}.toml")
         inherited = read_settings(
-            beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml", (*heirs, path)
+            beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml", (*children, path)
         )
     return inherited | {key: (value, str(path)) for key, value in own.items()}
 
@@ -212,12 +275,12 @@ def build_recipe(settings: dict[str, tuple[Any, str]]) -> Recipe:
             raise InputError(f"{place}: unknown setting {key!r}{hint}")
         values[key] = coerce(value, fields[key], f"{place}: {key} = {value!r}")
     if "target" not in values:
-        raise InputError(f"recipe without a target; expected one of {', '.join(get_args(Target))}")
+        raise InputError(f"the recipe sets no target; expected one of {', '.join(get_args(Target))}")
     return Recipe(**values)
 
 
 def coerce(value: Any, kind: Any, place: str) -> Any:
-    """The value as a field's type; whole numbers pass for fractions, and lists for tuples."""
+    """The value as a field's type; integers are accepted for floats, and lists for tuples."""
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value

@@ -7,70 +7,24 @@ The loop and benchmarks/training_step.py run this same code.
 Shapes: B crops of a batch, C classes, S pixels of a crop's side.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor, nn
 
 from relabel.models.preprocessing import Preprocessing, normalise
 from relabel.runtime.compiling import compile_failed, is_compile_error
-from relabel.runtime.errors import InputError, first_line
 from relabel.runtime.precision import autocast
 from train.augment import augment
 from train.crops import Crops
-from train.cutmix import draw_paste, paste_in
+from train.cutmix import draw_paste
+from train.loss import loss_with_tokens
 from train.recipe import Recipe
-from train.supervision import Supervision, loss_with_tokens
+from train.supervision import Supervision
 
 Output = Tensor | tuple[Tensor, Tensor]
 Forward = Callable[[Tensor], Output]
-
-# An optimiser's arguments where timm's defaults are not its authors'. Of weights that AdamP projects, the share of weight
-# decay that is left: the reference trains with AdamP's own
-OWN_DEFAULTS = {"adamp": {"wd_ratio": 0.1}}
-
-
-def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """timm's optimiser, on CUDA as one fused kernel where torch has it, with OWN_DEFAULTS.
-
-    Raises:
-        InputError: timm has no such optimiser.
-    """
-    if recipe.optimizer == "adahessian":
-        raise InputError(
-            "recipe: optimizer = 'adahessian' needs second derivatives, which the step does not make; name another"
-        )
-    try:
-        takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
-        fused = {"fused": True} if device.type == "cuda" and "fused" in takes else {}
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model,
-            recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum,
-            filter_bias_and_bn=not recipe.decay_all,
-            **fused,
-            **OWN_DEFAULTS.get(recipe.optimizer.lower(), {}),
-        )
-    except (ValueError, TypeError, AssertionError, ImportError) as error:  # of packages that are not there, too
-        raise InputError(
-            f"recipe: optimizer = {recipe.optimizer!r}: {first_line(error)}; timm.optim.list_optimizers() lists them"
-        ) from error
-    return optimizer
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a saved state, but not whether it was fused: that is for the device it trains on now."""
-    fused = [group.get("fused") for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, of_group in zip(optimizer.param_groups, fused, strict=True):
-        if "fused" in group:
-            group["fused"] = of_group
 
 
 def compiled(model: nn.Module) -> Forward:
@@ -107,7 +61,7 @@ class TrainingStep:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     targets: Supervision
-    view: Preprocessing
+    preprocessing: Preprocessing
     recipe: Recipe
     autocast_dtype: torch.dtype | None
 
@@ -117,12 +71,14 @@ class TrainingStep:
         Returns:
             (3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's.
         """
-        pixels = augment(crops.images, crops.draws, self.recipe)
+        pixels = augment(crops.images, crops.mirrored, crops.draws, self.recipe)
         paste = draw_paste(step, epoch, pixels, self.recipe)
         if paste is not None:
-            paste_in(pixels, paste)
+            paste.paste_into(pixels)
         target, token_target = self.targets(crops, pixels, paste)
-        batch = normalise(pixels, self.view.mean, self.view.std).contiguous(memory_format=torch.channels_last)
+        batch = normalise(pixels, self.preprocessing.mean, self.preprocessing.std).contiguous(
+            memory_format=torch.channels_last
+        )
         with autocast(batch.device, self.autocast_dtype):
             output = self.forward(batch)
         loss, logits = loss_with_tokens(output, target, token_target, self.recipe)

@@ -1,9 +1,10 @@
-"""What a crop is trained towards: its folder's class, its label map pooled over the crop, or what a teacher says of it.
+"""The target of a crop: its ground-truth label, its label map pooled over the crop, or a teacher's prediction.
 
 Shapes: B images of a batch, C classes, N training images; T = rows * columns patch tokens.
 """
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch.nn import functional as F
 
 from relabel.labels.boxes import whole_image
 from relabel.labels.maps import LabelMaps
-from relabel.labels.pooling import area_weights, label_pool, label_pool_grid, weighted_sum
+from relabel.labels.pooling import label_pool, label_pool_grid, weighted_sum
 from relabel.labels.store import LabelStore
-from train.augment import mirrored
 from train.crops import Crops
-from train.cutmix import Paste, mix_by_area, partner, parts_of, token_shares
+from train.cutmix import Paste
 from train.recipe import Recipe
 from train.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,71 +27,64 @@ class LabelMapTargets:
     """Targets from a label set, computed on the training device.
 
     Attributes:
-        row_of_image: (N,) int64 row of each training image in the store; on the store's device where it is resident there,
-            else on the host: fetching row numbers from a GPU would wait for all that it has to do.
+        row_of_image: (N,) int64 row of each training image in the store. It is on the store's device if the store is
+            resident there, and otherwise on the host: fetching row numbers from a GPU would wait for all its work.
     """
 
     store: LabelStore
     row_of_image: Tensor
     recipe: Recipe
 
+    @classmethod
+    def on_device(cls, store: LabelStore, row_of_image: Tensor, recipe: Recipe, device: torch.device) -> "LabelMapTargets":
+        """Move the label maps into the device's memory, or have them read from their files if it has no room for them."""
+        size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
+        if store.to(device).resident:
+            logger.info(f"label maps: {size} in the memory of {device}")
+            return cls(store, row_of_image.to(device), recipe)
+        logger.info(f"label maps: {size}, read from their files through the page cache")
+        return cls(store, row_of_image, recipe)
+
     @property
     def classes(self) -> int:
         return self.store.manifest.num_classes
 
-    def __call__(self, crops: Crops, paste: Paste | None = None) -> Tensor:
-        """(B, C) float32 probabilities, or (B,) int64 classes where the recipe's target is a single one."""
-        maps = self.maps_of(crops)
-        if paste is not None and self.recipe.cutmix_target == "regions":
-            return self.of_regions(maps, crops, paste)
-        boxes = whole_image(len(crops.boxes), crops.boxes.device) if self.recipe.target.startswith("global") else crops.boxes
-        target = self.target_of(label_pool(maps, boxes, self.classes))
-        return target if paste is None else mix_by_area(self.dense(target), paste)
-
     def read(self, indices: Tensor) -> LabelMaps:
-        """Maps of (n,) images, on the host: for the loader's workers, where the store is not resident."""
+        """The maps of (n,) images, on the host: for the loader's workers, if the store is not resident."""
         return self.store.read(self.row_of_image[indices])
 
-    def maps_of(self, crops: Crops) -> LabelMaps:
+    def maps(self, crops: Crops) -> LabelMaps:
+        """The maps of the crops' images, on the device."""
         if crops.maps is not None:
             return crops.maps
         indices = crops.indices.to(self.row_of_image.device, non_blocking=True)
         return self.store.gather(self.row_of_image[indices])
 
-    def of_regions(self, maps: LabelMaps, crops: Crops, paste: Paste) -> Tensor:
-        """(B, C) float32 probabilities of mixed images: those of the two regions that are seen, weighted by their areas.
+    def of_crops(self, crops: Crops, maps: LabelMaps, paste: Paste | None) -> Tensor:
+        """(B, C) float32 probabilities, or (B,) int64 classes if the recipe's target is a single class."""
+        if paste is not None and self.recipe.cutmix_target == "regions":
+            weights = paste.region_weights(crops.boxes, crops.mirrored, (maps.tail.shape[1], maps.tail.shape[2]))
+            kept, pasted = (self.probabilities(weighted_sum(maps, region, self.classes)) for region in weights)
+            return paste.mix_regions(kept, pasted)
+        boxes = whole_image(len(crops.boxes), crops.boxes.device) if self.recipe.target.startswith("global") else crops.boxes
+        logits = label_pool(maps, boxes, self.classes)
+        return self.from_logits(logits) if paste is None else paste.mix(self.probabilities(logits))
 
-        A region's logits are the integral of the interpolated map over it, divided by its area: RoIAlign's points do not
-        add up over an L-shaped rest, integrals do.
-        """
-        grid = maps.tail.shape[1:]
-        part = area_weights(parts_of(crops.boxes, mirrored(crops.draws, self.recipe), paste), *grid)
-        rest = (area_weights(crops.boxes, *grid) - part).clamp(min=0)  # below 0 by rounding alone
-        of_part, of_rest = (
-            self.dense(self.target_of(weighted_sum(maps, region / region.sum((1, 2), True).clamp(min=1e-9), self.classes)))
-            for region in (part, rest)  # an empty one has no weight in what follows, but must be a number
-        )
-        return torch.lerp(of_rest, partner(of_part), paste.share)
-
-    def of_tokens(self, crops: Crops, grid: tuple[int, int], paste: Paste | None = None) -> Tensor:
-        """(B, T, C) float32 probabilities or (B, T) classes, of the map pooled over each patch as the student sees it."""
-        maps = self.maps_of(crops)
+    def of_tokens(self, crops: Crops, maps: LabelMaps, grid: tuple[int, int], paste: Paste | None) -> Tensor:
+        """(B, T, C) float32 probabilities or (B, T) classes: the map pooled over each patch as the student sees it."""
         logits = label_pool_grid(maps, crops.boxes, grid, self.classes)  # (B, rows, columns, C)
-        logits = torch.where(mirrored(crops.draws, self.recipe).view(-1, 1, 1, 1), logits.flip(2), logits)
-        target = self.target_of(logits.flatten(1, 2))
-        if paste is None:
-            return target
-        target = self.dense(target)
-        return torch.lerp(target, partner(target), token_shares(paste, grid, target.device).view(-1, 1))
+        logits = torch.where(crops.mirrored.view(-1, 1, 1, 1), logits.flip(2), logits).flatten(1, 2)
+        return self.from_logits(logits) if paste is None else paste.mix_tokens(self.probabilities(logits), grid)
 
-    def target_of(self, logits: Tensor) -> Tensor:
-        """(..., C) logits -> probabilities, or the largest class."""
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """(..., C) logits -> probabilities, or the class with the largest logit."""
         if self.recipe.target.endswith("single"):
             return logits.argmax(-1)
         return (logits / self.recipe.temperature).softmax(-1)
 
-    def dense(self, target: Tensor) -> Tensor:
-        return as_probabilities(target, self.classes)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(..., C) logits -> (..., C) probabilities, one-hot if the recipe's target is a single class."""
+        return as_probabilities(self.from_logits(logits), self.classes)
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Supervision:
 
     Attributes:
         classes: C.
-        maps, teacher: where the recipe's target comes from, if not from the folder.
+        maps, teacher: what the recipe's target comes from, if not from the ground-truth label.
         token_grid: rows, columns of the student's patch tokens, if they have targets of their own.
     """
 
@@ -112,53 +107,31 @@ class Supervision:
         """The target of each image, and of each of its patch tokens if the recipe has such.
 
         Args:
-            images: (B, 3, S, S) the crops as the student sees them, in units of uint8: what a teacher is asked about.
-            paste: the rectangle that CutMix has mixed in.
+            images: (B, 3, S, S) the crops as the student sees them, in units of uint8: the teacher's input.
+            paste: the rectangle of CutMix, if this step mixes.
         Returns:
             (B, C) float32 probabilities or (B,) int64 classes; and (B, T, C) or (B, T), or None.
         """
-        recipe = self.recipe
-        if self.maps is not None:
-            crops = replace(crops, maps=self.maps.maps_of(crops))  # gathered once, for whole crops and for tokens
-            target = self.maps(crops, paste)
-        elif self.teacher is not None:
-            target = (self.teacher(images) / recipe.temperature).softmax(1)  # of the mixed image: nothing to mix
-        else:
-            return self.folders(crops, paste), None
-        if recipe.folder_share:
-            folders = as_probabilities(self.folders(crops, paste), self.classes)
-            target = torch.lerp(as_probabilities(target, self.classes), folders, recipe.folder_share)
         tokens = None
-        if self.maps is not None and self.token_grid is not None:
-            tokens = self.maps.of_tokens(crops, self.token_grid, paste)
+        if self.maps is not None:
+            maps = self.maps.maps(crops)
+            target = self.maps.of_crops(crops, maps, paste)
+            if self.token_grid is not None:
+                tokens = self.maps.of_tokens(crops, maps, self.token_grid, paste)
+        elif self.teacher is not None:
+            target = (self.teacher(images) / self.recipe.temperature).softmax(1)  # of the mixed image: nothing to mix
+        else:
+            return self.ground_truth(crops, paste), None
+        if self.recipe.folder_share:
+            labels = as_probabilities(self.ground_truth(crops, paste), self.classes)
+            target = torch.lerp(as_probabilities(target, self.classes), labels, self.recipe.folder_share)
         return target, tokens
 
-    def folders(self, crops: Crops, paste: Paste | None) -> Tensor:
-        return crops.targets if paste is None else mix_by_area(as_probabilities(crops.targets, self.classes), paste)
+    def ground_truth(self, crops: Crops, paste: Paste | None) -> Tensor:
+        """(B,) int64 ground-truth labels, or (B, C) float32 probabilities if they are mixed."""
+        return crops.targets if paste is None else paste.mix(as_probabilities(crops.targets, self.classes))
 
 
 def as_probabilities(target: Tensor, classes: int) -> Tensor:
-    """Classes as float32 one-hot rows; probabilities as they are."""
+    """Classes as float32 one-hot rows; probabilities unchanged."""
     return target if target.is_floating_point() else F.one_hot(target, classes).float()
-
-
-def target_loss(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
-    """Mean loss of (B, C) logits against (B, C) probabilities or (B,) classes."""
-    if recipe.loss == "ce":
-        return F.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
-    target = as_probabilities(target, logits.shape[1])
-    target = torch.lerp(target, torch.full_like(target, 1 / logits.shape[1]), recipe.label_smoothing)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
-
-
-def loss_with_tokens(
-    output: Tensor | tuple[Tensor, Tensor], target: Tensor, token_target: Tensor | None, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """The loss, and the (B, C) float32 logits of whole crops, of a student's output with or without token logits."""
-    if isinstance(output, Tensor):
-        logits = output.float()
-        return target_loss(logits, target, recipe), logits
-    logits, token_logits = (part.float() for part in output)
-    assert token_target is not None
-    of_tokens = target_loss(token_logits.flatten(0, 1), token_target.flatten(0, 1), recipe)
-    return target_loss(logits, target, recipe) + recipe.token_weight * of_tokens, logits

@@ -81,12 +81,12 @@ def load_teacher(
         return None
     if choice is None or (choice.model is None and choice.checkpoint is None):
         raise InputError("target 'teacher' asks a classifier; name it with --teacher, or give --teacher-checkpoint")
-    model, kwargs, view = choice.model, choice.model_kwargs, None
+    model, kwargs, preprocessing = choice.model, choice.model_kwargs, None
     if model is None:
         assert choice.checkpoint is not None
         card = read_card(choice.checkpoint, "--teacher")
         check_classes(image_set, card.classes, str(choice.checkpoint))
-        model, kwargs, view = card.arch, card.model_kwargs | kwargs, card.view
+        model, kwargs, preprocessing = card.arch, card.model_kwargs | kwargs, card.preprocessing
     classes = None if choice.checkpoint is None else len(image_set.classes)
     classifier = create_classifier(
         model,
@@ -96,11 +96,13 @@ def load_teacher(
         model_kwargs=kwargs,
         weights_option="--teacher-checkpoint",
     )
-    if view is None:  # it does not say which classes it knows
+    if preprocessing is None:  # it does not say which classes it knows
         whose = f"the teacher {model}"
         class_indices(image_set, assumed_classes(classifier, image_set, whose), whose)
     settings = resolve_model_data_config(classifier)
-    rows, columns = choice.input_size or ((view.size, view.size) if view else settings["input_size"][-2:])
+    rows, columns = choice.input_size or (
+        (preprocessing.size, preprocessing.size) if preprocessing else settings["input_size"][-2:]
+    )
     return Teacher(
         classifier.to(device).to(memory_format=torch.channels_last).requires_grad_(False),
         (rows, columns),

@@ -12,9 +12,9 @@ from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.pooling import whole_image_top1
 from relabel.labels.store import LabelStore
-from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
 from train.evaluation.multilabels import MultiLabels, read_multilabels
+from train.options import TrainOptions
 from train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,7 @@ class TrainingSet:
     multilabels: MultiLabels | None
 
 
-def open_training_set(
-    images: Path | str,
-    recipe: Recipe,
-    labels: Path | None,
-    val: Path | str | None,
-    multilabels: Path | None,
-    group: Processes,
-) -> TrainingSet:
+def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions, world: int) -> TrainingSet:
     """Find the images, match them with their label maps, and leave out those that annotate or the recipe leaves out.
 
     Raises:
@@ -50,7 +43,9 @@ def open_training_set(
             share.
     """
     image_set = find_images(images)
-    store = open_labels(labels, recipe)  # where labels are given but not the target, both arms leave out the same images
+    store = open_labels(
+        options.labels, recipe
+    )  # where labels are given but not the target, both arms leave out the same images
     if store is not None and store.unreadable:
         image_set = image_set.without(set(store.unreadable))
         logger.info(f"{len(store.unreadable)} images are left out: annotate could not read them")
@@ -59,12 +54,14 @@ def open_training_set(
         image_set = image_set.without(left_out)
         logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
     row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
-    val_set = find_images(val) if val is not None else None
+    val_set = find_images(options.val) if options.val is not None else None
     if val_set is not None:
         check_classes(val_set, image_set.classes, f"the training images in {images}")
-    shown = read_multilabels(multilabels, val_set) if multilabels is not None and val_set is not None else None
-    check_batch_size(image_set, recipe, group.world)
-    return TrainingSet(image_set, store, row_of_image, val_set, shown)
+    multilabels = None
+    if options.multilabels is not None and val_set is not None:
+        multilabels = read_multilabels(options.multilabels, val_set)
+    check_batch_size(image_set, recipe, world)
+    return TrainingSet(image_set, store, row_of_image, val_set, multilabels)
 
 
 def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from annotate.convert import FullyConvolutional
-from annotate.interchange.published_maps import Axes
 from annotate.squash import Squash
 from relabel.images.decoding import UnreadableImage
 from relabel.images.image_set import ImageSet
+from relabel.runtime.defaults import Axes
 from relabel.runtime.errors import InputError
 
 SAMPLE = 64  # images to ask about

@@ -7,17 +7,17 @@ TokenLabeling mirrors a map along its last axis, which is then the image's rows.
 
 import io
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 from relabel.labels.store import LabelStore
+from relabel.runtime.defaults import Axes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_folder
 
 
-def export_maps(labels: Path, output: Path, axes: Literal["yx", "xy"] = "yx") -> int:
+def export_maps(labels: Path, output: Path, axes: Axes = "yx") -> int:
     """Write OUTPUT/CLASS/NAME.pt for every label map; returns how many. The folder is complete or absent.
 
     Args:

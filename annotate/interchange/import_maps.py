@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from annotate.convert import REFUSED
 from annotate.interchange.axes import SAMPLE, decide_axes
-from annotate.interchange.published_maps import Axes, Place, index_folder, index_tar, load_maps, read_maps, with_extensions
+from annotate.interchange.published_maps import Place, index_folder, index_tar, load_maps, read_maps, with_extensions
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.run import AnnotateConfig, load_annotator
 from relabel.images.image_set import ImageSet, keys_digest
@@ -27,7 +27,7 @@ from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import append_shard_line
 from relabel.labels.shards import write_shard
-from relabel.runtime.defaults import SHARD_SIZE
+from relabel.runtime.defaults import SHARD_SIZE, Axes
 from relabel.runtime.distributed import Processes, readable_errors
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device

@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,9 +18,9 @@ from torch import Tensor
 from relabel.images.image_set import ImageSet
 from relabel.images.keys import is_utf8
 from relabel.images.tar_members import TarMember, read_member, tar_members
+from relabel.runtime.defaults import Axes
 from relabel.runtime.errors import InputError, first_line
 
-Axes = Literal["yx", "xy"]  # what a map's last two axes are: rows and columns of the image, or columns and rows
 EXACT_INTEGERS = {torch.float16: 2048, torch.bfloat16: 256}  # up to which each is held exactly
 
 

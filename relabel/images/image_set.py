@@ -9,14 +9,15 @@ images by these files, so that a label map and a crop always speak of the same p
 import bisect
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from relabel.images.decoding import UnreadableImage, read_rgb
+from relabel.images.decoding import EncodedImage, UnreadableImage, open_image
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,29 @@ class ImageSet:
         place = self.places[index]
         return str(self.open(place)) if isinstance(place, str) else f"{self.source}:{self.keys[index]}"
 
-    def read(self, index: int, before_decoding: Callable[[Image.Image], None] | None = None) -> Image.Image:
-        """Decode image `index` as RGB; see `read_rgb`.
+    @contextmanager
+    def open_image(self, index: int) -> Iterator[EncodedImage]:
+        """Open the file of image `index` without decoding it.
 
         Raises:
-            UnreadableImage: the file is missing, is no image, or is cut short.
+            UnreadableImage: the file is missing, or not an image.
         """
         name = self.name(index)
         try:
             file = self.open(self.places[index])
-        except Exception as error:  # a tar or a data set that went away while it is read
+        except Exception as error:  # a tar or a data set that went away while it was read
             raise UnreadableImage(f"{name}: {error}") from error
-        return read_rgb(io.BytesIO(file) if isinstance(file, bytes) else file, name, before_decoding)
+        with open_image(io.BytesIO(file) if isinstance(file, bytes) else file, name) as encoded:
+            yield encoded
+
+    def read(self, index: int) -> Image.Image:
+        """Decode image `index` as RGB.
+
+        Raises:
+            UnreadableImage: the file is missing, not an image, or cut short.
+        """
+        with self.open_image(index) as encoded:
+            return encoded.decode()[0]
 
     def without(self, keys: set[str]) -> "ImageSet":
         """The same set with some images left out; the classes stay."""

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from relabel.images.classes import class_mismatch
+from relabel.runtime.defaults import Precision, Tail
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 
@@ -16,8 +17,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
 
-Tail = Literal["mean", "logmeanexp", "zero"]
-Precision = Literal["float32", "bfloat16", "float16"]
 
 # What a field must be, where a manifest that was changed by hand could mislead who reads it
 COUNTS = ("num_classes", "topk", "image_count", "shard_size")

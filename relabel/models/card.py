@@ -6,15 +6,14 @@ It is stored in the metadata of weights.safetensors and weights.pth, and in last
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
+from relabel.runtime.defaults import Loss
 from relabel.runtime.errors import InputError, first_line
-
-Loss = Literal["ce", "bce"]  # that a classifier was trained with, as in a recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +23,20 @@ class ModelCard:
     arch: str
     model_kwargs: dict[str, Any]
     classes: tuple[str, ...]
-    view: Preprocessing
+    preprocessing: Preprocessing
     loss: Loss = "ce"  # that its outputs were trained with: logits of a softmax, or of a sigmoid per class
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        """As it is stored; `preprocessing` is called "view" there."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({"view" if name == "preprocessing" else name: value for name, value in fields.items()})
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        card = lists_to_tuples(json.loads(text))
-        return cls(
-            **card
-            | {"model_kwargs": lists_to_tuples(card["model_kwargs"]), "view": Preprocessing(**lists_to_tuples(card["view"]))}
-        )
+        fields = lists_to_tuples(json.loads(text))
+        fields["model_kwargs"] = lists_to_tuples(fields["model_kwargs"])
+        preprocessing = Preprocessing(**lists_to_tuples(fields.pop("view")))
+        return cls(**fields, preprocessing=preprocessing)
 
 
 def lists_to_tuples(fields: dict[str, Any]) -> dict[str, Any]:

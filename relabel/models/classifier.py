@@ -1,6 +1,5 @@
 """Create any timm classifier with the weights asked for, or refuse by name: annotator, student and evaluation alike."""
 
-import ast
 import difflib
 import re
 import warnings
@@ -13,24 +12,6 @@ from torch import nn
 
 from relabel.models.weights import load_weights, read_weights
 from relabel.runtime.errors import InputError, first_line
-
-
-def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
-    """KEY=VALUE arguments, as in timm's scripts: a value is a Python literal, or else a string.
-
-    Raises:
-        InputError: an argument without `=`.
-    """
-    kwargs: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise InputError(f"{option} {pair!r}: expected KEY=VALUE, such as output_stride=8")
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
-    return kwargs
 
 
 def create_classifier(

@@ -53,8 +53,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
             loaded = load_weights_only(checkpoint)
     except Exception as error:  # torch and safetensors have a dozen types for a damaged file, none in common
         raise InputError(
-            f"{checkpoint} is cut short, no weights file, or holds more than weights ({load_failure_reason(checkpoint, error)});"
-            " expected .safetensors, or .pth saved from a state_dict"
+            f"{checkpoint} is cut short, not a weights file, or holds more than weights"
+            f" ({load_failure_reason(checkpoint, error)}); expected .safetensors, or .pth saved from a state_dict"
         ) from error
     if not is_state_dict(loaded):
         entries = loaded.items() if isinstance(loaded, dict) else ()

@@ -1,12 +1,22 @@
-"""Defaults that the command line and the stages behind it share. None needs torch, which --help does without."""
+"""Defaults, and the values that an option may have, shared by the command line and the code behind it.
+
+Nothing here needs torch, so `relabel --help` does not import it.
+"""
 
 from typing import Literal
 
+Tail = Literal["mean", "logmeanexp", "zero"]  # the logit of classes that a cell does not store; see labels/manifest.py
+Precision = Literal["float32", "bfloat16", "float16"]  # of a forward pass
+HalfPrecision = Literal["bfloat16", "float16"]
+Loss = Literal["ce", "bce"]  # a classifier is trained with softmax cross-entropy, or a sigmoid per class
+Axes = Literal["yx", "xy"]  # the last two axes of a published map: the image's rows and columns, or columns and rows
+AxesChoice = Literal["yx", "xy", "auto"]  # auto: an annotator decides
+
 ANNOTATOR = "tf_efficientnet_l2.ns_jft_in1k_475"  # the paper's
-TAIL: Literal["mean"] = "mean"  # of the logits that a cell does not store
+TAIL: Tail = "mean"
 SHARD_SIZE = 4096  # images
 ANNOTATE_BATCH_SIZE = 32
-MIN_AGREEMENT = 0.2  # of maps with their folders: far above chance for ImageNet, far below any annotator
+MIN_AGREEMENT = 0.2  # far above chance for ImageNet, far below any annotator
 COMPARE_BOXES = 4  # random boxes per image
 SAVE_MINUTES = 15.0
 EVAL_BATCH_SIZE = 256

@@ -28,4 +28,3 @@ def show_logs() -> None:
         logger.setLevel(level)
         if not any(isinstance(handler, BesideProgressBars) for handler in logger.handlers):
             logger.addHandler(BesideProgressBars())
-            logger.propagate = False

@@ -47,9 +47,11 @@ MEMORY_LIMITED = """
 import resource
 from pathlib import Path
 import torch
+from relabel.runtime.logs import show_logs
 from tests.annotate.test_forward import assert_alike, random_images, tiny_forward
 
 torch.set_num_threads(1)
+show_logs()
 images = random_images(512)
 with torch.inference_mode():
     expected = tiny_forward(8)(images)
@@ -71,7 +73,7 @@ def test_batch_beyond_memory_is_halved_once_and_for_all_with_the_same_maps() -> 
     finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, env=env)
     assert finished.returncode == 0, finished.stderr
     *said, last = finished.stdout.splitlines()
-    assert said[0] == "cpu has no memory for 512 images at a time: going on with 256"
+    assert said[0] == "warning: cpu has no memory for 512 images at a time: going on with 256"
     batch_size = int(last.split()[0])
     assert said[-1].endswith(f"going on with {batch_size}") and batch_size * 2 ** len(said) == 512
     sizes = [batch_size] * (100 // batch_size) + [100 % batch_size] * (100 % batch_size > 0)
@@ -121,7 +123,7 @@ def test_what_is_not_compiled_when_a_batch_of_another_size_comes_gets_a_message(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.inference_mode()
-def test_batch_beyond_the_gpus_memory_is_halved_with_the_same_maps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_beyond_the_gpus_memory_is_halved_with_the_same_maps(caplog: pytest.LogCaptureFixture) -> None:
     images, forward = random_images(512), tiny_forward(512, "cuda")
     expected = tiny_forward(8, "cuda")(images)
     torch.cuda.empty_cache()
@@ -131,7 +133,7 @@ def test_batch_beyond_the_gpus_memory_is_halved_with_the_same_maps(capsys: pytes
         parts = forward(images)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "cuda:0 has no memory for 512 images at a time: going on with 256" in capsys.readouterr().out
+    assert "cuda:0 has no memory for 512 images at a time: going on with 256" in caplog.text
     assert forward.batch_size < 512
     assert_alike(parts, expected)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from annotate.sparsify import sparsify
-from relabel.labels.manifest import Tail
+from relabel.runtime.defaults import Tail
 
 CELL = torch.tensor([1.0, 5.0, 3.0, -2.0, 0.5]).view(1, 5, 1, 1)
 

@@ -27,10 +27,10 @@ def verify(relabel_here: Relabel, labels: Path) -> Callable[..., list[str]]:
     def run(*options: object) -> list[str]:
         finished = relabel_here("verify", labels, *options)
         lines = finished.stdout.splitlines()
-        found = [line.removeprefix("FOUND ") for line in lines if line.startswith("FOUND ")]
+        found = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
         assert finished.returncode == (1 if found else 0)
         count = f"{len(found)} finding{'s' * (len(found) != 1)}"
-        assert lines[-1] == (count if found else "all sound")
+        assert lines[-1] == (count if found else "OK")
         return found
 
     return run
@@ -73,7 +73,7 @@ def test_flipped_byte_is_found_by_a_process_of_its_own_and_remade_by_annotate(
     damage(path, bytes(flipped))
     finished = relabel("verify", labels)
     assert finished.returncode == 1
-    assert f"FOUND {path}: its bytes changed after it was written (sha256); delete it and run" in finished.stdout
+    assert f"ERROR {path}: its bytes changed after it was written (sha256); delete it and run" in finished.stdout
     assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0
     assert path.read_bytes() == (undisturbed / shard_name(1)).read_bytes()
     assert relabel_here("verify", labels).returncode == 0
@@ -273,7 +273,7 @@ def test_wrong_class_order_is_found_with_the_worst_classes(
     assert finished.returncode == 1
     assert "the folder's class for 11.1% of 9 images; lowest: dog 0%, eel 0%, cat 100%" in finished.stdout
     assert (
-        f"FOUND {labels}: whole-image top-1 is the folder's class for 11.1% of images, expected at least 20%"
+        f"ERROR {labels}: whole-image top-1 is the folder's class for 11.1% of images, expected at least 20%"
         in finished.stdout
     )
     assert relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0.1).returncode == 0

@@ -15,6 +15,7 @@ import torch
 from relabel.models.weights import load_torch_file
 from tests.conftest import REPOSITORY, free_port, model_options
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
 from train.run_dir.metrics import read_metrics
 
@@ -32,7 +33,7 @@ def recipe(name: str = "scenes-relabel", *more: str, epochs: int = 3) -> Recipe:
 
 def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> None:
     defaults: dict[str, Any] = {"labels": data / "labels", "model_kwargs": THIN, "workers": 0, "device": "cpu"}
-    train(data / "train", run, "resnet10t", settings, **(defaults | options))
+    train(data / "train", run, "resnet10t", settings, TrainOptions(**(defaults | options)))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from train.augment import DRAWS, EIGENVALUES, EIGENVECTORS, FACTORS, LIGHTING, MIRROR, ORDER, augment, augmentation_draws
+from train.augment import DRAWS, EIGENVALUES, EIGENVECTORS, FACTORS, LIGHTING, ORDER, augment, augmentation_draws
 from train.recipe import load_recipe
 
 PLAIN = ["hflip=0", "lighting=0", "colour_jitter=[0,0,0]"]
@@ -20,23 +20,28 @@ def drawn(count: int) -> Tensor:
     return torch.stack([augmentation_draws() for _ in range(count)])
 
 
+def unmirrored(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.bool)
+
+
 def test_what_is_not_asked_for_leaves_the_images_as_they_are() -> None:
     images = pictures(4)
-    assert augment(images, drawn(4), load_recipe("single", PLAIN)) is images
-    assert augment(images, drawn(4), load_recipe("single", [*PLAIN, "hflip=0.5"])).dtype == torch.uint8
+    assert augment(images, unmirrored(4), drawn(4), load_recipe("single", PLAIN)) is images
+    assert augment(images, unmirrored(4), drawn(4), load_recipe("single", [*PLAIN, "hflip=0.5"])).dtype == torch.uint8
 
 
-def test_a_crop_is_mirrored_where_its_draw_is_below_the_probability() -> None:
-    images, draws = pictures(3), torch.zeros(3, DRAWS)
-    draws[:, MIRROR] = torch.tensor([0.29, 0.31, 0.1])
-    mirrored = augment(images, draws, load_recipe("single", [*PLAIN, "hflip=0.3"]))
-    assert torch.equal(mirrored, torch.stack([images[0].flip(-1), images[1], images[2].flip(-1)]))
+def test_only_mirrored_crops_are_flipped() -> None:
+    images, mirrored = pictures(3), torch.tensor([True, False, True])
+    flipped = augment(images, mirrored, drawn(3), load_recipe("single", [*PLAIN, "hflip=0.3"]))
+    assert torch.equal(flipped, torch.stack([images[0].flip(-1), images[1], images[2].flip(-1)]))
 
 
 @pytest.mark.parametrize("strength", [(0.4, 0.4, 0.4), (0.8, 0.0, 1.5)])
 def test_jitter_equals_torchvision_with_each_images_own_factors_and_order(strength: tuple[float, float, float]) -> None:
     images, draws = pictures(40), drawn(40)
-    jittered = augment(images, draws, load_recipe("single", [*PLAIN, f"colour_jitter={list(strength)}"]))
+    jittered = augment(
+        images, unmirrored(len(images)), draws, load_recipe("single", [*PLAIN, f"colour_jitter={list(strength)}"])
+    )
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
     orders = set()
     for image, draw, ours in zip(images, draws, jittered, strict=True):
@@ -52,7 +57,7 @@ def test_jitter_equals_torchvision_with_each_images_own_factors_and_order(streng
 
 def test_lighting_adds_the_drawn_sum_of_components_to_every_pixel() -> None:
     images, draws = pictures(5), drawn(5)
-    lit = augment(images, draws, load_recipe("single", [*PLAIN, "lighting=0.1"]))
+    lit = augment(images, unmirrored(len(images)), draws, load_recipe("single", [*PLAIN, "lighting=0.1"]))
     for i in range(5):
         for channel in range(3):
             added = sum(EIGENVECTORS[channel][j] * EIGENVALUES[j] * 0.1 * float(draws[i, LIGHTING][j]) for j in range(3))
@@ -66,8 +71,9 @@ def test_components_are_orthonormal_as_principal_components_are() -> None:
 
 def test_what_happens_to_an_image_does_not_depend_on_its_batch() -> None:
     images, draws, recipe = pictures(6), drawn(6), load_recipe("relabel")
-    together = augment(images, draws, recipe)
-    alone = torch.cat([augment(images[i : i + 1], draws[i : i + 1], recipe) for i in range(6)])
+    mirrored = torch.tensor([True, False, False, True, False, True])
+    together = augment(images, mirrored, draws, recipe)
+    alone = torch.cat([augment(images[i : i + 1], mirrored[i : i + 1], draws[i : i + 1], recipe) for i in range(6)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 

@@ -12,7 +12,8 @@ from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from train.crops import RandomCrops, TrainingBatches, collate, reduce_decoding
+from train.augment import MIRROR
+from train.crops import RandomCrops, TrainingBatches, collate, reduction_for
 from train.recipe import Recipe, load_recipe
 
 SMALL = load_recipe("scenes-single", ["image_size=24", "batch_size=4", "epochs=3", "warmup_epochs=1"])
@@ -150,14 +151,24 @@ def test_box_is_where_the_pixels_come_from_when_decoding_rounds_the_size_up(tmp_
 def test_jpeg_is_reduced_as_far_as_the_smallest_crop_allows(
     photographs: ImageSet, side: int, width: int, by: int, size: tuple[int, int]
 ) -> None:
-    with Image.open(photographs.name(photographs.index("class/0.JPEG"))) as image:
-        assert reduce_decoding(image, [(0, 0, 501, 375), (0, 0, width, 375)], side) == by
-        assert image.size == size
+    assert reduction_for([(0, 0, 501, 375), (0, 0, width, 375)], side) == by
+    with photographs.open_image(photographs.index("class/0.JPEG")) as encoded:
+        assert (encoded.width, encoded.height) == (501, 375)
+        image, reduction = encoded.decode(by)
+    assert (image.size, reduction) == (size, by)
 
 
 def test_other_formats_are_decoded_whole(gradients: ImageSet) -> None:
-    with Image.open(gradients.name(0)) as image:
-        assert reduce_decoding(image, [(0, 0, *image.size)], 5) == 1
+    with gradients.open_image(0) as encoded:
+        image, reduction = encoded.decode(8)
+    assert reduction == 1 and image.size == (encoded.width, encoded.height)
+
+
+def test_a_crop_is_mirrored_if_its_draw_is_below_the_probability(gradients: ImageSet) -> None:
+    third = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.3))
+    crops = collate([third[(epoch, index)] for epoch in range(20) for index in range(len(gradients))])
+    assert torch.equal(crops.mirrored, crops.draws[:, MIRROR] < 0.3)
+    assert 20 < crops.mirrored.sum() < 52  # of 120, so 36 are expected
 
 
 def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradients: ImageSet) -> None:

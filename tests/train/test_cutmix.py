@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from train.crops import TrainingBatches
-from train.cutmix import Paste, draw_paste, mix_by_area, partner, parts_of, paste_in, token_shares
+from train.cutmix import Paste, draw_paste, partner
 from train.recipe import load_recipe
 
 RECIPE = load_recipe("relabel-cutmix", ["epochs=8", "warmup_epochs=1", "batch_size=8"])
@@ -45,7 +45,7 @@ def test_share_that_is_left_is_drawn_from_the_beta_distribution() -> None:
 def test_pasted_pixels_are_the_partners_and_no_others_change() -> None:
     images = torch.arange(4 * 3 * 12 * 12).reshape(4, 3, 12, 12)
     mixed = images.clone()
-    paste_in(mixed, LOPSIDED)
+    LOPSIDED.paste_into(mixed)
     for i in range(4):
         for row in range(12):
             for column in range(12):
@@ -71,7 +71,7 @@ def test_pairs_are_the_same_however_many_processes_share_the_batch(world: int) -
 def test_targets_by_area_are_a_sum_by_hand() -> None:
     assert LOPSIDED.share == pytest.approx(27 / 144)
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    torch.testing.assert_close(mix_by_area(target, LOPSIDED), torch.tensor([[117 / 144, 27 / 144], [27 / 144, 117 / 144]]))
+    torch.testing.assert_close(LOPSIDED.mix(target), torch.tensor([[117 / 144, 27 / 144], [27 / 144, 117 / 144]]))
 
 
 def position(box: list[float], mirror: bool, size: int) -> Tensor:
@@ -84,7 +84,7 @@ def position(box: list[float], mirror: bool, size: int) -> Tensor:
 
 def test_parts_are_where_the_rectangles_pixels_lie_in_the_image() -> None:
     boxes, mirror = [[0.1, 0.2, 0.7, 0.5], [0.1, 0.2, 0.7, 0.5]], [False, True]
-    parts = parts_of(torch.tensor(boxes), torch.tensor(mirror), LOPSIDED)
+    parts = LOPSIDED.boxes_of_rectangle(torch.tensor(boxes), torch.tensor(mirror))
     for box, flipped, part in zip(boxes, mirror, parts, strict=True):
         seen = position(box, flipped, 12)[:, LOPSIDED.top : LOPSIDED.bottom, LOPSIDED.left : LOPSIDED.right]
         half = torch.tensor([0.6 / 24, 0.3 / 24])  # from a pixel's centre to its edge
@@ -96,7 +96,7 @@ def test_part_never_reaches_out_of_its_crop() -> None:
     boxes = torch.rand(2000, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values.reshape(2000, 4)
     whole = Paste(0, 0, 12, 12, 12)
     for mirror in (True, False):
-        assert torch.equal(parts_of(boxes, torch.full((2000,), mirror), whole), boxes)
+        assert torch.equal(whole.boxes_of_rectangle(boxes, torch.full((2000,), mirror)), boxes)
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (5, 7), (1, 1)])
@@ -106,4 +106,4 @@ def test_token_shares_are_those_of_a_count_of_small_squares(grid: tuple[int, int
     scale = fine // LOPSIDED.size
     covered[LOPSIDED.top * scale : LOPSIDED.bottom * scale, LOPSIDED.left * scale : LOPSIDED.right * scale] = 1
     counted = covered.reshape(grid[0], fine // grid[0], grid[1], fine // grid[1]).mean((1, 3))
-    torch.testing.assert_close(token_shares(LOPSIDED, grid, torch.device("cpu")), counted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(LOPSIDED.token_shares(grid, torch.device("cpu")), counted, atol=1e-5, rtol=1e-5)

@@ -18,6 +18,7 @@ from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, model_options
 from tests.label_sets import write_label_set
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
 from train.seeds import seed_of
 
@@ -25,7 +26,7 @@ SETTINGS = ["image_size=16", "eval_size=16", "warmup_epochs=0", "optimizer=sgd",
 
 
 def run_training(images: Path, run: Path, recipe: Recipe, **options: Any) -> None:
-    train(images, run, "resnet10t", recipe, model_kwargs=THIN, workers=0, device="cpu", **options)
+    train(images, run, "resnet10t", recipe, TrainOptions(model_kwargs=THIN, workers=0, device="cpu", **options))
 
 
 def poisoned(folder: ImageSet, key: str, labels: Path) -> Path:
@@ -85,7 +86,7 @@ def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: P
 def test_file_that_could_not_be_written_is_not_referred_to(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "diverged.json").mkdir(parents=True)
     recipe = load_recipe("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])
-    with pytest.raises(InputError, match=r"in step 2 .* and 4 more, which .*diverged\.json could not take \("):
+    with pytest.raises(InputError, match=r"in step 2 .* and 4 more, which could not be written to .*diverged\.json \("):
         run_training(image_folder, tmp_path / "run", recipe)
 
 

@@ -23,7 +23,7 @@ from train.run_dir import checkpoint
 
 DOCUMENT = (REPOSITORY / "docs" / "transfer.md").read_text()
 AS_FROM_IMAGENET, BY_BUILDERS, STEP = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
-VIEW = Preprocessing(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)
+PREPROCESSING = Preprocessing(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     classes = tuple(map(str, range(37)))
     state = timm.create_model("resnet50", num_classes=37).state_dict()
-    checkpoint.save_weights(folder / "weights.safetensors", state, ModelCard("resnet50.a1_in1k", {}, classes, VIEW))
+    checkpoint.save_weights(folder / "weights.safetensors", state, ModelCard("resnet50.a1_in1k", {}, classes, PREPROCESSING))
     return folder
 
 

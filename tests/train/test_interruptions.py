@@ -200,7 +200,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(data: Path, tmp_path: Path
     run = tmp_path / "run"
     code, stderr = said_after(signal.SIGINT, command(data, run), run, to_group=False)
     assert code == 130
-    assert "the same command with --resume goes on" in stderr and "Traceback" not in stderr
+    assert "the same command with --resume continues" in stderr and "Traceback" not in stderr
     assert load_torch_file(run / "last.pt")["step"] > 0
 
 
@@ -211,7 +211,7 @@ def test_sigterm_to_the_whole_process_group_saves_the_state_though_decoding_work
     run = tmp_path / "run"
     code, stderr = said_after(signal.SIGTERM, [*command(data, run), "--workers=2"], run, to_group=True)
     assert code == 130, stderr
-    assert "the same command with --resume goes on" in stderr and "a decoding process died" not in stderr
+    assert "the same command with --resume continues" in stderr and "a decoding process died" not in stderr
     assert load_torch_file(run / "last.pt")["step"] > 0
 
 
@@ -221,7 +221,7 @@ def test_signal_to_torchrun_and_all_its_processes_saves_the_state(data: Path, tm
     run = tmp_path / "run"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     code, stderr = said_after(number, [*launch, *command(data, run)], run, to_group=True)
-    assert code != 0 and "the same command with --resume goes on" in stderr, stderr
+    assert code != 0 and "the same command with --resume continues" in stderr, stderr
     assert 4 <= load_torch_file(run / "last.pt")["step"] < 100 and not (run / "weights.pth").exists()
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,8 +33,9 @@ from tests.train.runs import (
     stop_in,
     weights,
 )
-from train.evaluation.run import evaluate_checkpoint
+from train.evaluation.run import EvalOptions, evaluate_checkpoint
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import Recipe
 from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
@@ -48,7 +50,7 @@ def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Pa
         assert metrics[-1]["loss"] < metrics[0]["loss"] and metrics[-1]["top1"] > 60  # chance is 33
         assert metrics[-1]["val"]["images"] == 9
         for file in ("weights.safetensors", "weights.pth", "last.pt"):
-            result = evaluate_checkpoint(data / "val", checkpoint=run / file, workers=0, device="cpu")
+            result = evaluate_checkpoint(data / "val", EvalOptions(checkpoint=run / file, workers=0, device="cpu"))
             assert result is not None and result["top1"] == metrics[-1]["val"]["top1"]
         assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
@@ -139,12 +141,18 @@ def test_image_without_a_label_map_stops_the_run_at_the_start(data: Path, tmp_pa
     shutil.copytree(data / "train", tmp_path / "train")
     shutil.copy(tmp_path / "train" / "red" / "0.JPEG", tmp_path / "train" / "red" / "new.JPEG")
     with pytest.raises(InputError, match=r"1 of 34 images .* no label map .*red/new\.JPEG"):
-        train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe(), labels=data / "labels", model_kwargs=THIN)
+        train(
+            tmp_path / "train",
+            tmp_path / "run",
+            "resnet10t",
+            recipe(),
+            TrainOptions(labels=data / "labels", model_kwargs=THIN),
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_images_that_annotate_could_not_read_are_left_out_and_said(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(data / "train", tmp_path / "train")
     (tmp_path / "train" / "red" / "torn.JPEG").write_text("no image")
@@ -154,8 +162,9 @@ def test_images_that_annotate_could_not_read_are_left_out_and_said(
     lines[0] = type(whole)(whole.shard, whole.file, whole.rows, whole.sha256, ("red/torn.JPEG",))
     write_shard_lines(tmp_path / "labels", lines)
     options = {"labels": tmp_path / "labels", "model_kwargs": THIN, "workers": 0, "device": "cpu"}
-    train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe(), **options)
-    assert "1 images are left out" in capsys.readouterr().out
+    with caplog.at_level(logging.INFO):
+        train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe(), TrainOptions(**options))
+    assert "1 images are left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -192,8 +201,7 @@ def test_sizes_that_the_model_does_not_take_are_refused_at_the_start(
             tmp_path / "run",
             "vit_tiny_patch16_224",
             recipe("scenes-single", *settings),
-            model_kwargs={"depth": 1, **kwargs},
-            device="cpu",
+            TrainOptions(model_kwargs={"depth": 1, **kwargs}, device="cpu"),
         )
     assert not (tmp_path / "run").exists()
 
@@ -201,13 +209,13 @@ def test_sizes_that_the_model_does_not_take_are_refused_at_the_start(
 def test_validation_images_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "val", tmp_path / "val")
     (tmp_path / "val" / "red").rename(tmp_path / "val" / "rot")
-    with pytest.raises(InputError, match="rot is not red"):
+    with pytest.raises(InputError, match="expected red, found rot"):
         run_training(data, tmp_path / "run", recipe(), val=tmp_path / "val")
 
 
 def test_run_folder_is_not_taken_twice(data: Path, tmp_path: Path) -> None:
     run_training(data, tmp_path, recipe())
-    with pytest.raises(InputError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
         run_training(data, tmp_path, recipe())
     with pytest.raises(InputError, match=r"other settings \(recipe\.lr 0\.006, now 0\.5\)"):
         run_training(data, tmp_path, recipe("scenes-relabel", "lr=0.5"), resume=True)
@@ -227,5 +235,11 @@ def test_image_that_cannot_be_read_is_named_in_one_line(data: Path, tmp_path: Pa
     torn = tmp_path / "train" / "red" / "0.JPEG"
     torn.write_bytes(torn.read_bytes()[:300])
     with pytest.raises(InputError) as caught:
-        train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe("scenes-single"), model_kwargs=THIN, workers=workers)
+        train(
+            tmp_path / "train",
+            tmp_path / "run",
+            "resnet10t",
+            recipe("scenes-single"),
+            TrainOptions(model_kwargs=THIN, workers=workers),
+        )
     assert str(caught.value).startswith(f"{torn}: ") and "\n" not in str(caught.value)

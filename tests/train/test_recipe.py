@@ -71,16 +71,16 @@ def test_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
         ("temperature=0", "temperature = 0.0; expected a positive number"),
         ("decay_epochs=0", "decay_epochs = 0; expected a positive number"),
         ("colour_jitter=[0.4, -1, 0]", "colour_jitter = [0.4, -1.0, 0.0]; expected 0 or more"),
-        ("token_weight=0.5", "token_weight = 0.5 is for targets of places of a label map, which target = 'folder' is not"),
-        ("cutmix_target=regions", "cutmix_target = 'regions' is for targets of places of a label map"),
+        ("token_weight=0.5", "token_weight = 0.5 is only for localized targets; target = 'folder' is not one"),
+        ("cutmix_target=regions", "cutmix_target = 'regions' is only for localized targets"),
         (
             "cutmix_off_epochs=5",
-            "cutmix_off_epochs = 5 is for CutMix, which cutmix = 0 leaves out; set cutmix_off_epochs = 0",
+            "cutmix_off_epochs = 5 is only for CutMix, which cutmix = 0 turns off. Set cutmix_off_epochs = 0",
         ),
-        ("folder_share=0.5", "folder_share = 0.5 is for targets of label maps or a teacher, which target = 'folder' is not"),
-        ("temperature=2", "temperature = 2.0 is for targets of several classes, which target = 'folder' is not"),
+        ("folder_share=0.5", "folder_share = 0.5 is only for targets from label maps or a teacher"),
+        ("temperature=2", "temperature = 2.0 is only for targets with several classes; target = 'folder' has one"),
         ("epochs", "expected KEY=VALUE"),
-        ("warmup_epochs=300", "leaves none of 300 epochs"),
+        ("warmup_epochs=300", "warmup_epochs = 300 must be less than epochs = 300"),
     ],
 )
 def test_setting_of_another_type_or_range_is_refused(override: str, message: str) -> None:
@@ -124,7 +124,9 @@ def test_one_recipe_is_shown_with_all_its_settings_as_they_can_be_typed(relabel_
     shown = relabel_here("recipes", "relabel-cutmix").stdout
     (tmp_path / "same.toml").write_text(shown)
     assert load_recipe(str(tmp_path / "same.toml")) == load_recipe("relabel-cutmix")
-    assert shown.count("\n") == len(dataclasses.fields(Recipe))
+    for field in dataclasses.fields(Recipe):  # each with its explanation above it
+        explained = re.search(rf"((?:^# .*\n)+){field.name} = ", shown, re.M)
+        assert explained is not None and explained[1].replace("\n# ", " ").startswith(f"# {field.metadata['text']}")
 
 
 def test_what_a_recipe_says_of_itself_is_no_setting_and_not_inherited(tmp_path: Path) -> None:
@@ -151,5 +153,5 @@ def test_setting_that_is_no_finite_number_is_refused(setting: str) -> None:
 
 
 def test_schedule_too_short_for_any_cutmix_is_refused() -> None:
-    with pytest.raises(InputError, match="cutmix_off_epochs = 5 leaves CutMix none of 5 epochs; set both"):
+    with pytest.raises(InputError, match="cutmix_off_epochs = 5 must be less than epochs = 5; set both"):
         load_recipe("relabel-cutmix", ["epochs=5", "warmup_epochs=0"])

@@ -14,8 +14,9 @@ from relabel.models.weights import load_torch_file, read_weights
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, Relabel, model_options, write_images
 from tests.train.runs import stop_in
-from train.evaluation.run import evaluate_checkpoint
+from train.evaluation.run import EvalOptions, evaluate_checkpoint
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import load_recipe, recipe_names
 from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
@@ -72,7 +73,7 @@ def test_every_recipe_trains_with_nothing_but_sizes_overridden(
 
 def run_training(images: Path, run: Path, recipe: str, settings: list[str], **options: Any) -> None:
     defaults: dict[str, Any] = {"model_kwargs": STUDENT, "workers": 0, "device": "cpu"}
-    train(images, run, "resnet10t", load_recipe(recipe, [*SIZES, *settings]), **(defaults | options))
+    train(images, run, "resnet10t", load_recipe(recipe, [*SIZES, *settings]), TrainOptions(**(defaults | options)))
 
 
 def state_of(path: Path, entry: str = "state_dict") -> dict[str, torch.Tensor]:
@@ -100,7 +101,7 @@ def test_average_of_the_weights_is_what_is_evaluated_and_kept(images: Path, tmp_
             torch.testing.assert_close(average, decay * first[name] + (1 - decay) * second[name])
     assert not torch.equal(kept["conv1.0.weight"], second["conv1.0.weight"])
     for file in ("weights.pth", "last.pt"):
-        result = evaluate_checkpoint(images, checkpoint=tmp_path / "both" / file, workers=0, device="cpu")
+        result = evaluate_checkpoint(images, EvalOptions(checkpoint=tmp_path / "both" / file, workers=0, device="cpu"))
         assert result is not None and result["top1"] == read_metrics(tmp_path / "both")[-1]["val"]["top1"]
     found = read_weights(tmp_path / "both" / "last.pt")
     assert all(torch.equal(found[name], average) for name, average in kept.items())
@@ -132,10 +133,7 @@ def test_two_processes_train_a_vit_on_tokens_as_one_does(images: Path, undisturb
     settings.append("cutmix_target=regions")
     train(
         *(images, tmp_path / "one", "vit_tiny_patch16_224", load_recipe("relabel-cutmix", settings)),
-        labels=undisturbed,
-        model_kwargs=VIT,
-        workers=0,
-        device="cpu",
+        TrainOptions(labels=undisturbed, model_kwargs=VIT, workers=0, device="cpu"),
     )
     command = [
         sys.executable,

@@ -9,8 +9,9 @@ import torch._inductor.config
 from torch import nn
 
 from relabel.runtime.errors import InputError
+from train.optimizer import create_optimizer, load_optimizer
 from train.recipe import load_recipe
-from train.step import compiled, create_optimizer, load_optimizer
+from train.step import compiled
 
 RECIPE = load_recipe("single")
 

@@ -15,9 +15,10 @@ from relabel.runtime.errors import InputError
 from tests.label_sets import named_images, write_label_set
 from train.augment import DRAWS, augment
 from train.crops import Crops
-from train.cutmix import Paste, draw_paste, paste_in
+from train.cutmix import Paste, draw_paste
+from train.loss import loss_with_tokens, target_loss
 from train.recipe import load_recipe
-from train.supervision import LabelMapTargets, Supervision, loss_with_tokens, target_loss
+from train.supervision import LabelMapTargets, Supervision
 from train.teacher import Teacher
 from train.training_set import label_rows, unconfirmed_images
 
@@ -36,7 +37,16 @@ def store(tmp_path: Path) -> LabelStore:
 def batch(indices: list[int], boxes: list[list[float]]) -> Crops:
     count = len(indices)
     targets, draws = torch.zeros(count, dtype=torch.int64), torch.full((count, DRAWS), 0.5)
-    return Crops(torch.empty(0), torch.tensor(boxes), torch.tensor(indices), targets, draws)
+    mirrored = torch.zeros(count, dtype=torch.bool)
+    return Crops(torch.empty(0), torch.tensor(boxes), mirrored, torch.tensor(indices), targets, draws)
+
+
+def crop_targets(targets: LabelMapTargets, crops: Crops, paste: Paste | None = None) -> Tensor:
+    return targets.of_crops(crops, targets.maps(crops), paste)
+
+
+def token_targets(targets: LabelMapTargets, crops: Crops, paste: Paste | None = None) -> Tensor:
+    return targets.of_tokens(crops, targets.maps(crops), (1, 2), paste)
 
 
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
@@ -53,7 +63,7 @@ def test_multi_targets_are_the_softmax_of_the_pooled_logits(
     store: LabelStore, target: str, logits: list[list[float]]
 ) -> None:
     targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load_recipe("relabel", [f"target={target}"]))
-    torch.testing.assert_close(targets(batch([0, 2], [LEFT, RIGHT])), torch.tensor(logits).softmax(1))
+    torch.testing.assert_close(crop_targets(targets, batch([0, 2], [LEFT, RIGHT])), torch.tensor(logits).softmax(1))
 
 
 @pytest.mark.parametrize(("target", "classes"), [("localized-single", [1, 2]), ("global-single", [0, 1])])
@@ -61,7 +71,7 @@ def test_single_targets_are_the_largest_class_of_the_pooled_logits(
     store: LabelStore, target: str, classes: list[int]
 ) -> None:
     targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load_recipe("relabel", [f"target={target}"]))
-    assert targets(batch([0, 2], [RIGHT, RIGHT])).tolist() == classes
+    assert crop_targets(targets, batch([0, 2], [RIGHT, RIGHT])).tolist() == classes
 
 
 def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
@@ -69,7 +79,7 @@ def test_images_in_another_order_find_their_own_maps(store: LabelStore) -> None:
     rows = label_rows(store, folder)
     assert rows.tolist() == [2, 1, 0]
     targets = LabelMapTargets(store, rows, load_recipe("relabel", ["target=global-single"]))
-    assert targets(batch([1], [LEFT])).tolist() == [2]  # image 1 of this folder is b
+    assert crop_targets(targets, batch([1], [LEFT])).tolist() == [2]  # image 1 of this folder is b
 
 
 def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
@@ -79,7 +89,7 @@ def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
 
 
 def test_label_set_of_another_class_count_is_refused(store: LabelStore) -> None:
-    with pytest.raises(InputError, match=r"maps of 3 classes, the images have 2"):
+    with pytest.raises(InputError, match="expected 3 classes, found 2"):
         label_rows(store, named_images(("cat", "dog"), KEYS, [0, 0, 1]))
 
 
@@ -112,7 +122,7 @@ ROWS = torch.tensor([0, 1, 2])
 
 def test_temperature_flattens_the_target(store: LabelStore) -> None:
     targets = LabelMapTargets(store, ROWS, load_recipe("relabel", ["temperature=4"]))
-    torch.testing.assert_close(targets(batch([0], [LEFT])), torch.tensor([[1.0, 0.0, 0.0]]).softmax(1))
+    torch.testing.assert_close(crop_targets(targets, batch([0], [LEFT])), torch.tensor([[1.0, 0.0, 0.0]]).softmax(1))
 
 
 def test_maps_are_gathered_once_for_crops_and_tokens(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +163,10 @@ def test_targets_of_mixed_images_weigh_both_crops_targets_by_area(store: LabelSt
 
 
 def test_regions_are_asked_only_for_what_is_seen_of_each_image(store: LabelStore) -> None:
-    recipe = load_recipe("relabel-cutmix", ["cutmix_target=regions", "hflip=0.6"])  # the draws of 0.5 mirror every crop
+    recipe = load_recipe("relabel-cutmix", ["cutmix_target=regions"])
     whole = [0.0, 0.0, 1.0, 1.0]
-    mixed = LabelMapTargets(store, ROWS, recipe)(batch([0, 2], [whole, whole]), PASTE)
+    crops = dataclasses.replace(batch([0, 2], [whole, whole]), mirrored=torch.tensor([True, True]))
+    mixed = crop_targets(LabelMapTargets(store, ROWS, recipe), crops, PASTE)
     # a mirrored crop shows the image's right half at its left: there the paste is, and the image's left half is left to see.
     # over its half, a cell's logit counts for 7/8, and the other cell's for 1/8
     of_a_left, of_c_right = torch.tensor([3.5, 0.25, 0.0]), torch.tensor([0.0, 0.5, 1.75])
@@ -173,10 +184,9 @@ def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path:
     store = LabelStore.open(tmp_path / "labels").to("cpu")
     recipe = load_recipe("relabel-cutmix", ["cutmix_target=regions"])
     boxes = [[0.1, 0.2, 0.8, 0.9], [0.0, 0.0, 1.0, 0.5], [0.5, 0.3, 0.7, 0.9], [0.2, 0.1, 0.9, 1.0]]
-    crops = batch([0, 1, 2, 3], boxes)
-    crops.draws[:, 0] = torch.tensor([0.1, 0.9, 0.9, 0.1])  # the first and the last are mirrored
+    crops = dataclasses.replace(batch([0, 1, 2, 3], boxes), mirrored=torch.tensor([True, False, False, True]))
     paste = Paste(left=30, top=5, right=48, bottom=40, size=size)
-    mixed = LabelMapTargets(store, torch.arange(4), recipe)(crops, paste)
+    mixed = crop_targets(LabelMapTargets(store, torch.arange(4), recipe), crops, paste)
 
     def sampled(i: int, row: int, column: int) -> Tensor:
         x0, y0, x1, y1 = boxes[i]
@@ -202,15 +212,14 @@ def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path:
 def test_region_targets_are_finite_where_all_or_nothing_is_pasted(store: LabelStore) -> None:
     targets = LabelMapTargets(store, ROWS, load_recipe("relabel-cutmix", ["cutmix_target=regions"]))
     crops, exact = batch([0, 2], [LEFT, RIGHT]), torch.tensor([[3.5, 0.25, 0.0], [0.0, 0.5, 1.75]]).softmax(1)
-    torch.testing.assert_close(targets(crops, Paste(0, 0, 4, 4, 4)), exact.flip(0))
-    torch.testing.assert_close(targets(crops, Paste(2, 2, 2, 2, 4)), exact)
+    torch.testing.assert_close(crop_targets(targets, crops, Paste(0, 0, 4, 4, 4)), exact.flip(0))
+    torch.testing.assert_close(crop_targets(targets, crops, Paste(2, 2, 2, 2, 4)), exact)
 
 
 def test_token_targets_are_mirrored_with_the_image(store: LabelStore) -> None:
     recipe = load_recipe("relabel", ["token_weight=0.5"])
-    crops = batch([0, 0], [[0.0, 0.0, 1.0, 1.0]] * 2)
-    crops.draws[:, 0] = torch.tensor([0.9, 0.1])
-    tokens = LabelMapTargets(store, ROWS, recipe).of_tokens(crops, (1, 2))
+    crops = dataclasses.replace(batch([0, 0], [[0.0, 0.0, 1.0, 1.0]] * 2), mirrored=torch.tensor([False, True]))
+    tokens = token_targets(LabelMapTargets(store, ROWS, recipe), crops)
     left, right = torch.tensor([4.0, 0.0, 0.0]).softmax(0), torch.tensor([0.0, 2.0, 0.0]).softmax(0)
     torch.testing.assert_close(tokens, torch.stack([torch.stack([left, right]), torch.stack([right, left])]))
 
@@ -219,7 +228,7 @@ def test_token_targets_under_a_paste_are_the_partners(store: LabelStore) -> None
     recipe = load_recipe("relabel-cutmix", ["token_weight=0.5", "hflip=0"])
     crops = batch([0, 1], [[0.0, 0.0, 1.0, 1.0]] * 2)
     targets = LabelMapTargets(store, ROWS, recipe)
-    plain, mixed = targets.of_tokens(crops, (1, 2)), targets.of_tokens(crops, (1, 2), PASTE)
+    plain, mixed = token_targets(targets, crops), token_targets(targets, crops, PASTE)
     torch.testing.assert_close(mixed[:, 0], plain.flip(0)[:, 0])
     torch.testing.assert_close(mixed[:, 1], plain[:, 1])
 
@@ -269,11 +278,11 @@ def test_a_step_reads_nothing_back_from_the_device(store: LabelStore, settings: 
     meta, recipe = torch.device("meta"), load_recipe("relabel", settings)
     crops = batch([0, 2], [LEFT, RIGHT])
     crops = dataclasses.replace(crops, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).to(meta)
-    images = augment(crops.images, crops.draws, recipe)
+    images = augment(crops.images, crops.mirrored, crops.draws, recipe)
     paste = draw_paste(0, 0, images, recipe)
     assert (paste is not None) == bool(recipe.cutmix)
     if paste is not None:
-        paste_in(images, paste)
+        paste.paste_into(images)
     targets = Supervision(
         recipe, 3, LabelMapTargets(store.to("meta", resident=True), ROWS.to(meta), recipe), token_grid=(2, 2)
     )

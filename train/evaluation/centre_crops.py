@@ -16,15 +16,15 @@ from relabel.models.preprocessing import Preprocessing
 class CentreCrops(Dataset[tuple[Tensor, int]]):
     """((3, size, size) uint8, index) of the folder's images at `indices`."""
 
-    def __init__(self, image_set: ImageSet, view: Preprocessing, indices: Sequence[int]) -> None:
+    def __init__(self, image_set: ImageSet, preprocessing: Preprocessing, indices: Sequence[int]) -> None:
         self.image_set, self.indices = image_set, indices
         self.transform = create_transform(
-            (3, view.size, view.size),
+            (3, preprocessing.size, preprocessing.size),
             is_training=False,
-            interpolation=view.interpolation,
-            mean=view.mean,  # of a border, where crop_mode adds one
-            crop_pct=view.crop,
-            crop_mode=view.crop_mode,
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,  # of a border, where crop_mode adds one
+            crop_pct=preprocessing.crop,
+            crop_mode=preprocessing.crop_mode,
             normalize=False,
         )
 

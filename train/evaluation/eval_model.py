@@ -9,9 +9,10 @@ from torch import nn
 
 from relabel.images.classes import class_indices, imagenet_classes
 from relabel.images.image_set import ImageSet
-from relabel.models.card import Loss, find_card, read_card
+from relabel.models.card import find_card, read_card
 from relabel.models.classifier import create_classifier
 from relabel.models.preprocessing import Preprocessing, eval_preprocessing
+from relabel.runtime.defaults import Loss
 from relabel.runtime.errors import InputError
 
 
@@ -29,7 +30,7 @@ class EvalModel:
     weights: str
     classifier: nn.Module
     classes: tuple[str, ...]
-    view: Preprocessing
+    preprocessing: Preprocessing
     loss: Loss
 
 
@@ -72,10 +73,10 @@ def load_eval_model(
     whose = str(checkpoint) if checkpoint is not None else f"the published {arch}"
     classes = card.classes if card is not None else assumed_classes(classifier, image_set, whose)
     class_indices(image_set, classes, whose)
-    view = card.view if card is not None else eval_preprocessing(classifier)
-    view = dataclasses.replace(view, size=size or view.size, crop=crop or view.crop)
+    preprocessing = card.preprocessing if card is not None else eval_preprocessing(classifier)
+    preprocessing = dataclasses.replace(preprocessing, size=size or preprocessing.size, crop=crop or preprocessing.crop)
     return EvalModel(
-        arch, str(checkpoint or "published"), classifier, classes, view, card.loss if card is not None else "ce"
+        arch, str(checkpoint or "published"), classifier, classes, preprocessing, card.loss if card is not None else "ce"
     )
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from relabel.images.image_set import ImageSet
-from relabel.models.card import Loss
 from relabel.models.preprocessing import Preprocessing
-from relabel.runtime.defaults import EVAL_BATCH_SIZE
+from relabel.runtime.defaults import EVAL_BATCH_SIZE, Loss
 from relabel.runtime.distributed import Processes
 from train.evaluation.measures import Measure, mean_average_precision, multilabel_accuracy, top_k
 from train.evaluation.multilabels import MultiLabels
@@ -47,7 +46,7 @@ class Evaluation:
 def evaluate(
     classifier: nn.Module,
     image_set: ImageSet,
-    view: Preprocessing,
+    preprocessing: Preprocessing,
     group: Processes,
     *,
     multilabels: MultiLabels | None = None,
@@ -73,7 +72,7 @@ def evaluate(
     predictions = predict(
         classifier,
         image_set,
-        view,
+        preprocessing,
         group,
         len(image_set.classes),
         attack=(attack_epsilon, targets) if attack_epsilon is not None else None,

@@ -15,7 +15,7 @@ from relabel.models.preprocessing import Preprocessing
 EPSILON = 8 / 255
 
 
-def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, view: Preprocessing) -> Tensor:
+def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, preprocessing: Preprocessing) -> Tensor:
     """Attack a batch, knowing the classifier, in float32.
 
     So it is where the classifier then answers in half precision, too: gradients that vanish in float16 have no sign.
@@ -29,6 +29,6 @@ def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
     """
     with torch.enable_grad():
         clean = pixels.float().requires_grad_()
-        loss = cross_entropy(classifier(view.normalise(clean)).float(), targets, reduction="sum")
+        loss = cross_entropy(classifier(preprocessing.normalise(clean)).float(), targets, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, clean)
     return (clean.detach() + 255 * epsilon * gradient.sign()).clamp(0, 255)

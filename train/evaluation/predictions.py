@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from relabel.images.image_set import ImageSet
-from relabel.models.card import Loss
 from relabel.models.preprocessing import Preprocessing
-from relabel.runtime.defaults import EVAL_BATCH_SIZE
+from relabel.runtime.defaults import EVAL_BATCH_SIZE, Loss
 from relabel.runtime.distributed import Processes
 from relabel.runtime.precision import autocast
 from relabel.runtime.workers import batches_of, init_worker
@@ -40,7 +39,7 @@ class Predictions:
 def predict(
     classifier: nn.Module,
     image_set: ImageSet,
-    view: Preprocessing,
+    preprocessing: Preprocessing,
     group: Processes,
     classes: int,
     *,
@@ -65,7 +64,7 @@ def predict(
     classifier.eval()
     indices = range(group.rank, len(image_set), group.world)
     loader = DataLoader(
-        CentreCrops(image_set, view, indices),
+        CentreCrops(image_set, preprocessing, indices),
         batch_size,
         num_workers=workers,
         pin_memory=group.device.type == "cuda",
@@ -81,9 +80,9 @@ def predict(
             pixels = pixels.to(group.device, non_blocking=True)
             if attack is not None:
                 epsilon, targets = attack
-                pixels = fgsm(classifier, pixels, targets[index].to(group.device), epsilon, view)
+                pixels = fgsm(classifier, pixels, targets[index].to(group.device), epsilon, preprocessing)
             with autocast(group.device, autocast_dtype):
-                logits = classifier(view.normalise(pixels))
+                logits = classifier(preprocessing.normalise(pixels))
             logits = logits.float()
             best[index] = top_classes(logits, among, best.shape[1]).cpu()
             if scores is not None:

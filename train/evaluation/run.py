@@ -1,8 +1,8 @@
-"""`relabel eval`: one model, or two to be compared, on an image folder and on every other data set that is found."""
+"""`relabel eval`: evaluate one model, or compare two, on an image folder and on every other data set that is found."""
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from relabel.images.classes import ClassNames
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from relabel.runtime.defaults import EVAL_BATCH_SIZE
+from relabel.runtime.defaults import EVAL_BATCH_SIZE, HalfPrecision
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
@@ -27,166 +27,172 @@ from train.evaluation.multilabels import MultiLabels, read_multilabels, real_lab
 from train.evaluation.predictions import predict
 from train.evaluation.suite import Benchmark, CorruptedImages, find_benchmarks
 
-IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are no benchmark's
+IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are not of a benchmark
 MAX_NAMED = 5  # classes named at each end
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What every model is asked.
+class EvalOptions:
+    """What is evaluated, and how.
+
+    Attributes:
+        checkpoint, arch: the model: a relabel checkpoint; weights of the timm model `arch`; or its published weights.
+        model_kwargs: passed to timm.create_model.
+        compare: another checkpoint, to compare with the first by a paired bootstrap; compare_arch: its model, if not `arch`.
+        suite: folder of other data sets, see train/evaluation/suite.py.
+        fgsm_epsilon: also evaluate under attack, with this step for pixels in [0, 1].
+        multilabels: JSON with all the classes that each image shows.
+        class_names: lines FOLDER NAME, for the classes that are named.
+        eval_size, eval_crop: instead of the model's own settings.
+        output: write the result to this JSON file.
+        workers: decoding processes; this process's share of the cores if None.
+        device: cpu, cuda or cuda:N; CUDA if there is one, if None.
+        amp: half precision; on CUDA only, if None. amp_dtype: bfloat16 if None, or float16.
+
+    Raises:
+        InputError: an option out of range, or one that goes with another.
+    """
+
+    checkpoint: Path | None = None
+    arch: str | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    compare: Path | None = None
+    compare_arch: str | None = None
+    suite: Path | None = None
+    fgsm_epsilon: float | None = None
+    multilabels: Path | None = None
+    class_names: Path | None = None
+    eval_size: int | None = None
+    eval_crop: float | None = None
+    output: Path | None = None
+    batch_size: int = EVAL_BATCH_SIZE
+    workers: int | None = None
+    device: str | None = None
+    amp: bool | None = None
+    amp_dtype: HalfPrecision | None = None
+
+    def __post_init__(self) -> None:
+        if self.compare_arch is not None and self.compare is None:
+            raise InputError(f"--compare-arch {self.compare_arch} is the model of --compare; give that too")
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
+        if self.eval_size is not None and self.eval_size < 1:
+            raise InputError(f"--eval-size {self.eval_size}: expected at least 1")
+        if self.eval_crop is not None and not 0 < self.eval_crop <= 1:
+            raise InputError(f"--eval-crop {self.eval_crop}: expected a share within (0, 1]")
+        if self.fgsm_epsilon is not None and not 0 < self.fgsm_epsilon <= 1:
+            raise InputError(
+                f"--fgsm-epsilon {self.fgsm_epsilon:.4g}: expected a share of a pixel's range, within (0, 1], such as 8/255"
+            )
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """The images that every model is evaluated on, and how.
 
     Attributes:
         image_set: the images, whose classes are the models'.
-        shown: all that each of them shows, if known; real: by ReaL.
-        fgsm_epsilon: the attack's step, if there is to be one.
-        benchmarks: further data sets.
-        autocast_dtype: what the models compute in; float32 if None.
+        multilabels: all the classes that each of them shows, if known; real: the same by ReaL.
+        benchmarks: the other data sets.
+        attack_epsilon: the step of FGSM, if it is to attack.
+        loading: keyword arguments of `predict` that are the same everywhere: batch size, workers, autocast.
     """
 
     image_set: ImageSet
-    shown: MultiLabels | None
+    multilabels: MultiLabels | None
     real: MultiLabels | None
-    fgsm_epsilon: float | None
     benchmarks: list[Benchmark | CorruptedImages]
-    batch_size: int
-    workers: int
-    autocast_dtype: torch.dtype | None
+    attack_epsilon: float | None
+    loading: dict[str, Any]
 
 
-def evaluate_checkpoint(
-    images: Path | str,
-    *,
-    checkpoint: Path | None = None,
-    arch: str | None = None,
-    model_kwargs: dict[str, Any] | None = None,
-    compare: Path | None = None,
-    compare_arch: str | None = None,
-    suite: Path | None = None,
-    fgsm_epsilon: float | None = None,
-    multilabels: Path | None = None,
-    class_names: Path | None = None,
-    eval_size: int | None = None,
-    eval_crop: float | None = None,
-    output: Path | None = None,
-    batch_size: int = EVAL_BATCH_SIZE,
-    workers: int | None = None,
-    device: str | None = None,
-    amp: bool | None = None,
-    amp_dtype: str | None = None,
-) -> dict[str, Any] | None:
-    """Evaluate, write the JSON if asked for, and return the result on the first process.
+def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, Any] | None:
+    """Evaluate, write the JSON if asked to, and return the result in the first process.
 
-    Args:
-        compare: another checkpoint, to be told apart from the first by a paired bootstrap.
-        compare_arch: that one's model, if not `arch`.
-        suite: folder of further data sets, see train/evaluation/suite.py.
-        fgsm_epsilon: attack the images too, by this step of pixels in [0, 1].
-        eval_size, eval_crop: show images otherwise than the model's own settings say.
-        amp: half precision, on CUDA if None; amp_dtype: bfloat16 if None, or float16.
     Returns:
         arch, checkpoint, precision, data, images, top1 and the other measures of the images; where they apply fgsm,
-        suite: {name: ...} and absent; lowest_top1 and highest_top1, the classes. With another model, compared_with holds the
-        same of it, and differences stands beside the measures of each data set.
+        suite: {name: ...} and absent; lowest_top1 and highest_top1, the classes. With a second model, compared_with has the
+        same of it, and differences is next to the measures of each data set.
     Raises:
-        InputError: no model, other classes than the folder's, labels of other images, a suite without data sets.
+        InputError: no model, other classes than the images', labels of other images, a suite without data sets.
     """
-    if compare_arch is not None and compare is None:
-        raise InputError(f"--compare-arch {compare_arch}: there is no --compare whose model it names")
-    check_options(batch_size, eval_size, eval_crop, fgsm_epsilon)
-    names = ClassNames(class_names)
+    names = ClassNames(options.class_names)
     image_set = find_images(images)
-    shown = read_multilabels(multilabels, image_set) if multilabels is not None else None
-    with processes(device) as group:
-        autocast_dtype = autocast_dtype_of(amp, amp_dtype, group.device)
-        models = [(checkpoint, arch)]
-        if compare is not None:
-            models.append((compare, compare_arch or arch))
-        subjects = [
-            load_eval_model(weights, of, model_kwargs, image_set, size=eval_size, crop=eval_crop) for weights, of in models
+    multilabels = read_multilabels(options.multilabels, image_set) if options.multilabels is not None else None
+    with processes(options.device) as group:
+        autocast_dtype = autocast_dtype_of(options.amp, options.amp_dtype, group.device)
+        sources = [(options.checkpoint, options.arch)]
+        if options.compare is not None:
+            sources.append((options.compare, options.compare_arch or options.arch))
+        models = [
+            load_eval_model(
+                checkpoint, arch, options.model_kwargs, image_set, size=options.eval_size, crop=options.eval_crop
+            )
+            for checkpoint, arch in sources
         ]
-        first = subjects[0]
-        benchmarks, absent = ([], []) if suite is None else find_benchmarks(suite, first.classes, first.weights)
-        workers = decoding_workers(workers)
-        questions = Questions(
-            image_set, shown, real_labels(image_set), fgsm_epsilon, benchmarks, batch_size, workers, autocast_dtype
-        )
-        evaluations = [evaluate_model(subject, questions, group) for subject in subjects]
+        first = models[0]
+        benchmarks, absent = find_benchmarks(options.suite, first.classes, first.weights) if options.suite else ([], [])
+        workers = decoding_workers(options.workers)
+        loading = {"batch_size": options.batch_size, "workers": workers, "autocast_dtype": autocast_dtype}
+        data = EvalData(image_set, multilabels, real_labels(image_set), benchmarks, options.fgsm_epsilon, loading)
+        evaluations = [evaluate_model(model, data, group) for model in models]
         if not group.is_first:
             return None
-    results = [model_result(*pair, questions) for pair in zip(subjects, evaluations, strict=True)]
+    results = [model_result(*pair, data) for pair in zip(models, evaluations, strict=True)]
     result = results[0]
-    if suite is not None:
+    if options.suite is not None:
         result["absent"] = absent
-    result |= best_and_worst_classes(
-        evaluations[0][IMAGES].measures["top1"], image_set.targets, [names(name) for name in first.classes]
-    )
-    if compare is not None:
+    class_names = [names(name) for name in first.classes]
+    result |= best_and_worst_classes(evaluations[0][IMAGES].measures["top1"], image_set.targets, class_names)
+    if options.compare is not None:
         result["compared_with"] = results[1]
         for name, evaluation in evaluations[0].items():
             summary_in(result, name)["differences"] = differences(evaluation, evaluations[1][name])
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(output, (json.dumps(result, indent=2) + "\n").encode())
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(options.output, (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 
-def check_options(batch_size: int, size: int | None, crop: float | None, epsilon: float | None) -> None:
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: expected at least 1")
-    if size is not None and size < 1:
-        raise InputError(f"--eval-size {size}: expected at least 1")
-    if crop is not None and not 0 < crop <= 1:
-        raise InputError(f"--eval-crop {crop}: expected a share within (0, 1]")
-    if epsilon is not None and not 0 < epsilon <= 1:
-        raise InputError(f"--fgsm-epsilon {epsilon:.4g}: expected a share of a pixel's range, within (0, 1], such as 8/255")
-
-
-def evaluate_model(subject: EvalModel, questions: Questions, group: Processes) -> dict[str, Evaluation]:
+def evaluate_model(model: EvalModel, data: EvalData, group: Processes) -> dict[str, Evaluation]:
     """All evaluations of one model, by name."""
-    subject.classifier.to(group.device)
+    model.classifier.to(group.device)
     if group.device.type == "cuda":
-        subject.classifier.to(memory_format=torch.channels_last)
-    options: dict[str, Any] = {
-        "batch_size": questions.batch_size,
-        "workers": questions.workers,
-        "autocast_dtype": questions.autocast_dtype,
-    }
-    of_images = {"multilabels": questions.shown, "average_precision_of": subject.loss, **options}
-    images = subject.classifier, questions.image_set, subject.view, group
-    evaluations = {IMAGES: evaluate(*images, real=questions.real, **of_images)}
-    if questions.fgsm_epsilon is not None:
-        evaluations[FGSM] = evaluate(*images, attack_epsilon=questions.fgsm_epsilon, title=FGSM, **of_images)
-    for benchmark in questions.benchmarks:
+        model.classifier.to(memory_format=torch.channels_last)
+    arguments = model.classifier, data.image_set, model.preprocessing, group
+    labels: dict[str, Any] = {"multilabels": data.multilabels, "average_precision_of": model.loss, **data.loading}
+    evaluations = {IMAGES: evaluate(*arguments, real=data.real, **labels)}
+    if data.attack_epsilon is not None:
+        evaluations[FGSM] = evaluate(*arguments, attack_epsilon=data.attack_epsilon, title=FGSM, **labels)
+    for benchmark in data.benchmarks:
         if isinstance(benchmark, Benchmark):
-            evaluations[benchmark.name] = evaluate_benchmark(subject, benchmark, group, options)
+            evaluations[benchmark.name] = evaluate_benchmark(model, benchmark, data, group)
         else:
-            evaluations[benchmark.name] = under_corruption(subject, benchmark, questions, group, options)
-    subject.classifier.cpu()  # room for the other model
+            evaluations[benchmark.name] = evaluate_corruptions(model, benchmark, data, group)
+    model.classifier.cpu()  # room for the other model
     return evaluations
 
 
-def evaluate_benchmark(subject: EvalModel, benchmark: Benchmark, group: Processes, options: dict[str, Any]) -> Evaluation:
+def evaluate_benchmark(model: EvalModel, benchmark: Benchmark, data: EvalData, group: Processes) -> Evaluation:
     predictions = predict(
-        subject.classifier,
+        model.classifier,
         benchmark.image_set,
-        subject.view,
+        model.preprocessing,
         group,
-        len(subject.classes),
+        len(model.classes),
         among=torch.from_numpy(benchmark.numbers) if benchmark.subset else None,
         title=benchmark.name,
-        **options,
+        **data.loading,
     )
     measures = accuracies(predictions, benchmark.targets, len(benchmark.image_set.classes))
     return Evaluation(len(benchmark.image_set), measures, notes={"data": benchmark.image_set.source})
 
 
-def under_corruption(
-    subject: EvalModel, corrupted: CorruptedImages, questions: Questions, group: Processes, options: dict[str, Any]
-) -> Evaluation:
+def evaluate_corruptions(model: EvalModel, corrupted: CorruptedImages, data: EvalData, group: Processes) -> Evaluation:
     """corruption_error, the plain mean, and its parts error_NAME; multilabel_corruption_error where the images have labels;
     mce where all of ImageNet-C is there."""
-    view = dataclasses.replace(subject.view, crop=1.0) if corrupted.published else subject.view
-    shown = questions.shown if corrupted.images.keys == questions.image_set.keys else None
+    preprocessing = dataclasses.replace(model.preprocessing, crop=1.0) if corrupted.published else model.preprocessing
+    multilabels = data.multilabels if corrupted.images.keys == data.image_set.keys else None
     targets = torch.from_numpy(corrupted.targets)
     top1: dict[str, list[Measure]] = {}
     multilabel: dict[str, list[Measure]] = {}
@@ -194,12 +200,13 @@ def under_corruption(
         top1[corruption], multilabel[corruption] = [], []
         for image_set in folders:
             title = f"{corruption} {Path(image_set.source).name}"
-            best = predict(subject.classifier, image_set, view, group, len(subject.classes), title=title, **options).best
+            arguments = model.classifier, image_set, preprocessing, group, len(model.classes)
+            best = predict(*arguments, title=title, **data.loading).best
             top1[corruption].append(top_k(best, targets, 1))
-            if shown is not None:
-                multilabel[corruption].append(multilabel_accuracy(best, shown, targets))
+            if multilabels is not None:
+                multilabel[corruption].append(multilabel_accuracy(best, multilabels, targets))
     measures = {"corruption_error": mean_error(top1)}
-    if shown is not None:
+    if multilabels is not None:
         measures["multilabel_corruption_error"] = mean_error(multilabel)
     if corrupted.published and not corrupted.missing:
         measures["mce"] = mean_corruption_error(top1)
@@ -207,21 +214,21 @@ def under_corruption(
     return Evaluation(len(corrupted.images), measures, notes={"data": str(corrupted.root), "missing": corrupted.missing})
 
 
-def model_result(subject: EvalModel, evaluations: dict[str, Evaluation], questions: Questions) -> dict[str, Any]:
-    """The evaluations of one model as they stand in the JSON."""
+def model_result(model: EvalModel, evaluations: dict[str, Evaluation], data: EvalData) -> dict[str, Any]:
+    """The evaluations of one model as they are in the JSON."""
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
-    result: dict[str, Any] = {"arch": subject.arch, "checkpoint": subject.weights}
-    result |= {"precision": dtype_name(questions.autocast_dtype), "data": questions.image_set.source}
+    result: dict[str, Any] = {"arch": model.arch, "checkpoint": model.weights}
+    result |= {"precision": dtype_name(data.loading["autocast_dtype"]), "data": data.image_set.source}
     result |= summaries.pop(IMAGES)
     if FGSM in summaries:
-        result[FGSM] = {"epsilon": questions.fgsm_epsilon, **summaries.pop(FGSM)}
+        result[FGSM] = {"epsilon": data.attack_epsilon, **summaries.pop(FGSM)}
     if summaries:
         result["suite"] = summaries
     return result
 
 
 def summary_in(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """The place of an evaluation's figures in a model's result."""
+    """Where the figures of an evaluation are in a model's result."""
     if name == IMAGES:
         return result
     place: dict[str, Any] = result[FGSM] if name == FGSM else result["suite"][name]
@@ -239,7 +246,7 @@ def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, An
 
 
 def best_and_worst_classes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The classes with the lowest and the highest top-1, of those with images; none are named where there is but one."""
+    """The classes with the lowest and the highest top-1, of those with images; none if there is only one."""
     accuracy = class_accuracies(top1, targets, len(names))
     order = np.argsort(accuracy, kind="stable")[: np.isfinite(accuracy).sum()]  # those without images, NaN, come last
     named = min(MAX_NAMED, len(order) // 2)

@@ -16,71 +16,57 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from relabel.images.image_set import ImageSet, keys_digest
+from relabel.images.image_set import keys_digest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import read_shard_lines
-from relabel.labels.store import LabelStore
 from relabel.models.card import ModelCard
 from relabel.models.weights import load_torch_file
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write, sha256_of
 from relabel.runtime.machine import processor, versions
+from train.options import TrainOptions
 from train.recipe import Recipe
 from train.run_dir.checkpoint import LAST
-from train.teacher import TeacherChoice
+from train.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-PATH_FIELDS = {
-    "images",
-    "label_folder",
-    "initial_weights_file",
-    "teacher_file",
-}  # where things lie: digests tell what they are
-INFORMATION_FIELDS = {"val", "val_digest"}  # nothing is learnt from them: a resume may look at others
-# Of an entry of "starts": settings that change the weights' bits, or more
-CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")
+PATH_FIELDS = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # digests identify what lies there
+INFORMATION_FIELDS = {"val", "val_digest"}  # these do not affect the weights: a resumed run may validate on other images
+CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")  # of a start: they may change the weights a little
 
 
-def run_settings(
-    card: ModelCard,
-    recipe: Recipe,
-    store: LabelStore | None,
-    image_set: ImageSet,
-    pretrained: bool,
-    initial: Path | None,
-    teacher: TeacherChoice | None,
-    val: ImageSet | None,
-) -> dict[str, Any]:
-    """What decides the weights: the recipe as run, the model, the images and the labels."""
-    described: dict[str, Any] = {
+def run_settings(card: ModelCard, recipe: Recipe, data: TrainingSet, options: TrainOptions) -> dict[str, Any]:
+    """Everything that determines the weights: the recipe as run, the model, the images and the labels."""
+    initial, teacher, store = options.initial_weights, options.teacher, data.store
+    settings: dict[str, Any] = {
         "arch": card.arch,
         "model_kwargs": card.model_kwargs,
-        "initial_weights": f"sha256 {sha256_of(initial)}" if initial else "pretrained" if pretrained else "random",
+        "initial_weights": f"sha256 {sha256_of(initial)}" if initial else "pretrained" if options.pretrained else "random",
         "initial_weights_file": str(initial) if initial else None,
         "recipe": dataclasses.asdict(recipe),
-        "images": image_set.source,
-        "image_count": len(image_set),
-        "image_digest": keys_digest(image_set.keys),
+        "images": data.images.source,
+        "image_count": len(data.images),
+        "image_digest": keys_digest(data.images.keys),
         "classes": len(card.classes),
         "labels": None,
         "teacher": None,
-        "val": val.source if val is not None else None,
-        "val_digest": keys_digest(val.keys) if val is not None else None,
+        "val": data.val.source if data.val is not None else None,
+        "val_digest": keys_digest(data.val.keys) if data.val is not None else None,
     }
     if teacher is not None:
         weights = teacher.checkpoint
-        described["teacher"] = dataclasses.asdict(teacher) | {
+        settings["teacher"] = dataclasses.asdict(teacher) | {
             "checkpoint": f"sha256 {sha256_of(weights)}" if weights is not None else None
         }
-        described["teacher_file"] = str(weights) if weights is not None else None
+        settings["teacher_file"] = str(weights) if weights is not None else None
     if store is not None and recipe.needs_labels:
-        described["labels"] = dataclasses.asdict(store.manifest)
-        described["label_digest"] = label_set_digest(store.labels)
-        described["label_folder"] = str(store.labels)
-    return described
+        settings["labels"] = dataclasses.asdict(store.manifest)
+        settings["label_digest"] = label_set_digest(store.labels)
+        settings["label_folder"] = str(store.labels)
+    return settings
 
 
 def label_set_digest(labels: Path) -> str:
@@ -94,57 +80,62 @@ def label_set_digest(labels: Path) -> str:
 
 
 def start_run(
-    run: Path, description: dict[str, Any], how: dict[str, Any], resume: bool, group: Processes
+    run: Path, settings: dict[str, Any], conditions: dict[str, Any], resume: bool, group: Processes
 ) -> dict[str, Any] | None:
-    """Make the run's folder, or go on in it, and record the start. Returns the state to resume from, or None.
+    """Make the run's folder, or continue in it, and record the start in run.json.
 
     Args:
-        how: HOW it trains from here on; a line says where that is not as at the last start.
+        settings: from `run_settings`.
+        conditions: CONDITION_FIELDS of this start; a warning names those that differ from the last start.
+    Returns:
+        what last.pt holds, or None if there is none yet.
     Raises:
-        InputError: the folder holds a run already and `resume` was not asked for, or one of other settings; or it is not
-            the same for all processes.
+        InputError: the folder holds a run and `resume` is not set, or a run with other settings; or the processes do not
+            share the folder.
     """
-    said = json.loads(json.dumps(description))  # as it reads back: lists for tuples
-    path = run / RUN_FILE
-    last = run / LAST
+    settings = json.loads(json.dumps(settings))  # as they read back: lists for tuples
+    path, last = run / RUN_FILE, run / LAST
     starts: list[dict[str, Any]] = []
     if path.exists():
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        other = [key for key in said if key not in PATH_FIELDS | INFORMATION_FIELDS and earlier.get(key) != said[key]]
-        if other:
-            changes = "; ".join(describe_change(key, earlier.get(key), said[key]) for key in other)
-            raise InputError(f"{run} holds a run of other settings ({changes}); use another --run-dir, or delete it")
+        free = PATH_FIELDS | INFORMATION_FIELDS
+        changed = [key for key in settings if key not in free and earlier.get(key) != settings[key]]
+        if changed:
+            changes = "; ".join(describe_change(key, earlier.get(key), settings[key]) for key in changed)
+            raise InputError(f"{run} holds a run with other settings ({changes}); use another --run-dir, or delete it")
         if last.exists() and not resume:
-            raise InputError(f"{run} holds a run already; go on with it by --resume, use another --run-dir, or delete it")
+            raise InputError(f"{run} already holds a run; continue it with --resume, use another --run-dir, or delete it")
         starts = earlier.get("starts", [])
     elif last.exists():
-        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so what made it is not known; use another --run-dir")
-    state = load_torch_file(last) if last.exists() else None
-    if state is not None and "step" not in state:
-        raise InputError(f"{last} is no checkpoint of a run of ours; delete it to start anew")
-    step = state["step"] if state is not None else 0
+        raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so its settings are unknown; use another --run-dir")
+    saved = load_torch_file(last) if last.exists() else None
+    if saved is not None and "step" not in saved:
+        raise InputError(f"{last} is not the checkpoint of a relabel run; delete it to start from the beginning")
+    step = saved["step"] if saved is not None else 0
     if group.any(step != group.from_first(step)):
         raise InputError(f"not all processes find the same {last}; --run-dir must be a folder that they share")
-    group.barrier()  # all have read run.json before it is written again
+    group.barrier()  # all have read run.json before it is rewritten
     if group.is_first:
-        if state is not None and starts:
-            otherwise = [
-                describe_change(key, starts[-1][key], how[key])
+        if saved is not None and starts:
+            changes = "; ".join(
+                describe_change(key, starts[-1][key], conditions[key])
                 for key in CONDITION_FIELDS
-                if starts[-1].get(key, how[key]) != how[key]
-            ]
-            if otherwise:
-                logger.warning(f"{run} goes on otherwise than it was last started: {'; '.join(otherwise)}")
-        starts.append(start_record(step, group) | how)
+                if starts[-1].get(key, conditions[key]) != conditions[key]
+            )
+            if changes:
+                logger.warning(f"resuming {run} with different settings: {changes}")
+        starts.append(start_record(step, group) | conditions)
         try:
             run.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, (json.dumps(said | {"starts": starts}, indent=2) + "\n").encode())
+            atomic_write(path, (json.dumps(settings | {"starts": starts}, indent=2) + "\n").encode())
+            for leftover in run.glob(".*.tmp"):  # from a run that was killed
+                leftover.unlink()
         except OSError as error:
             raise InputError(f"cannot write {run}: {error}") from error
-    return state
+    return saved
 
 
 def describe_change(key: str, before: Any, now: Any) -> str:

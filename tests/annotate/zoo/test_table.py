@@ -130,4 +130,4 @@ def test_listing_imports_no_torch_and_its_reader_may_leave() -> None:
 
 @pytest.mark.parametrize("option", ["--input-size=64", "--model-kwargs=depth=1"])
 def test_options_of_a_probe_without_one_are_refused(relabel_here: Relabel, option: str) -> None:
-    assert "--model-kwargs and --input-size go with --probe" in relabel_here("annotators", "resnet18", option).stderr
+    assert "--model-kwargs and --input-size need --probe" in relabel_here("annotators", "resnet18", option).stderr

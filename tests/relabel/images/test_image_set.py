@@ -73,7 +73,10 @@ def test_grey_in_32_bits_is_read_as_16_where_it_fits_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize("values", [np.array([[0, 70_000]], dtype=np.int32), np.array([[0.0, 0.5]], dtype=np.float32)])
 def test_grey_whose_white_nobody_knows_is_unreadable_and_not_guessed(tmp_path: Path, values: np.ndarray) -> None:
     Image.fromarray(values).save(tmp_path / "x.JPEG", "TIFF")
-    with pytest.raises(UnreadableImage, match=r"mode [IF] from 0.* have no agreed white; save it with 8 or 16 bits"):
+    with pytest.raises(
+        UnreadableImage,
+        match=r"values from 0.*mode [IF]\): it is unknown which value is white; save the image with 8 or 16 bits",
+    ):
         read_rgb(tmp_path / "x.JPEG")
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from relabel.models.classifier import create_classifier, parse_model_kwargs
+from pipeline.cli.options import parse_model_kwargs
+from relabel.models.classifier import create_classifier
 from relabel.runtime.machine import choose_device
 from tests.conftest import refusal
 

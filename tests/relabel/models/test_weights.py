@@ -166,14 +166,14 @@ def test_checkpoint_cut_short_is_named(tmp_path: Path, weights: dict[str, torch.
     torch.save(weights, path) if suffix == "pth" else save_file(weights, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert f"{path} is cut short, no weights file" in refusal(lambda: thin(path))
+    assert f"{path} is cut short, not a weights file" in refusal(lambda: thin(path))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_text_file_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     path.write_text("<html>404 not found</html>")
-    assert f"{path} is cut short, no weights file" in refusal(lambda: thin(path))
+    assert f"{path} is cut short, not a weights file" in refusal(lambda: thin(path))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_checkpoint_with_code_is_refused_and_the_code_does_not_run(
         message = refusal(lambda: thin(path))
     finally:
         assert not trace.exists()
-    assert f"{path} is cut short, no weights file, or holds more than weights" in message
+    assert f"{path} is cut short, not a weights file, or holds more than weights" in message
     whole = io.BytesIO(path.read_bytes())
     pickle.load(whole) if container == "bare" else torch.load(whole, weights_only=False)
     assert trace.exists(), "else this test could not fail"

@@ -12,7 +12,7 @@ from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.models.card import ModelCard
 from relabel.runtime.errors import InputError
-from tests.slow_loop import THIN, VIEW, save_run
+from tests.slow_loop import PREPROCESSING, THIN, save_run
 from train.evaluation.eval_model import load_eval_model
 from train.run_dir import checkpoint
 
@@ -39,12 +39,17 @@ def test_checkpoint_of_torchvisions_names_within_ddp_loads_by_arch(folder: Image
 
 def test_run_says_its_own_arch_classes_view_and_loss(folder: ImageSet, tmp_path: Path) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
-    card = ModelCard("resnet10t", THIN, ("cat", "dog", "eel"), VIEW, "bce")
+    card = ModelCard("resnet10t", THIN, ("cat", "dog", "eel"), PREPROCESSING, "bce")
     checkpoint.save_weights(tmp_path / "weights.pth", classifier.state_dict(), card)
     subject = load_eval_model(tmp_path / "weights.pth", None, None, folder)
-    assert (subject.arch, subject.classes, subject.view, subject.loss) == ("resnet10t", card.classes, VIEW, "bce")
+    assert (subject.arch, subject.classes, subject.preprocessing, subject.loss) == (
+        "resnet10t",
+        card.classes,
+        PREPROCESSING,
+        "bce",
+    )
     other = load_eval_model(tmp_path / "weights.pth", "resnet50", None, folder, size=32, crop=0.5)
-    assert (other.arch, other.view.size, other.view.crop) == ("resnet10t", 32, 0.5), "a run knows better"
+    assert (other.arch, other.preprocessing.size, other.preprocessing.crop) == ("resnet10t", 32, 0.5), "a run knows better"
 
 
 def test_safetensors_load_by_arch(folder: ImageSet, tmp_path: Path) -> None:
@@ -57,5 +62,5 @@ def test_safetensors_load_by_arch(folder: ImageSet, tmp_path: Path) -> None:
 def test_run_of_other_classes_is_refused_with_those_that_differ(folder: ImageSet, tmp_path: Path) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
     weights = save_run(tmp_path / "weights.pth", classifier, ("cow", "dog", "emu"))
-    with pytest.raises(InputError, match=r"has other classes than .*weights\.pth: cat is not cow; eel is not emu"):
+    with pytest.raises(InputError, match=r"classes of .*weights\.pth: .*expected cow, found cat; expected emu, found eel"):
         load_eval_model(weights, None, None, folder)

@@ -24,7 +24,7 @@ from relabel.runtime.errors import InputError
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 
-VIEW = Preprocessing(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PREPROCESSING = Preprocessing(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 ALONE = Processes(0, 1, torch.device("cpu"))
 CLASSES = 7
 
@@ -54,7 +54,7 @@ def test_counts_are_those_by_hand(folder: ImageSet, tmp_path: Path) -> None:
     shown["2/3.png"]["classes"] = ["2", "5"]  # what it says is not
     (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
     multilabels = read_multilabels(tmp_path / "shown.json", folder)
-    result = evaluate(ReadsRed(), folder, VIEW, ALONE, multilabels=multilabels, batch_size=3)
+    result = evaluate(ReadsRed(), folder, PREPROCESSING, ALONE, multilabels=multilabels, batch_size=3)
     assert result.summary() == {"images": 8, "top1": 62.5, "top5": 100.0, "multilabel_accuracy": 75.0}
 
 
@@ -72,7 +72,7 @@ def test_average_precision_ranks_by_the_probability_that_was_trained(
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) + images[:, 0, 0, :1] * 100
 
-    result = evaluate(Shifts(), folder, VIEW, ALONE, multilabels=multilabels, average_precision_of=loss)
+    result = evaluate(Shifts(), folder, PREPROCESSING, ALONE, multilabels=multilabels, average_precision_of=loss)
     red = torch.tensor([0, 1, 1, 6, 3, 0, 5, 6]).view(8, 1, 1, 1) * 10 / 255  # what each image says
     logits = Shifts()(red)
     of_classes = multilabels.classes.numpy()
@@ -87,12 +87,14 @@ def test_average_precision_ranks_by_the_probability_that_was_trained(
 
 def test_top5_counts_only_the_five_best(folder: ImageSet, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), (0, 0, 0)).save(tmp_path / "6" / "far.png")  # says 0 to 4; 6 is the seventh
-    assert evaluate(ReadsRed(), find_images(tmp_path), VIEW, ALONE).summary()["top5"] == pytest.approx(100 * 8 / 9, abs=1e-3)
+    assert evaluate(ReadsRed(), find_images(tmp_path), PREPROCESSING, ALONE).summary()["top5"] == pytest.approx(
+        100 * 8 / 9, abs=1e-3
+    )
 
 
 def test_model_comes_back_in_the_mode_it_came_in(folder: ImageSet) -> None:
     model = ReadsRed().train()
-    evaluate(model, folder, VIEW, ALONE)
+    evaluate(model, folder, PREPROCESSING, ALONE)
     assert model.training
 
 
@@ -136,7 +138,7 @@ def test_multilabel_class_that_is_no_folder_is_named(folder: ImageSet, tmp_path:
 
 
 def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageSet) -> None:
-    with pytest.raises(InputError, match="1 is not one; 3 is not three"):
+    with pytest.raises(InputError, match="expected one, found 1; expected three, found 3"):
         check_classes(folder, ("0", "one", "2", "three", "4", "5", "6"), "weights.pth")
     with pytest.raises(
         InputError,
@@ -162,5 +164,5 @@ def test_decoding_process_that_dies_gets_a_message(folder: ImageSet, tmp_path: P
         pytest.raises(InputError, match=r"a decoding process died: DataLoader worker .*use fewer --workers"),
         processes("cpu"),
     ):
-        evaluate(ReadsRed(), folder, VIEW, ALONE, workers=1)
+        evaluate(ReadsRed(), folder, PREPROCESSING, ALONE, workers=1)
     killer.join()

@@ -19,11 +19,11 @@ from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, TORCHRUN, Randomised, Relabel, model_options
-from tests.slow_loop import THIN, VIEW, logits_of, save_run
+from tests.slow_loop import PREPROCESSING, THIN, logits_of, save_run
 from train.evaluation.corruption_error import ALEXNET_ERROR
 from train.evaluation.corruptions import write_corrupted
 from train.evaluation.measures import Measure
-from train.evaluation.run import best_and_worst_classes, evaluate_checkpoint
+from train.evaluation.run import EvalOptions, best_and_worst_classes, evaluate_checkpoint
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def three_classes(image_folder: Path, tmp_path: Path, randomised: Randomised) ->
     return save
 
 
-def errors_in(root: Path, classifier: nn.Module, view: Preprocessing) -> dict[str, float]:
+def errors_in(root: Path, classifier: nn.Module, preprocessing: Preprocessing) -> dict[str, float]:
     """By corruption, mean over severities, from a slow loop."""
     errors = {}
     for corruption in sorted(p.name for p in root.iterdir()):
         wrong = []
         for severity in "12345":
             folder = find_images(root / corruption / severity)
-            best = logits_of(classifier, [Path(folder.source, key) for key in folder.keys], view).argmax(1)
+            best = logits_of(classifier, [Path(folder.source, key) for key in folder.keys], preprocessing).argmax(1)
             wrong.append((best.numpy() != folder.targets).mean())
         errors[corruption] = 100 * float(np.mean(wrong))
     return errors
@@ -62,12 +62,12 @@ def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callab
     images = tmp_path / "suite" / "imagenet-c" / "snow" / "1"
     weights = three_classes(0)
     given: dict[str, Any] = {"checkpoint": weights, "suite": tmp_path / "suite", "workers": 0, "device": "cpu"}
-    whole = evaluate_checkpoint(images, **given, eval_crop=0.5)
+    whole = evaluate_checkpoint(images, EvalOptions(**given, eval_crop=0.5))
     assert whole is not None
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN).eval()
     classifier.load_state_dict(load_torch_file(weights))
     errors = errors_in(
-        tmp_path / "suite" / "imagenet-c", classifier, VIEW
+        tmp_path / "suite" / "imagenet-c", classifier, PREPROCESSING
     )  # cropped already: crop 1, whatever was asked for
     assert len(set(errors.values())) > 3
     found = whole["suite"]["imagenet-c"]
@@ -78,7 +78,7 @@ def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callab
 
     shutil.rmtree(tmp_path / "suite" / "imagenet-c" / "fog" / "4")
     shutil.rmtree(tmp_path / "suite" / "imagenet-c" / "frost")
-    part = evaluate_checkpoint(images, **given)
+    part = evaluate_checkpoint(images, EvalOptions(**given))
     assert part is not None
     found = part["suite"]["imagenet-c"]
     assert found["missing"] == ["frost", "fog (severity 4)"]
@@ -88,7 +88,7 @@ def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callab
 
     (tmp_path / "suite" / "imagenet-c" / "snow" / "3" / "cat" / "a.JPEG").rename(images.parent / "3" / "cat" / "b.JPEG")
     with pytest.raises(InputError, match=r"snow/3 has not the images of .*gaussian_noise/1 \(first: cat/a.JPEG\)"):
-        evaluate_checkpoint(images, **given)
+        evaluate_checkpoint(images, EvalOptions(**given))
 
 
 @pytest.fixture
@@ -109,8 +109,7 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
     done = relabel_here(*everything, f"--output={tmp_path / 'both.json'}")
     assert done.returncode == 0, done.stderr
     both = json.loads((tmp_path / "both.json").read_text())
-    second = evaluate_checkpoint(
-        tmp_path / "images",
+    options = EvalOptions(
         checkpoint=tmp_path / "weights-1.pth",
         suite=tmp_path / "suite",
         fgsm_epsilon=2 / 255,
@@ -118,6 +117,7 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
         workers=0,
         device="cpu",
     )
+    second = evaluate_checkpoint(tmp_path / "images", options)
     assert second is not None
     assert {**both["compared_with"], "absent": second["absent"]} == {
         name: value for name, value in second.items() if not name.endswith("est_top1")
@@ -158,7 +158,7 @@ def test_models_of_other_classes_and_impossible_options_are_refused(
     other = timm.create_model("resnet10t", num_classes=3, **THIN)
     save_run(tmp_path / "other.pth", other, ("cat", "cow", "eel"))
     for options, message in (
-        ([mine, f"--compare={tmp_path / 'other.pth'}"], "other.pth: dog is not cow"),
+        ([mine, f"--compare={tmp_path / 'other.pth'}"], "expected cow, found dog"),
         ([mine, "--fgsm-epsilon=4/255"], "--fgsm-epsilon is the step of --fgsm; give --fgsm too"),
         ([mine, "--compare-arch=resnet10t"], "--compare-arch resnet10t: there is no --compare"),
         ([mine, "--amp-dtype=float16"], "--amp-dtype float16 does nothing"),

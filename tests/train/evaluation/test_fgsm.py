@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from relabel.models.preprocessing import Preprocessing
 from train.evaluation.fgsm import EPSILON, fgsm
 
-VIEW = Preprocessing(2, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
+PREPROCESSING = Preprocessing(2, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
 
 
 class Weighs(nn.Module):
@@ -24,7 +24,7 @@ class Weighs(nn.Module):
 
 def test_step_goes_against_the_class_by_the_gradients_sign() -> None:
     pixels = torch.full((2, 3, 2, 2), 100, dtype=torch.uint8)
-    attacked = fgsm(Weighs(), pixels, torch.tensor([1, 0]), 8 / 255, VIEW)
+    attacked = fgsm(Weighs(), pixels, torch.tensor([1, 0]), 8 / 255, PREPROCESSING)
     # of class 1, red helps and green harms: red goes down, green up; blue has no say. Of class 0 the other way round
     assert attacked[0, :, 0, 0].tolist() == pytest.approx([92, 108, 100])
     assert attacked[1, :, 0, 0].tolist() == pytest.approx([108, 92, 100])
@@ -32,18 +32,18 @@ def test_step_goes_against_the_class_by_the_gradients_sign() -> None:
 
 def test_pixels_stay_valid() -> None:
     pixels = torch.tensor([3, 250, 7], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    attacked = fgsm(Weighs(), pixels, torch.tensor([1]), 8 / 255, VIEW)
+    attacked = fgsm(Weighs(), pixels, torch.tensor([1]), 8 / 255, PREPROCESSING)
     assert attacked[0, :, 1, 1].tolist() == pytest.approx([0, 255, 7])
 
 
 def test_attack_is_the_slow_one_in_normalised_units() -> None:
     torch.manual_seed(0)
     classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
-    view = Preprocessing(6, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
+    preprocessing = Preprocessing(6, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
     pixels = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8)
     targets = torch.tensor([0, 1, 2, 3, 0])
-    attacked = fgsm(classifier, pixels, targets, EPSILON, view)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
+    attacked = fgsm(classifier, pixels, targets, EPSILON, preprocessing)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     for i in range(5):
         x = ((pixels[i] / 255 - mean) / std).requires_grad_()
         nn.functional.cross_entropy(classifier(x.unsqueeze(0)), targets[i : i + 1]).backward()

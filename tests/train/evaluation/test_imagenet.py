@@ -22,7 +22,7 @@ from relabel.runtime.errors import InputError
 from tests.conftest import Randomised
 from tests.slow_loop import THIN, images_of, logits_of, save_run
 from tests.train.evaluation.test_measures import shankar_file
-from train.evaluation.run import evaluate_checkpoint
+from train.evaluation.run import EvalOptions, evaluate_checkpoint
 
 TIMM_DATA = Path(timm.__file__).parent / "data" / "_info"
 
@@ -87,7 +87,8 @@ def test_every_data_set_found_is_measured_as_a_slow_loop_does(imagenet: Known, t
     folder = find_images(imagenet.val)
     labels = shankar_file(tmp_path / "human_accuracy.json", folder.keys)
     result = evaluate_checkpoint(
-        imagenet.val, checkpoint=imagenet.weights, suite=imagenet.suite, multilabels=labels, workers=0, device="cpu"
+        imagenet.val,
+        EvalOptions(checkpoint=imagenet.weights, suite=imagenet.suite, multilabels=labels, workers=0, device="cpu"),
     )
     assert result is not None
     ranked = imagenet.logits.topk(5).indices
@@ -118,7 +119,7 @@ def test_every_data_set_found_is_measured_as_a_slow_loop_does(imagenet: Known, t
 
 def test_folders_of_numbers_are_imagenets_classes_by_number(imagenet: Known) -> None:
     v2 = imagenet.suite / "imagenetv2-threshold0.7-format-val"
-    result = evaluate_checkpoint(v2, checkpoint=imagenet.weights, workers=0, device="cpu")
+    result = evaluate_checkpoint(v2, EvalOptions(checkpoint=imagenet.weights, workers=0, device="cpu"))
     assert result is not None and 25 < result["top1"] < 35
     assert "tench (n01440764)" in str(result["lowest_top1"]), "a class is called by its name, not its number"
 
@@ -131,14 +132,14 @@ def test_model_that_does_not_say_its_classes_has_imagenets(imagenet: Known, tmp_
     shutil.copytree(imagenet.val, renamed, copy_function=os.link)
     (renamed / "n01440764").rename(renamed / "n01440763")
     (renamed / "n15075141").rename(renamed / "n15075142")
-    with pytest.raises(InputError, match=r"n01440763 is not n01440764; n15075142 is not n15075141$"):
-        evaluate_checkpoint(renamed, **given, workers=0, device="cpu")
-    result = evaluate_checkpoint(imagenet.val, **given, eval_size=16, eval_crop=1.0, workers=0, device="cpu")
+    with pytest.raises(InputError, match=r"expected n01440764, found n01440763; expected n15075141, found n15075142$"):
+        evaluate_checkpoint(renamed, EvalOptions(**given, workers=0, device="cpu"))
+    result = evaluate_checkpoint(imagenet.val, EvalOptions(**given, eval_size=16, eval_crop=1.0, workers=0, device="cpu"))
     classifier = timm.create_model("resnet10t", num_classes=1000, **THIN).eval()
     classifier.load_state_dict(state)
-    view = dataclasses.replace(eval_preprocessing(classifier), size=16, crop=1.0)
+    preprocessing = dataclasses.replace(eval_preprocessing(classifier), size=16, crop=1.0)
     paths = [next((imagenet.val / wordnet_id).iterdir()) for wordnet_id in imagenet_classes()]
-    expected = logits_of(classifier, paths, view).argmax(1) == torch.arange(1000)
+    expected = logits_of(classifier, paths, preprocessing).argmax(1) == torch.arange(1000)
     assert result is not None and result["top1"] == pytest.approx(100 * expected.double().mean().item()) != 0
 
 
@@ -146,7 +147,7 @@ def test_data_set_of_other_classes_is_refused_before_anything_is_measured(imagen
     shutil.copytree(imagenet.suite / "imagenet-a", tmp_path / "imagenet-a", copy_function=os.link)
     (tmp_path / "imagenet-a" / "n01498041").rename(tmp_path / "imagenet-a" / "stingray")
     with pytest.raises(InputError, match=r"1 of 200 class folders are no classes of .*weights.pth \(stingray\)"):
-        evaluate_checkpoint(imagenet.val, checkpoint=imagenet.weights, suite=tmp_path, workers=0, device="cpu")
+        evaluate_checkpoint(imagenet.val, EvalOptions(checkpoint=imagenet.weights, suite=tmp_path, workers=0, device="cpu"))
     shutil.rmtree(tmp_path / "imagenet-a")
     with pytest.raises(InputError, match=r"holds none of imagenetv2-matched-frequency-format-val, .*imagenet-c, corrupted"):
-        evaluate_checkpoint(imagenet.val, checkpoint=imagenet.weights, suite=tmp_path, workers=0, device="cpu")
+        evaluate_checkpoint(imagenet.val, EvalOptions(checkpoint=imagenet.weights, suite=tmp_path, workers=0, device="cpu"))

@@ -30,20 +30,25 @@ def folder(tmp_path: Path) -> ImageSet:
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_uint8_normalised_on_the_device_is_timms_transform(folder: ImageSet, crop_mode: str, interpolation: str) -> None:
-    view = Preprocessing(16, 0.875, interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_mode)
+    preprocessing = Preprocessing(16, 0.875, interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_mode)
     theirs = create_transform(
-        (3, 16, 16), interpolation=interpolation, mean=view.mean, std=view.std, crop_pct=0.875, crop_mode=crop_mode
+        (3, 16, 16),
+        interpolation=interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=0.875,
+        crop_mode=crop_mode,
     )
-    crops = CentreCrops(folder, view, range(3))
+    crops = CentreCrops(folder, preprocessing, range(3))
     for i, key in enumerate(folder.keys):
         pixels, index = crops[i]
         assert index == i and pixels.dtype == torch.uint8 and pixels.shape == (3, 16, 16)
         expected = theirs(read_rgb(Path(folder.source, key)))
-        torch.testing.assert_close(view.normalise(pixels.unsqueeze(0))[0], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(preprocessing.normalise(pixels.unsqueeze(0))[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_view_of_a_published_model_is_its_own_at_test_size() -> None:
-    view = eval_preprocessing(timm.create_model("resnet10t.c3_in1k"))
-    assert (view.size, view.crop, view.interpolation) == (224, 0.95, "bicubic")
+    preprocessing = eval_preprocessing(timm.create_model("resnet10t.c3_in1k"))
+    assert (preprocessing.size, preprocessing.crop, preprocessing.interpolation) == (224, 0.95, "bicubic")
     settings = resolve_model_data_config(timm.create_model("resnet10t.c3_in1k"), use_test_size=True)
-    assert astuple(view)[3:5] == (settings["mean"], settings["std"])
+    assert astuple(preprocessing)[3:5] == (settings["mean"], settings["std"])

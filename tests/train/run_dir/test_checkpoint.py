@@ -92,7 +92,7 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path: Pa
     path = tmp_path / "last.pt"
     checkpoint.save_checkpoint(path, {"step": 7})
     done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, cwd=REPOSITORY)
-    assert "cannot save a checkpoint" in done.stdout and "still holds the one before it" in done.stdout, done.stderr
+    assert "cannot save a checkpoint" in done.stdout and "still holds the previous one" in done.stdout, done.stderr
     assert load_torch_file(path) == {"step": 7}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 

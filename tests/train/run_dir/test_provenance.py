@@ -22,6 +22,7 @@ from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, Relabel, model_options
 from tests.label_sets import write_label_set
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import load_recipe
 from train.run_dir.provenance import git_state, label_set_digest
 from train.teacher import TeacherChoice
@@ -41,7 +42,9 @@ def label_set(image_folder: Path, tmp_path: Path) -> Path:
 def run_training(images: Path, labels: Path, run: Path, *more: str, **options: Any) -> dict[str, Any]:
     """Train, and read run.json."""
     recipe = load_recipe("scenes-relabel", [*SETTINGS, *more])
-    train(images, run, "resnet10t", recipe, labels=labels, model_kwargs=THIN, workers=0, device="cpu", **options)
+    train(
+        images, run, "resnet10t", recipe, TrainOptions(labels=labels, model_kwargs=THIN, workers=0, device="cpu", **options)
+    )
     said: dict[str, Any] = json.loads((run / "run.json").read_text())
     return said
 
@@ -123,7 +126,7 @@ def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
         recipe = load_recipe("distillation", SETTINGS)
         teacher = TeacherChoice("resnet10t", weights, THIN, (32, 56))
         kwargs = {"model_kwargs": THIN, "workers": 0, "device": "cpu"}
-        train(image_folder, tmp_path / "run", "resnet10t", recipe, teacher=teacher, **kwargs, **options)
+        train(image_folder, tmp_path / "run", "resnet10t", recipe, TrainOptions(teacher=teacher, **kwargs, **options))
         said: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
         return said
 
@@ -138,16 +141,14 @@ def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
 
 
 def test_resume_in_another_precision_is_told_and_recorded(
-    image_folder: Path, label_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, label_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
     run_training(image_folder, label_set, run)
     run_training(image_folder, label_set, run, resume=True)
-    assert "otherwise" not in capsys.readouterr().out
+    assert "different settings" not in caplog.text
     said = run_training(image_folder, label_set, run, resume=True, amp=True)
-    assert (
-        f"{run} goes on otherwise than it was last started: precision 'float32', now 'bfloat16'" in capsys.readouterr().out
-    )
+    assert f"resuming {run} with different settings: precision 'float32', now 'bfloat16'" in caplog.text
     assert [start["precision"] for start in said["starts"]] == ["float32", "float32", "bfloat16"]
     assert (said["starts"][0]["sync_bn"], said["starts"][0]["compile"]) == (False, False)
     with pytest.raises(InputError, match="--amp-dtype float16 does nothing"):

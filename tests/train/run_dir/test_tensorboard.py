@@ -8,6 +8,7 @@ import pytest
 
 from relabel.runtime.errors import InputError
 from train.loop import train
+from train.options import TrainOptions
 from train.recipe import load_recipe
 from train.run_dir.metrics import CURVES, read_metrics
 from train.run_dir.tensorboard import FOLDER, open_writer, write_epoch
@@ -17,7 +18,9 @@ def test_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(InputError, match="pip install tensorboard"):
-        train(tmp_path / "nowhere", tmp_path / "run", "resnet10t", load_recipe("scenes-single"), tensorboard=True)
+        train(
+            tmp_path / "nowhere", tmp_path / "run", "resnet10t", load_recipe("scenes-single"), TrainOptions(tensorboard=True)
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -34,9 +37,9 @@ def test_every_epoch_is_there_as_in_metrics_jsonl(image_folder: Path, tmp_path: 
     options["model_kwargs"] = {"stem_width": 8, "channels": (8, 8, 8, 16)}
     (tmp_path / CURVES).mkdir()  # the last thing that is written of an epoch; it stops the run after the last one
     with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
-        train(image_folder, tmp_path, "resnet10t", recipe, **options)
+        train(image_folder, tmp_path, "resnet10t", recipe, TrainOptions(**options))
     (tmp_path / CURVES).rmdir()
-    train(image_folder, tmp_path, "resnet10t", recipe, **options, resume=True)
+    train(image_folder, tmp_path, "resnet10t", recipe, TrainOptions(**options, resume=True))
     assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
     shown, metrics = scalars(tmp_path), read_metrics(tmp_path)
     assert shown["loss"] == [(m["epoch"], pytest.approx(m["loss"])) for m in metrics]

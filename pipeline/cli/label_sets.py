@@ -1,0 +1,98 @@
+"""Commands that check and compare label sets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import command
+from pipeline.cli.options import ClassNamesFile, Device
+from relabel.runtime.defaults import COMPARE_BOXES, MIN_AGREEMENT
+from relabel.runtime.errors import InputError
+
+GROUP = "Label sets"
+
+
+@command(GROUP)
+def verify(
+    labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
+    images: Annotated[
+        str | None, typer.Option(help="The images it was made from: also checks coverage, and agreement with their labels.")
+    ] = None,
+    min_agreement: Annotated[
+        float, typer.Option(help="Lowest share of images whose top-1 class must be their ground-truth label.")
+    ] = MIN_AGREEMENT,
+    spot_check: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Annotate N random images again: shows differences, and what each k and tail would lose."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="For --spot-check: the weights the label set was made with, if your own.")
+    ] = None,
+    class_names: ClassNamesFile = None,
+    device: Device = None,
+) -> None:
+    """Check a label set.
+
+    Structure, checksums and values; with --images also coverage, and agreement with the ground-truth labels.
+    """
+    from pipeline.spot_check import fidelity_table, problems
+    from pipeline.spot_check import spot_check as annotate_again
+    from pipeline.verify import verify as verify_label_set
+    from relabel.images.classes import ClassNames
+    from relabel.labels.manifest import Manifest
+
+    if spot_check is not None and images is None:
+        raise InputError("--spot-check needs the images; give their folder with --images")
+    if spot_check is None and (checkpoint is not None or device is not None):
+        raise InputError("--checkpoint and --device need --spot-check; give it too")
+    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names))
+    notes, findings = report.notes, report.findings
+    if spot_check is not None and findings:
+        notes.append("spot check skipped: fix the errors first")
+    print_report(notes, findings)
+    if spot_check is not None and images is not None and not findings:
+        manifest = Manifest.load(labels)
+        check = annotate_again(labels, images, spot_check, checkpoint, device)
+        findings = problems(check, manifest, labels)
+        print_report(fidelity_table(check, manifest), findings)
+    if findings:
+        print(f"{len(findings)} error{'s' * (len(findings) != 1)}")
+        raise typer.Exit(1)
+    print("OK")
+
+
+def print_report(notes: list[str], findings: list[str]) -> None:
+    print("\n".join([*notes, *(f"ERROR {finding}" for finding in findings)]), flush=True)
+
+
+@command(GROUP)
+def compare(
+    first: Annotated[Path, typer.Argument(help="A label set.")],
+    second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
+    boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = COMPARE_BOXES,
+    class_names: ClassNamesFile = None,
+) -> None:
+    """Show how two label sets differ.
+
+    In settings, in top-1 classes and in the targets of crops, and on which images most.
+    """
+    from pipeline.compare import compare as compare_label_sets
+    from relabel.images.classes import ClassNames
+
+    names = ClassNames(class_names)
+    found = compare_label_sets(first, second, boxes)
+    for difference in found.different_settings:
+        print(f"different settings    {difference}")
+    only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
+    print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
+    print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
+    print(f"pooled targets        mean KL({first} || {second}) {found.kl:.4f} nats over {boxes} random boxes per image")
+    print("images that differ most")
+    for key, kl in found.worst_images:
+        print(f"  {kl:8.4f}  {key}  {names(key.rpartition('/')[0])}")
+    print("class folders that differ most")
+    for folder, kl in found.worst_folders:
+        print(f"  {kl:8.4f}  {names(folder)}")

@@ -1,0 +1,60 @@
+"""Options that several commands share, and how their values are read."""
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from relabel.runtime.defaults import HalfPrecision
+from relabel.runtime.errors import InputError
+
+Images = Annotated[
+    str,
+    typer.Argument(help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, or hfds/NAME[:SPLIT]."),
+]
+Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]
+ModelKwargs = Annotated[
+    list[str], typer.Option(metavar="KEY=VALUE", help="Passed to timm.create_model; may be given several times.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default CUDA if there is one.")]
+ClassNamesFile = Annotated[
+    Path | None, typer.Option("--class-names", help="Lines FOLDER NAME, used instead of WordNet's names for WordNet ids.")
+]
+Amp = Annotated[bool | None, typer.Option(help="Mixed precision, in --amp-dtype; by default on CUDA only.")]
+AmpDtype = Annotated[
+    HalfPrecision | None, typer.Option(help="bfloat16 is the default; float16 is for GPUs without fast bfloat16.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Decoding processes per GPU process; 0 decodes in that process. By default its share of the cores."),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: minutes at the start, faster afterwards.")]
+
+
+def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict[str, Any]:
+    """KEY=VALUE arguments, as in timm's scripts: a value is a Python literal, or else a string.
+
+    Raises:
+        InputError: an argument without `=`.
+    """
+    kwargs: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"{option} {pair!r}: expected KEY=VALUE, such as output_stride=8")
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return kwargs
+
+
+def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
+    """ "475" or "480x640" as rows, columns."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{option} {text}: expected pixels, as N or ROWSxCOLUMNS")
+    return int(parts[0]), int(parts[-1])
