@@ -1,7 +1,8 @@
-# relabel: `make help` lists what there is.
+# relabel: `make help` lists the targets and variables.
 #
-# Every stage leaves a file that make can see, and none that is half done: labels are marked when annotate and verify have
-# succeeded, weights.pth and eval.json are written whole at the end. A second call does nothing.
+# Every stage leaves a file by which make knows that it is done, and only when it has succeeded: annotate and verify leave a
+# marker file in the label set, train and eval write weights.pth and eval.json atomically at the end. Calling a finished
+# target again does nothing.
 
 PYTHON ?= python3
 VENV := .venv/installed
@@ -26,7 +27,7 @@ TABLES ?=
 DEMO ?= demo
 SCRATCH ?=
 
-# Recipes that read no label set.
+# Recipes that do not need a label set.
 LABEL_FREE := single label-smoothing distillation scenes-annotator scenes-single
 
 name = $(subst /,-,$(subst :,-,$(1)))
@@ -37,28 +38,31 @@ RUN ?= runs/$(call name,$(ARCH))-$(basename $(notdir $(RECIPE)))$(if $(USED_LABE
 ifeq ($(GPUS),1)
 RELABEL := .venv/bin/relabel
 else
-RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline
+RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(GPUS) --no-python .venv/bin/relabel
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo results bench bench-full test check format annotate verify train eval all clean FORCE
+.PHONY: help demo results bench bench-full test test-fast check format annotate verify train eval all clean FORCE
 
 help:
-	@echo 'make demo                     the whole chain on the embedded digit scenes, no GPU needed, in minutes'
-	@echo 'make annotate IMAGENET=DIR    label maps of DIR/train into LABELS'
-	@echo 'make verify   IMAGENET=DIR    check them against DIR/train'
-	@echo 'make train    IMAGENET=DIR    train ARCH by RECIPE into RUN'
-	@echo 'make eval     IMAGENET=DIR    evaluate it on DIR/val'
-	@echo 'make all      IMAGENET=DIR    all of these, in order; each of them makes what it needs first'
-	@echo 'make test | check | format    the tests | format, lint and types | put the code in form'
-	@echo 'make bench                    speed of each part against what could replace it, as ratios'
-	@echo 'make bench-full               a label set as large as ImageNet: seconds and memory; needs 20 GB of disk, in SCRATCH'
-	@echo 'make results                  the tables of README.md, over seeds; writes them there (hours); TABLES= one of them'
-	@echo 'make clean                    delete what make demo and make results have made'
+	@echo 'make demo                     run the whole chain on the embedded digit scenes; takes minutes, needs no GPU'
+	@echo 'make annotate IMAGENET=DIR    make label maps of DIR/train in LABELS'
+	@echo 'make verify   IMAGENET=DIR    check the label maps against DIR/train'
+	@echo 'make train    IMAGENET=DIR    train ARCH with RECIPE in RUN'
+	@echo 'make eval     IMAGENET=DIR    evaluate RUN on DIR/val'
+	@echo 'make all      IMAGENET=DIR    all four stages; each stage first runs the ones it depends on'
+	@echo 'make test                     run all tests'
+	@echo 'make test-fast                run all tests that are not marked as slow'
+	@echo 'make check                    check format, lint and types'
+	@echo 'make format                   format the code and fix lint errors'
+	@echo 'make bench                    measure the speed of each part, as ratios to its alternatives'
+	@echo 'make bench-full               measure time and memory for a label set of the size of ImageNet; needs 20 GB in SCRATCH'
+	@echo 'make results                  measure the tables of docs/results.md and write them there; takes hours'
+	@echo 'make clean                    delete the output of make demo and make results'
 	@echo
-	@echo 'Variables, and what they are now:'
+	@echo 'Variables and their current values:'
 	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
-	@echo '  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   or each by itself: folders, .tar files, .txt lists, hfds/NAME:SPLIT'
+	@echo '  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   used instead of IMAGENET: folders, .tar files, .txt lists, hfds/NAME:SPLIT'
 	@echo '  ANNOTATOR=$(ANNOTATOR)   any timm classifier'
 	@echo '  CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR'
 	@echo '  ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`'
@@ -67,21 +71,21 @@ help:
 	@echo '  ARCH=$(ARCH)         any timm model'
 	@echo '  ARCH_ARGS=$(ARCH_ARGS)            more options of `relabel train`'
 	@echo '  RECIPE=$(RECIPE)        `relabel recipes` lists them'
-	@echo '  EPOCHS=$(EPOCHS)               instead of the recipe'"'"'s'
-	@echo '  SET=$(SET)                  settings instead of the recipe'"'"'s, such as SET="lr=0.2 batch_size=256"'
+	@echo '  EPOCHS=$(EPOCHS)               number of epochs; default: the recipe'"'"'s'
+	@echo '  SET=$(SET)                  settings that override the recipe'"'"'s, such as SET="lr=0.2 batch_size=256"'
 	@echo '  RUN=$(RUN)'
-	@echo '  GPUS=$(GPUS)                processes of torchrun on this machine'
-	@echo '  WORKERS=$(WORKERS)              decoding processes for each of them; as many as there are cores'
-	@echo '  SCRATCH=$(SCRATCH)              folder for bench-full; the system'"'"'s temporary one'
-	@echo '  MULTILABELS=$(MULTILABELS)          JSON of all the classes that each validation image shows'
+	@echo '  GPUS=$(GPUS)                number of processes on this machine, one per GPU'
+	@echo '  WORKERS=$(WORKERS)              decoding workers of each process; default: as many as there are cores'
+	@echo '  SCRATCH=$(SCRATCH)              folder for bench-full; default: the system'"'"'s temporary folder'
+	@echo '  MULTILABELS=$(MULTILABELS)          JSON file with all the classes that each validation image shows'
 	@echo '  EVAL_ARGS=$(EVAL_ARGS)            more options of `relabel eval`, such as --suite DIR --fgsm'
-	@echo '  TABLES=$(TABLES)               of make results: targets, robustness, recipes'
+	@echo '  TABLES=$(TABLES)               for make results: targets or robustness; default: both'
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
 $(VENV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "relabel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 ..."; exit 1; }
+		{ echo "relabel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Choose another one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	@touch $@
@@ -94,13 +98,13 @@ train: $(RUN)/weights.pth
 eval: $(RUN)/eval.json
 all: eval
 
-# Before anything else: are there images?
+# The first check of every stage.
 define images
-	@test -n "$(TRAIN_IMAGES)" || { echo "make: say where the images are: IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
+	@test -n "$(TRAIN_IMAGES)" || { echo "make: no images given; pass IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
 endef
 
-# The options of a stage, kept beside what it made, so that other options make it again (and the stage then says what is in
-# the way). How many processes work on it is no such option.
+# The options of a stage are stored next to its output. If they change, make runs the stage again, and the stage then reports
+# what conflicts with them. The number of processes and of workers is not one of these options.
 ANNOTATE_OPTIONS = $(strip $(TRAIN_IMAGES) --labels $(LABELS) --model $(ANNOTATOR) \
 	$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
 VERIFY_OPTIONS = $(strip --images $(TRAIN_IMAGES) \
@@ -134,17 +138,17 @@ $(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
 	$(RELABEL) annotate $(ANNOTATE_OPTIONS)$(DECODERS)
 	@touch $@
 
-# Where verify finds something, the mark of annotate goes: its remedy is to annotate again, which make must not take for done.
+# If verify finds an error, the marker of annotate is deleted too, so that make annotates again, which is how to fix the error.
 $(LABELS)/.verified: $(LABELS)/.annotated $(LABELS)/.verify-options
 	.venv/bin/relabel verify $(LABELS) $(VERIFY_OPTIONS) || { rm -f $(LABELS)/.annotated; exit 1; }
 	@touch $@
 
-# Labels are verified before they are trained on; verifying them again is no reason to train again.
+# Labels are verified before training, but verifying them again does not make the weights out of date.
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.annotated) $(RUN)/.train-options | $(VENV) $(if $(USED_LABELS),$(LABELS)/.verified)
 	$(RELABEL) train $(TRAIN_OPTIONS)$(DECODERS)
 
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
-	@test -n "$(VAL_IMAGES)" || { echo "make: no validation images in $(IMAGENET)/val; name them by VAL_IMAGES="; exit 2; }
+	@test -n "$(VAL_IMAGES)" || { echo "make: no validation images in $(IMAGENET)/val; pass VAL_IMAGES=DIR"; exit 2; }
 	$(RELABEL) eval $(EVAL_OPTIONS)$(DECODERS)
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------
@@ -158,7 +162,10 @@ results: | $(VENV)
 # --- the code ---------------------------------------------------------------------------------------------------------
 
 test: | $(VENV)
-	.venv/bin/pytest --numprocesses 2 --dist loadfile
+	.venv/bin/pytest --numprocesses auto --dist loadfile
+
+test-fast: | $(VENV)
+	.venv/bin/pytest -m "not slow" --numprocesses auto --dist loadfile
 
 check: | $(VENV)
 	.venv/bin/ruff format --check .

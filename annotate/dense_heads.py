@@ -1,7 +1,7 @@
-"""The families whose own head names every location, so that the generic way of annotate/convert.py would lose what it knows.
+"""Model families whose own heads predict better logits at every location than the generic method of annotate/convert.py.
 
-    vgg    its fully connected layers are a convolution of 7x7 locations and need the whole window to see anything
-    volo   trained by token labelling: `aux_head` was taught the class of every token (Jiang et al. 2021, arXiv 2104.10858)
+    vgg    its fully connected layers are a convolution over 7x7 locations, and are meaningless on less than a full window
+    volo   token labelling trained its `aux_head` to classify every token (Jiang et al. 2021, arXiv 2104.10858)
 
 Shapes: B images, H rows and W columns of the feature map, F features, C classes.
 """
@@ -18,7 +18,7 @@ DenseHead = Callable[[Tensor], Tensor]  # (B, H, W, F) locations -> (B, H, W, C)
 
 
 def dense_head_of(classifier: nn.Module) -> DenseHead | None:
-    """The head of its own with which a classifier names every location; None: its locations go through `forward_head`."""
+    """The classifier's head for single locations, or None if it has none and each location goes through `forward_head`."""
     if isinstance(classifier, VGG) and isinstance(classifier.pre_logits, ConvMlp):
         return functools.partial(slide, classifier)
     if isinstance(classifier, VOLO) and classifier.aux_head is not None:
@@ -28,12 +28,12 @@ def dense_head_of(classifier: nn.Module) -> DenseHead | None:
 
 
 def slide(classifier: VGG, locations: Tensor) -> Tensor:
-    """VGG's fully connected layers at every location, on the window centred there.
+    """Apply VGG's fully connected layers at every location, on the window centred there.
 
-    A convolution of whole windows alone would be a map of the image's middle: at 224 pixels, one cell. The map is padded
-    by half a window, so that cells stay where the image is; at 224 pixels the middle cell is the classifier's own logits.
-    The border is repeated: zeros, which no window held in training but where nothing was seen, would make the logits of
-    border cells small, those of a corner least.
+    Full windows only would give a map of the middle of the image: a single cell at 224 pixels. So the features are padded by
+    half a window, and the cells cover the whole image; at 224 pixels the middle cell equals the classifier's logits. The
+    padding repeats the border. Zeros, which in training only meant that a feature was absent, would make the logits of
+    border cells small, and those of the corners smallest.
     """
     before, after = (classifier.pre_logits.input_kernel_size - 1) // 2, classifier.pre_logits.input_kernel_size // 2
     padded = pad(locations.permute(0, 3, 1, 2), [before, after, before, after], mode="replicate")

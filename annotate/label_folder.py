@@ -1,6 +1,6 @@
-"""The label set's folder while it is being written: who may write, what is still to do, and what is said at the end.
+"""A label set's folder while it is being written: the lock, the shards still to do, and the summary at the end.
 
-Everything here is decided by the first process, and read by the others from the files.
+The first process decides everything here; the others read its decisions from the files.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def write_lock(labels: Path, group: Processes) -> Iterator[None]:
-    """Refuse a second run on the same folder while the first lives; a dead run's lock is gone with it.
+    """Keep a second run from writing to the same folder. The lock is released when its run ends, however it ends.
 
-    The first process holds the lock for all: what the others of a dying run may still write has the same bytes.
+    The first process holds the lock for the whole run. If it dies, the other processes may still write some shards, but
+    those have the same bytes as a rerun's.
     """
     if not group.is_first:
         yield
@@ -32,78 +33,82 @@ def write_lock(labels: Path, group: Processes) -> Iterator[None]:
     with (labels / LOCK).open("w") as file:
         try:
             if not lock(file, wait=False):
-                logger.warning(f"{labels} lies on a file system without locks; see that no other run writes it")
+                logger.warning(f"{labels} is on a file system without locks; make sure that no other run writes to it")
         except (BlockingIOError, PermissionError) as error:
             raise InputError(
-                f"another `relabel annotate` or `import-maps` is writing {labels}; wait for it, or use another --labels"
+                f"another `relabel annotate` or `import-maps` is writing to {labels}; wait for it to finish, or use a"
+                " different --labels"
             ) from error
         yield
 
 
 def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable: bool = True) -> list[int]:
-    """Make, check or mend the manifest, drop what a killed run left half done, and list the shards still to make.
+    """Write, check or repair the manifest, remove what a killed run left unfinished, and return the shards still to do.
 
-    A shard that lacks unreadable images is made again where they are not to be skipped: they may have been replaced.
+    A shard that skipped unreadable images is done again unless `skip_unreadable`: they may have been replaced.
     """
     pending: list[int] = []
     if group.is_first:
         lines = read_shard_lines(labels, drop_damaged=True)
         ensure_manifest(labels, manifest, lines)
         for leftover in labels.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)  # a dying process of the run before may just have done so
-        sound = {i: line for i, line in lines.items() if is_intact(labels, line, manifest)}
+            leftover.unlink(missing_ok=True)  # a dying process of a killed run may be removing it too
+        intact = {i: line for i, line in lines.items() if is_intact(labels, line, manifest)}
         if lines or (labels / SHARD_LINES).exists():
-            write_shard_lines(labels, sound)  # also drops torn and damaged lines
-        for i in sorted(lines.keys() - sound.keys()):
-            logger.info(f"{labels / shard_name(i)} is missing or damaged: made again")
-        again = {i for i, line in sound.items() if line.unreadable and not skip_unreadable}
-        pending = [i for i in range(manifest.shard_count) if i not in sound or i in again]
+            write_shard_lines(labels, intact)  # also drops torn and damaged lines
+        for i in sorted(lines.keys() - intact.keys()):
+            logger.info(f"{labels / shard_name(i)} is missing or damaged; making it again")
+        incomplete = {i for i, line in intact.items() if line.unreadable and not skip_unreadable}
+        pending = [i for i in range(manifest.shard_count) if i not in intact or i in incomplete]
         if not pending:
-            logger.info(f"{labels}: all {manifest.shard_count} shards are there and sound, nothing to do")
+            logger.info(f"{labels}: all {manifest.shard_count} shards are finished and intact; nothing to do")
         elif len(pending) < manifest.shard_count:
             done = manifest.shard_count - len(pending)
-            logger.info(f"{labels}: {done} of {manifest.shard_count} shards are there and sound, making the rest")
+            logger.info(f"{labels}: {done} of {manifest.shard_count} shards are finished and intact; making the rest")
     group.barrier()
     differences = Manifest.load(labels).differences(manifest)
-    if differences:  # another node may have other images, or other weights under the same name
-        raise InputError(f"process {group.rank} would write another label set than the first: {'; '.join(differences)}")
+    if differences:  # another node may have different images, or different weights under the same name
+        raise InputError(
+            f"rank {group.rank}'s settings differ from rank 0's ({'; '.join(differences)}); give all ranks the same options,"
+            " images and weights"
+        )
     return group.from_first(pending)
 
 
 def ensure_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine]) -> None:
-    """See that LABELS/manifest.json is this one: write it where there is none, or where it is damaged and every finished
-    shard says that it was made by this one.
+    """Make sure that LABELS/manifest.json is this manifest. If it is missing or damaged, write it again, provided that every
+    finished shard was made with this manifest.
 
     Raises:
-        InputError: the folder holds another label set, or other files.
+        InputError: the folder holds a different label set, or other files.
     """
-    made_by_it = all(line.manifest == manifest.identity for line in lines.values())
+    shards_match = all(line.manifest == manifest.identity for line in lines.values())
     if not (labels / MANIFEST).exists():
-        strangers = sorted(p.name for p in labels.iterdir() if p.name != LOCK and not p.name.startswith("."))
-        if strangers and not (lines and made_by_it):
-            raise InputError(f"{labels} is not empty and no label set (it holds {strangers[0]}); use an empty folder")
-        if strangers:
-            logger.info(f"{labels / MANIFEST} is missing: written again, as every finished shard was made by it")
+        others = sorted(p.name for p in labels.iterdir() if p.name != LOCK and not p.name.startswith("."))
+        if others and not (lines and shards_match):
+            raise InputError(f"{labels} is not empty and is not a label set (it contains {others[0]}); use an empty folder")
+        if others:
+            logger.info(f"{labels / MANIFEST} is missing; writing it again, since every finished shard matches it")
         manifest.save(labels)
         return
     try:
         found = Manifest.load(labels)
     except DamagedManifest as error:
-        if not made_by_it:
+        if not shards_match:
             raise DamagedManifest(f"{error}, with the same settings and versions") from error
-        logger.info(f"{labels / MANIFEST} is damaged: written again, as every finished shard was made by it")
+        logger.info(f"{labels / MANIFEST} is damaged; writing it again, since every finished shard matches it")
         manifest.save(labels)
         return
     differences = found.differences(manifest)
     if differences:
         raise InputError(
-            f"{labels} holds another label set ({'; '.join(differences)} of this run); use another --labels, or delete the"
-            " folder to replace it"
+            f"{labels} holds a label set with different settings ({'; '.join(differences)} as in this run); use a different"
+            " --labels, or delete the folder to replace it"
         )
 
 
 def is_intact(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
-    """Whether line and file are what was written: the line may be damaged as well as the file."""
+    """Whether the shard's line and its file are both as written; either may be damaged."""
     images = len(manifest.images_of(line.shard))
     if line.file != shard_name(line.shard) or line.rows + len(line.unreadable) != images:
         return False
@@ -117,7 +122,7 @@ def is_intact(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
 
 
 def finish(labels: Path, manifest: Manifest) -> None:
-    """Order shards.jsonl and say what there is now."""
+    """Sort shards.jsonl and log a summary."""
     lines = read_shard_lines(labels)
     if len(lines) < manifest.shard_count:
         raise InputError(f"{labels}: {manifest.shard_count - len(lines)} shards are missing; rerun to make them")

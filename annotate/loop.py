@@ -1,7 +1,7 @@
-"""From image files to shards: workers decode, the device annotates, a thread writes, and none waits for another.
+"""From image files to shards: workers decode, the device annotates and a thread writes, all at the same time.
 
-A batch never reaches over a shard's end and a shard is written whole or not at all, so that a label set's bytes do not tell
-how often its making was interrupted, nor how many processes took part.
+A batch never crosses the end of a shard, and a shard is written completely or not at all. So the bytes of a label set do not
+depend on how often the run was interrupted, or on how many processes took part.
 
 Shapes: B images, S and T rows and columns of pixels.
 """
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
-    """(index, (3, S, T) uint8, "") of image `index`, or (index, None, why) where it cannot be read."""
+    """Item `index` is (index, (3, S, T) uint8, ""), or (index, None, reason) if the image is unreadable."""
 
     def __init__(self, image_set: ImageSet, squash: Squash) -> None:
         self.image_set, self.squash = image_set, squash
@@ -46,11 +46,11 @@ class SquashedImages(Dataset[tuple[int, Tensor | None, str]]):
 
 @dataclass
 class Batch:
-    """Readable images of one batch: indices into the set, (B, 3, S, T) uint8, and what was unreadable, with reasons."""
+    """A batch with its unreadable images set aside."""
 
-    indices: list[int]
-    images: Tensor
-    unreadable: dict[int, str]
+    indices: list[int]  # of the readable images, in the image set
+    images: Tensor  # (B, 3, S, T) uint8, readable only
+    unreadable: dict[int, str]  # index -> reason
 
     def __len__(self) -> int:
         return len(self.indices) + len(self.unreadable)
@@ -62,11 +62,12 @@ class Batch:
 def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
     readable = [(index, image) for index, image, _ in items if image is not None]
     images = torch.stack([image for _, image in readable]) if readable else torch.empty(0)
-    return Batch([index for index, _ in readable], images, {index: why for index, image, why in items if image is None})
+    unreadable = {index: reason for index, image, reason in items if image is None}
+    return Batch([index for index, _ in readable], images, unreadable)
 
 
 def shard_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:
-    """Image indices batch by batch; each shard begins with a batch of its own."""
+    """The image indices of each batch; every shard starts a fresh batch."""
     return [
         list(manifest.images_of(shard)[first : first + batch_size])
         for shard in shards
@@ -87,11 +88,13 @@ def annotate_shards(
     """Make these shards, one after the other.
 
     Args:
-        workers: decoding processes; if None as many as this process has cores, on a CPU too: they decode where a forward
-            pass leaves a core idle.
+        workers: decoding processes; None for one per core of this process. On a CPU too: they use cores that the forward
+            pass leaves idle.
     Raises:
-        InputError: unreadable images (after the pass over their shard, all named), logits that cannot be stored, or a
-            decoding process that died. OSError: a shard cannot be written. Shards before it are finished.
+        InputError: unreadable images (all of a shard's are listed, after the pass over it), logits that cannot be stored,
+            or a decoding process that died.
+        OSError: a shard cannot be written.
+        In every case the shards before are finished.
     """
     if not shards:
         return
@@ -108,10 +111,10 @@ def annotate_shards(
     total = sum(map(len, batches))
     bar = tqdm(total=total, unit="img", desc="annotate", disable=None if group.is_first else True, smoothing=0.05)
     arriving = iter(batches_of(loader))
-    with bar, torch.inference_mode(), ThreadPoolExecutor(1, "writer") as writer:  # a thread from its first shard on
+    with bar, torch.inference_mode(), ThreadPoolExecutor(1, "writer") as writer:  # its thread starts with the first shard
         written: Future[None] | None = None
         for number, shard in enumerate(shards, start=1):
-            made: list[LabelMaps] = []
+            parts: list[LabelMaps] = []
             indices: list[int] = []
             unreadable: dict[int, str] = {}
             while len(indices) + len(unreadable) < len(manifest.images_of(shard)):
@@ -119,24 +122,24 @@ def annotate_shards(
                 unreadable |= batch.unreadable
                 indices += batch.indices
                 if batch.indices:
-                    made += forward(batch.images)  # still at work when this returns
+                    parts += forward(batch.images)  # returns while the device is still computing
                 bar.update(len(batch))
                 if written is not None and written.done():
-                    written.result()  # raises what stopped the writer
+                    written.result()  # raises the writer's error, if any
             if unreadable and not skip_unreadable:
                 reasons = "\n  ".join(unreadable[i] for i in sorted(unreadable))
                 raise InputError(
                     f"{len(unreadable)} unreadable images in shard {shard} of {manifest.shard_count}:\n  {reasons}\n"
-                    "Replace them and rerun (finished shards are kept), or leave them out with --skip-unreadable"
+                    "Replace them and rerun (finished shards are kept), or skip them with --skip-unreadable"
                 )
             if written is not None:
-                written.result()  # so that two shards at most are in memory
-            keys, skipped = ([image_set.keys[i] for i in some] for some in (indices, sorted(unreadable)))
-            said = None
-            if bar.disable and group.is_first:  # no terminal: a log wants a line now and then
-                of_process = f" of the first of {group.world} processes" if group.world > 1 else ""
-                said = f"{shard_name(shard)} annotated, {number} of {len(shards)}{of_process}"
-            written = writer.submit(write_finished, labels, shard, keys, made, manifest, skipped, said)
+                written.result()  # so that at most two shards are in memory
+            keys, skipped = ([image_set.keys[i] for i in rows] for rows in (indices, sorted(unreadable)))
+            log_line = None
+            if bar.disable and group.is_first:  # without a terminal, log a line per shard instead of the progress bar
+                whose = f" of the first of {group.world} processes" if group.world > 1 else ""
+                log_line = f"{shard_name(shard)} annotated, {number} of {len(shards)}{whose}"
+            written = writer.submit(write_finished, labels, shard, keys, parts, manifest, skipped, log_line)
         assert written is not None
         written.result()
 
@@ -146,30 +149,29 @@ def write_finished(
     labels: Path,
     shard: int,
     keys: list[str],
-    made: list[LabelMaps],
+    parts: list[LabelMaps],
     manifest: Manifest,
     skipped: list[str],
-    said: str | None,
+    log_line: str | None,
 ) -> None:
-    """Fetch a shard's maps from the device, write them, list the shard as finished, and say so if there is something to say.
+    """Fetch a shard's maps from the device, write them, record the shard as finished, and log the line if there is one.
 
-    In a thread of its own: only here does anybody wait for the device.
+    Runs in the writer thread, the only place that waits for the device.
     """
-    maps = concatenate(made, manifest)
+    maps = concatenate(parts, manifest)
     if not bool(torch.isfinite(maps.scores).all() & torch.isfinite(maps.tail).all()):
         raise InputError(
-            f"{manifest.model} gives logits that are not finite, or beyond float16 (65504), in shard {shard}: its weights"
-            " are damaged, or --amp is too coarse for it"
+            f"{manifest.model} gives logits that are not finite, or too large for float16 (65504), in shard {shard}; its"
+            " weights are damaged, or it needs float32: run it without --amp"
         )
     append_shard_line(labels, write_shard(labels, shard, keys, maps, manifest, skipped))
-    if said is not None:
-        logger.info(said)
+    if log_line is not None:
+        logger.info(log_line)
 
 
 def concatenate(parts: list[LabelMaps], manifest: Manifest) -> LabelMaps:
-    """One LabelMaps on the CPU; of no images if there are no parts."""
+    """Join the parts into one LabelMaps on the CPU; without parts, it holds no images."""
     if not parts:
-        cells = manifest.grid
-        empty = torch.empty(0, manifest.topk, *cells)
-        return LabelMaps(empty, empty.int(), torch.empty(0, *cells))
+        empty = torch.empty(0, manifest.topk, *manifest.grid)
+        return LabelMaps(empty, empty.int(), torch.empty(0, *manifest.grid))
     return LabelMaps(*(torch.cat([getattr(p, name).cpu() for p in parts]) for name in MAPS))

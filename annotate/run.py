@@ -1,4 +1,4 @@
-"""Stage one: every image once through the annotator, its sparse label map into a shard."""
+"""Stage one: run every image through the annotator once and store its sparse label map in a shard."""
 
 import logging
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from annotate.convert import EMBEDDINGS, NO_CLASSES, REFUSED, FullyConvolutional, fully_convolutional
+from annotate.convert import EMBEDDINGS, NO_CLASSES, REJECTED, FullyConvolutional, fully_convolutional
 from annotate.forward import Forward
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
@@ -27,41 +27,41 @@ from relabel.runtime.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
-TOPK = 5  # logits kept per cell, unless said otherwise: the paper's
+TOPK = 5  # logits kept per cell by default, as in the paper
 
 
 @dataclass(frozen=True)
 class AnnotateConfig:
-    """What a label set is made with; the command line's options, checked."""
+    """The settings that a label set is made with, from the options of the command line."""
 
     model: str = ANNOTATOR
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None  # own weights instead of the published ones
     num_classes: int | None = None
-    topk: int | None = None  # TOPK, or all of fewer classes, if None
+    topk: int | None = None  # None for TOPK, or all classes if there are fewer
     tail: Tail = TAIL
-    input_size: tuple[int, int] | None = None  # rows, columns of pixels; the model's own if None
+    input_size: tuple[int, int] | None = None  # rows, columns of pixels; None for the model's native size
     batch_size: int = ANNOTATE_BATCH_SIZE
     workers: int | None = None  # decoding processes
     shard_size: int = SHARD_SIZE
-    recentre: bool = False  # make every map's mean the classifier's logits, whatever the kind
-    flip: bool = False  # average with the mirrored image's map
+    recentre: bool = False  # shift every map so that its mean equals the classifier's logits, whatever the kind
+    flip: bool = False  # average with the map of the mirrored image
     class_token: bool = False  # accept models whose head reads a class token
-    classes: str | None = None  # names of the classifier's outputs, to be matched with the images': annotate/outputs.py
+    classes: str | None = None  # names of the classifier's outputs, to match with the images' classes: annotate/outputs.py
     precision: Precision = "float32"  # of the forward pass
-    compile: bool = False  # by torch.compile: minutes at the start, faster then
+    compile: bool = False  # with torch.compile: takes minutes at the start, then runs faster
     skip_unreadable: bool = False
 
 
 def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: str | None = None) -> None:
-    """Write the label set of an image folder; a rerun keeps complete shards and makes the rest.
+    """Write the label set of an image folder; a rerun keeps finished shards and makes the rest.
 
     Args:
-        images: whatever relabel/images/sources.py reads, such as ROOT/CLASS/*.JPEG.
-        labels: the label set's folder; made if absent.
+        images: any source that relabel/images/sources.py reads, such as ROOT/CLASS/*.JPEG.
+        labels: the label set's folder; created if missing.
     Raises:
-        InputError: nothing to annotate, a model that cannot annotate, another set in the folder, unreadable images (after
-            the pass over their shard, all named), or a disk that cannot be written. Finished shards stay.
+        InputError: no images, a model that cannot annotate, a folder that holds a different label set, unreadable images
+            (all of a shard's are listed, after the pass over it), or a disk error. Finished shards are kept.
     """
     for name in ("topk", "batch_size", "shard_size"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
@@ -73,12 +73,13 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         if outputs is not None:
             annotator.select(outputs)
         if annotator.kind == "token":
-            logger.warning(f"{annotator.name}: {REFUSED['token']}; look at its maps before you train on them")
+            logger.warning(f"{annotator.name}: {REJECTED['token']}; look at its maps before you train on them")
         manifest = build_manifest(config, annotator, squash, image_set, outputs)
         if manifest.num_classes != len(image_set.classes):
             logger.warning(
-                f"{annotator.name} has {manifest.num_classes} classes, {image_set.source} {len(image_set.classes)};"
-                " train takes such maps for images of as many classes alone. --classes finds outputs by name"
+                f"{annotator.name} has {manifest.num_classes} classes, but {image_set.source} has {len(image_set.classes)};"
+                f" train accepts these maps only for images with {manifest.num_classes} classes. Use --classes to match"
+                " outputs by name"
             )
         forward = Forward(annotator, squash, manifest, config.batch_size)
         if config.compile:
@@ -94,13 +95,13 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
                     finish(labels, manifest)
         except OSError as error:
             raise InputError(
-                f"annotating into {labels} stopped: {error}. Finished shards are safe; rerun to go on"
+                f"annotating into {labels} stopped: {error}. Finished shards are kept; rerun to continue"
             ) from error
 
 
 def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyConvolutional, Squash]:
-    """The classifier, converted, and its preprocessing, both from the model's own timm settings."""
-    torch.backends.cudnn.allow_tf32 = False  # the probe measures in float32, and what a manifest calls so must be it
+    """Create the classifier, convert it, and take its preprocessing from its own timm settings."""
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would spoil the measured kind, and a manifest's "float32" must be true
     classifier = create_classifier(
         config.model,
         pretrained=config.checkpoint is None,
@@ -112,11 +113,11 @@ def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyC
     published: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
     if config.checkpoint is None and config.num_classes not in (None, published.get("num_classes")):
         raise InputError(
-            f"the published {config.model} has {published.get('num_classes')} classes, not {config.num_classes}: a head of"
-            " another size would be random; pass your own weights with --checkpoint"
+            f"the published {config.model} has {published.get('num_classes')} classes, not {config.num_classes}, so its head"
+            " would be random; pass your own weights with --checkpoint"
         )
     if config.checkpoint is None and ":" not in config.model and classifier.num_classes in EMBEDDINGS:
-        raise InputError(f"{config.model} cannot annotate: {NO_CLASSES}; pass weights of a classifier with --checkpoint")
+        raise InputError(f"{config.model} cannot annotate: {NO_CLASSES}; pass a classifier's weights with --checkpoint")
     squash = Squash.of_model(classifier, config.input_size)
     annotator = fully_convolutional(
         classifier.to(device).to(memory_format=torch.channels_last),
@@ -135,14 +136,16 @@ def build_manifest(
     image_set: ImageSet,
     outputs: list[int] | None = None,
 ) -> Manifest:
-    """The manifest of the set that these settings make."""
+    """The manifest of the label set that these settings produce."""
     device = next(annotator.parameters()).device
     with torch.inference_mode():
         _, num_classes, rows, columns = annotator(torch.zeros(1, 3, *squash.input_size, device=device)).shape
     topk = config.topk or min(TOPK, num_classes)
     if topk > num_classes:
-        of = " of its outputs, by --classes" if outputs is not None else ""
-        raise InputError(f"--topk {topk}: {config.model} gives {num_classes} classes{of}; keep at most as many")
+        selected = " (selected with --classes)" if outputs is not None else ""
+        raise InputError(
+            f"--topk {topk}: {config.model} gives only {num_classes} classes{selected}; use at most {num_classes}"
+        )
     own_weights = config.checkpoint or weights_in_folder(config.model)
     weights = own_weights or weights_from_hub(annotator.classifier)
     return Manifest(
@@ -174,6 +177,6 @@ def build_manifest(
 
 
 def tagged_name(classifier: nn.Module) -> str:
-    """timm's full name of published weights, so that another default tag in another timm is seen."""
+    """timm's full name of the published weights. The default tag may change between timm versions; this makes it visible."""
     settings: dict[str, Any] = classifier.pretrained_cfg  # type: ignore[assignment]
     return ".".join(filter(None, (settings["architecture"], settings.get("tag"))))

@@ -1,4 +1,4 @@
-"""Keep the k largest logits of every cell and one value for all the others: a dense logit map made storable.
+"""Make a dense logit map small enough to store: keep the k largest logits of every cell, and one value for all the others.
 
 Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map.
 """
@@ -13,12 +13,13 @@ from relabel.runtime.defaults import Tail
 
 
 def sparsify(logits: Tensor, topk: int, tail: Tail) -> LabelMaps:
-    """Reduce (B, C, H, W) logits, on their device, to their k largest per cell.
+    """Reduce (B, C, H, W) logits, on their device, to the k largest per cell.
 
+    Args:
+        tail: what stands for the other C - k logits of a cell. "mean": their mean (pooling is linear, so this preserves
+            their sum); "logmeanexp": the log of the mean of their exponentials; "zero": 0.
     Returns:
-        label maps with float32 scores, sorted, int64 classes, and as tail "mean": the mean of the C - k other logits
-        (pooling is linear, so this is what the missing ones add up to); "logmeanexp": the log of the mean of their
-        exponentials; "zero": 0. The tail is 0 where all classes are kept.
+        label maps with sorted float32 scores, int64 classes, and the tail, which is 0 if all classes are kept.
     """
     logits = logits.float()
     scores, classes = logits.topk(topk, dim=1)

@@ -1,7 +1,7 @@
-"""The annotator's view of an image: the whole of it, squashed to the input size, by the model's own timm settings.
+"""Prepare an image for the annotator: squash the whole image to the input size, with the model's own timm settings.
 
-Uncropped, so that a box in fractions of the image is the same box in fractions of the label map's grid. A centre crop, as
-in a usual validation transform, would silently shift every label.
+The image is not cropped, so that a box in fractions of the image is the same box in fractions of the label map's grid. The
+centre crop of a typical validation transform would silently shift every label.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from relabel.models.preprocessing import normalise
 
 @dataclass(frozen=True)
 class Squash:
-    """Calling it turns an RGB image of any size into (3, S, T) uint8; `normalise` does the rest on the device."""
+    """Turns an RGB image of any size into (3, S, T) uint8 when called; `normalise` does the rest on the device."""
 
     input_size: tuple[int, int]  # S rows, T columns of pixels
     mean: tuple[float, float, float]
@@ -36,5 +36,5 @@ class Squash:
         return pixels
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, 3, S, T) uint8 -> float32, with the model's mean and standard deviation, on the images' device."""
+        """(B, 3, S, T) uint8 -> float32 on the same device, with the model's mean and standard deviation."""
         return normalise(images, self.mean, self.std)

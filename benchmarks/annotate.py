@@ -1,12 +1,12 @@
-"""Stage one as it runs, against the bare forward pass of the same annotator on a resident batch.
+"""`relabel annotate` against only the forward pass of the same annotator, on a batch that is already on the device.
 
-The forward pass is what the stage is for; reading, decoding, normalising, top-k and writing should hide behind it. What
-does not hide is the gap of the ratio to 1 (goal: 0.9 on a CPU, where decoding takes its share of the same cores; 0.97 on a
-GPU). Making the model and the manifest is left out: a real run pays for it once in a million images. Starting the workers
-and waiting for their first batch is not, though it weighs more here than there. Of each arm its fastest round counts:
-whatever else a machine does can only slow it down, and in a round of several seconds it does so by more than the gap.
+Reading, decoding, normalising, top-k and writing should be hidden behind the forward pass; the ratio falls short of 1 by
+what is not hidden. Goal: 0.9 on a CPU, where decoding uses the same cores, and 0.97 on a GPU. Creating the model and the
+manifest is not timed: a real run does it once in a million images. Starting the workers and waiting for their first batch
+is timed, although it weighs more here than in a real run. The fastest round of each arm is used: other load on the machine
+can only slow a round down, and over several seconds it does so by more than the gap.
 
-No weights are downloaded: they are random, which takes as long. The images are generated, 500x375 pixels.
+The weights are random, which takes the same time, so nothing is downloaded. The images are generated, 500x375 pixels.
 
 Shapes: B images, S and T rows and columns of pixels.
 """
@@ -34,68 +34,70 @@ from relabel.images.sources import find_images
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.precision import autocast, dtype_from_name
 
-PICTURES = 128  # different ones; where a round needs more images, they are links to these
+PICTURES = 128  # distinct ones; if a round needs more images, they are hard links to these
 CLASSES = 8
 ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Load:
-    """An annotator, and images enough to keep it busy for many times the second that its workers take to start."""
+class Workload:
+    """An annotator, and enough images for a round to last much longer than the second its workers take to start."""
 
     config: AnnotateConfig
-    images: int  # in a round; a multiple of the batch size
+    images: int  # per round; a multiple of the batch size
 
 
 def main() -> None:
     with processes(None) as group, tempfile.TemporaryDirectory() as scratch:
         print(hardware(group.device))
-        compare(load_for(group.device, Path(scratch, "weights.pth")), group, Path(scratch))
+        compare(workload_for(group.device, Path(scratch, "weights.pth")), group, Path(scratch))
 
 
-def load_for(device: torch.device, weights: Path) -> Load:
-    """The paper's annotator on a GPU; on a CPU one that is a hundredth of the work, and still far above that of decoding."""
+def workload_for(device: torch.device, weights: Path) -> Workload:
+    """The paper's annotator on a GPU; on a CPU one with a hundredth of the work, which is still far more than decoding."""
     if device.type == "cuda":
         workers = min(8, os.cpu_count() or 1)
-        return Load(AnnotateConfig(checkpoint=weights, batch_size=64, workers=workers, precision="bfloat16"), images=4096)
-    return Load(AnnotateConfig("resnet50.a1_in1k", checkpoint=weights, batch_size=32), images=128)
+        return Workload(
+            AnnotateConfig(checkpoint=weights, batch_size=64, workers=workers, precision="bfloat16"), images=4096
+        )
+    return Workload(AnnotateConfig("resnet50.a1_in1k", checkpoint=weights, batch_size=32), images=128)
 
 
-def compare(load: Load, group: Processes, scratch: Path) -> None:
-    config = load.config
+def compare(workload: Workload, group: Processes, scratch: Path) -> None:
+    config = workload.config
     assert config.checkpoint is not None
     torch.manual_seed(0)
     torch.save(timm.create_model(config.model).state_dict(), config.checkpoint)
-    image_set = write_pictures(scratch / "images", load.images)
+    image_set = write_pictures(scratch / "images", workload.images)
     annotator, squash = load_annotator(config, group.device)
     manifest = build_manifest(config, annotator, squash, image_set)
     pixels = torch.randint(256, (config.batch_size, 3, *squash.input_size), dtype=torch.uint8, device=group.device)
     batch = squash.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
-    def whole() -> None:
+    def stage() -> None:
         labels = Path(tempfile.mkdtemp(dir=scratch))
         forward = Forward(annotator, squash, manifest, config.batch_size)
-        with contextlib.redirect_stdout(None):  # what it says of its shards
+        with contextlib.redirect_stdout(None):  # its log of finished shards
             annotate_shards(image_set, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)
 
     @torch.inference_mode()
-    def bare() -> None:
+    def forward_only() -> None:
         with autocast(group.device, dtype_from_name(config.precision)):
-            for _ in range(load.images // config.batch_size):
+            for _ in range(workload.images // config.batch_size):
                 annotator(batch)
 
     with torch.inference_mode():
-        annotator(batch)  # the first pass at a batch size pays for choosing kernels
-    arms = {"annotate": whole, "bare forward pass": bare}
+        annotator(batch)  # not timed: the first pass at a batch size also chooses kernels
+    arms = {"annotate": stage, "forward pass only": forward_only}
     seconds = dict(zip(arms, all_seconds(group.device, ROUNDS, *arms.values()), strict=True))
     rows, columns = squash.input_size
     print(
         f"annotate: {config.model}, {rows}x{columns}, {config.precision}, batch {config.batch_size},"
-        f" {load.images} images; images/s, fastest and median of {ROUNDS}, interleaved"
+        f" {workload.images} images; images/s, fastest and median of {ROUNDS}, interleaved"
     )
-    for name, of_arm in seconds.items():
-        print(f"  {name:<20}{load.images / min(of_arm):9.1f}{load.images / statistics.median(of_arm):9.1f}")
-    print(f"  ratio               {min(seconds['bare forward pass']) / min(seconds['annotate']):9.3f}")
+    for name, arm_s in seconds.items():
+        print(f"  {name:<20}{workload.images / min(arm_s):9.1f}{workload.images / statistics.median(arm_s):9.1f}")
+    print(f"  ratio               {min(seconds['forward pass only']) / min(seconds['annotate']):9.3f}")
 
 
 def write_pictures(root: Path, count: int) -> ImageSet:
@@ -113,7 +115,7 @@ def write_pictures(root: Path, count: int) -> ImageSet:
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
-    """Blobs of several sizes and some grain: as much for a JPEG decoder to do as in a photograph."""
+    """Blobs of several sizes and some grain, which cost a JPEG decoder as much as a photograph does."""
     size = (500, 375)  # columns, rows
     pixels = np.full((*size[::-1], 3), 128.0)
     for cells, strength in ((4, 45), (16, 25), (64, 12)):

@@ -1,10 +1,10 @@
-"""Random crops from JPEGs, as a loader's worker makes them: fully decoded, at reduced scale, and several of one image.
+"""Random crops from JPEGs, as a loader's worker makes them: fully decoded, at reduced scale, and several per image.
 
-JPEGs hold their pixels by frequencies, so a half, a quarter or an eighth of the size is decoded by leaving out the high
-ones. That is done where a crop still has all the pixels it needs, and moves no crop; what it changes in the pixels is
-printed beside what the choice of a filter changes, bicubic for bilinear, in the same crops.
+JPEG stores frequencies, so that an image can be decoded at a half, a quarter or an eighth of its size by leaving out the
+high ones. This is done only if a crop still has all the pixels it needs, and it moves no crop. How much it changes the
+pixels is printed next to how much a bicubic instead of a bilinear filter changes them in the same crops.
 
-One process with one thread; what it reads was written just before. Shapes: S pixels of a crop's side.
+One process with one thread. The images were written just before, so the page cache is warm.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:
-    """JPEGs of this size; the large ones are small ones enlarged, as a camera has more pixels than its lens is sharp for."""
+    """JPEGs of this size. Large ones are enlarged small ones: a camera has more pixels than its lens resolves."""
     rng = np.random.default_rng(0)
     (root / "class").mkdir()
     for number in range(PICTURES):
@@ -49,41 +49,42 @@ def write_photographs(root: Path, size: tuple[int, int]) -> ImageSet:
 
 
 def compare(title: str, image_set: ImageSet, recipe: Recipe) -> None:
-    epoch = iter(range(10**6))  # other crops in every round, the same for all arms
+    epoch = iter(range(10**6))  # different crops in every round, the same for all arms
 
     def crops(recipe: Recipe, epoch: int, images: int = PICTURES) -> torch.Tensor:
         dataset = RandomCrops(image_set, recipe)
         return collate([dataset[(epoch, index)] for index in range(images)]).images
 
-    whole, four = dataclasses.replace(recipe, reduced_decode=False), dataclasses.replace(recipe, crops_per_image=4)
+    full_decode = dataclasses.replace(recipe, reduced_decode=False)
+    four_crops = dataclasses.replace(recipe, crops_per_image=4)
     seconds = median_seconds(
         torch.device("cpu"),
         ROUNDS,
-        lambda: crops(whole, next(epoch) // 3),
+        lambda: crops(full_decode, next(epoch) // 3),
         lambda: crops(recipe, next(epoch) // 3),
-        lambda: crops(four, next(epoch) // 3, PICTURES // 4),
+        lambda: crops(four_crops, next(epoch) // 3, PICTURES // 4),
     )
     print(f"crops of {recipe.image_size}x{recipe.image_size} from JPEGs of {title}; median of {ROUNDS}, interleaved")
-    for name, taken in zip(("decoded whole", "at reduced scale", "the same, four crops an image"), seconds, strict=True):
-        print(f"  {name:<30}{PICTURES / taken:9.1f} crops/s   {seconds[0] / taken:6.2f} times")
-    of_reduced, of_filter = [], []
-    for epoch_ in range(8):
-        full, half = crops(whole, epoch_).float(), crops(recipe, epoch_).float()
-        cubic = crops_by(Image.Resampling.BICUBIC, image_set, whole, epoch_).float()
-        differs = ((full - half).abs().amax((1, 2, 3)) > 0).nonzero().flatten()
-        of_reduced += [float((full[i] - half[i]).abs().mean()) for i in differs]
-        of_filter += [float((full[i] - cubic[i]).abs().mean()) for i in differs]
-    if of_reduced:
+    for name, taken in zip(("fully decoded", "at reduced scale", "the same, four crops per image"), seconds, strict=True):
+        print(f"  {name:<31}{PICTURES / taken:9.1f} crops/s   {seconds[0] / taken:6.2f} times")
+    scale_differences, filter_differences = [], []
+    for number in range(8):
+        full, reduced = crops(full_decode, number).float(), crops(recipe, number).float()
+        bicubic = crops_by(Image.Resampling.BICUBIC, image_set, full_decode, number).float()
+        differing = ((full - reduced).abs().amax((1, 2, 3)) > 0).nonzero().flatten()
+        scale_differences += [float((full[i] - reduced[i]).abs().mean()) for i in differing]
+        filter_differences += [float((full[i] - bicubic[i]).abs().mean()) for i in differing]
+    if scale_differences:
         print(
-            f"  {len(of_reduced)} of {8 * PICTURES} crops differ, by {np.mean(of_reduced):.2f} of 255 on average;"
-            f" bicubic from bilinear by {np.mean(of_filter):.2f}"
+            f"  {len(scale_differences)} of {8 * PICTURES} crops differ, by {np.mean(scale_differences):.2f} of 255 on"
+            f" average; bicubic from bilinear by {np.mean(filter_differences):.2f}"
         )
     else:
-        print("  no crop is large enough to be reduced")
+        print("  no crop is large enough for reduced decoding")
 
 
 def crops_by(filter_: Image.Resampling, image_set: ImageSet, recipe: Recipe, epoch: int) -> torch.Tensor:
-    """The same crops, resized by another filter."""
+    """The same crops, resized with another filter."""
     dataset = RandomCrops(image_set, recipe)
     images = []
     for index in range(len(image_set)):

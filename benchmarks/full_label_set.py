@@ -1,9 +1,9 @@
-"""A label set as large as ImageNet's, 1,281,167 images: seconds and memory of what is done with all of it, and of importing
-it from as many files in the form in which ReLabel's maps were published.
+"""A label set of ImageNet's size, 1,281,167 images: seconds and memory of each operation on all of it, and of importing
+as many maps from files in the format in which ReLabel's maps were published.
 
-It is written into the folder named (a temporary one by default), which needs 20 GB, and deleted at the end. What is read was
-written just before: where memory allows, the page cache is warm. Memory is what the process holds for itself at its peak;
-pages of mapped files are the page cache's, and are not counted.
+Argument: a folder with 20 GB of free space (by default the system's temporary one); everything is deleted at the end. The
+data were written just before they are read, so the page cache is warm as far as memory allows. Memory is the process's own
+at its peak; pages of memory-mapped files belong to the page cache and are not counted.
 """
 
 import io
@@ -28,8 +28,8 @@ from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
 
 IMAGES = 1_281_167
-DISTINCT = 2 * SHARD_SIZE - 1  # maps; odd, so that no two shards are alike
-FILES = 2048  # distinct published ones
+DISTINCT = 2 * SHARD_SIZE - 1  # distinct maps; odd, so that no two shards are the same
+FILES = 2048  # distinct files in the published format
 BATCH = 256
 ROUNDS = 50
 
@@ -38,7 +38,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
         free = shutil.disk_usage(folder).free
         if free < 20e9:
-            sys.exit(f"{folder} has {free / 1e9:.1f} GB free, 20 are needed; name another: make bench-full SCRATCH=DIR")
+            sys.exit(
+                f"{folder} has {free / 1e9:.1f} GB free, 20 are needed; choose another folder: make bench-full SCRATCH=DIR"
+            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(1)
         print(hardware(device))
@@ -69,14 +71,14 @@ def measure(labels: Path, maps: LabelMaps, device: torch.device) -> None:
             store.to(device, resident)
         [seconds] = median_seconds(device, ROUNDS, random_batch)
         print(f"    random batches      {BATCH / seconds:12,.0f} rows/s")
-    store.to("cpu")  # gives the memory back
+    store.to("cpu")  # frees the memory
     with timed("verify"):
         assert verify(labels).findings == []
 
 
 def measure_import(folder: Path, maps: LabelMaps) -> None:
-    """From one tar of CLASS/NAME.pt files, each (2, k, H, W) float32."""
-    print(f"as many maps in the form of the published ones, in a tar; {FILES} distinct ones")
+    """Import from one tar of CLASS/NAME.pt files, each (2, k, H, W) float32."""
+    print(f"as many maps in the published format, in a tar; {FILES} distinct ones")
     files = []
     for row in range(FILES):
         buffer = io.BytesIO()
@@ -88,7 +90,7 @@ def measure_import(folder: Path, maps: LabelMaps) -> None:
             member = tarfile.TarInfo(f"{Path(key).with_suffix('.pt')}")
             member.size = len(files[i % FILES])
             tar.addfile(member, io.BytesIO(files[i % FILES]))
-            tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
+            tar.members = []  # type: ignore[attr-defined]  # otherwise a million headers stay in memory
     print(f"    {published.stat().st_size / 1e9:.1f} GB")
     with timed("import-maps"):
         import_maps(published, folder / "imported", NUM_CLASSES)
@@ -99,8 +101,8 @@ def measure_import(folder: Path, maps: LabelMaps) -> None:
 
 
 @contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Print the seconds that this takes, and the most memory that the process holds meanwhile."""
+def timed(operation: str) -> Iterator[None]:
+    """Print how many seconds the block takes, and the peak of the process's own memory meanwhile."""
     peak, ended = own_memory(), threading.Event()
 
     def watch() -> None:
@@ -117,11 +119,11 @@ def timed(what: str) -> Iterator[None]:
         seconds = time.perf_counter() - start
         ended.set()
         watcher.join()
-    print(f"  {what:<22}{seconds:10.1f} s   {max(peak, own_memory()) / 1e9:6.2f} GB", flush=True)
+    print(f"  {operation:<22}{seconds:10.1f} s   {max(peak, own_memory()) / 1e9:6.2f} GB", flush=True)
 
 
 def own_memory() -> int:
-    """Bytes of this process that no file backs."""
+    """Bytes of this process's memory that are not backed by a file."""
     status = Path("/proc/self/status").read_text()
     return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
 

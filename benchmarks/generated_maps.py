@@ -1,4 +1,4 @@
-"""Label maps like an annotator's: a dozen classes to an image, each strong in one part of it and fading over its neighbours.
+"""Label maps similar to an annotator's: a dozen classes per image, each strong in one area and fading around it.
 
 Shapes: N images, C classes, k classes kept per cell, H rows and W columns of the label map, M classes present in an image.
 """
@@ -18,29 +18,32 @@ from relabel.labels.shards import write_shard
 
 NUM_CLASSES = 1000
 TOPK = 5
-GRID = (15, 15)  # of tf_efficientnet_l2 at 475 pixels
+GRID = (15, 15)  # as tf_efficientnet_l2 at 475 pixels
 CLASSES_PRESENT = 12
 SHARD_SIZE = 4096
-COARSE_GRID = (4, 4)  # logits are drawn here and interpolated: neighbouring cells of a real map share most of their view
+COARSE_GRID = (
+    4,
+    4,
+)  # logits are drawn here and interpolated, because neighbouring cells of a real map see mostly the same pixels
 
 
 def generated_maps(count: int, generator: torch.Generator) -> LabelMaps:
-    """`count` label maps in the stored types: float16 scores and tail, uint16 classes."""
+    """`count` label maps in the types in which they are stored: float16 scores and tail, uint16 classes."""
     present = torch.rand(count, NUM_CLASSES, generator=generator).topk(CLASSES_PRESENT).indices  # (N, M)
     coarse = 6 + 3 * torch.randn(count, CLASSES_PRESENT + 1, *COARSE_GRID, generator=generator)
-    logits = interpolate(coarse, GRID, mode="bicubic")  # (N, M + 1, H, W); the last one makes the tail
+    logits = interpolate(coarse, GRID, mode="bicubic")  # (N, M + 1, H, W); the last one becomes the tail
     scores, places = logits[:, :-1].topk(TOPK, dim=1)  # (N, k, H, W) twice
     classes = present.gather(1, places.flatten(1)).view_as(places)
     return LabelMaps(scores.half(), classes.to(torch.uint16), (logits[:, -1] / 10 - 1).half())
 
 
 def imagenet_keys(images: int) -> list[str]:
-    """So many keys like ImageNet's, sorted."""
+    """Sorted keys that look like ImageNet's."""
     return sorted(f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(images))
 
 
 def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int = NUM_CLASSES) -> None:
-    """A label set of these images, by the project's own writer; where there are fewer maps, they come round again."""
+    """Write a label set of these images with the project's own writer; the maps repeat if there are fewer of them."""
     manifest = Manifest(
         model="generated",
         model_kwargs={},
@@ -65,7 +68,7 @@ def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_clas
     labels.mkdir(parents=True)
     manifest.save(labels)
     for shard in range(manifest.shard_count):
-        of_shard = keys[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
-        rows = (torch.arange(len(of_shard)) + shard * SHARD_SIZE) % len(maps)
+        shard_keys = keys[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
+        rows = (torch.arange(len(shard_keys)) + shard * SHARD_SIZE) % len(maps)
         part = LabelMaps(maps.scores[rows], maps.classes[rows], maps.tail[rows])
-        append_shard_line(labels, write_shard(labels, shard, of_shard, part, manifest))
+        append_shard_line(labels, write_shard(labels, shard, shard_keys, part, manifest))

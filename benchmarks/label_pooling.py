@@ -1,10 +1,10 @@
-"""`label_pool` on sparse maps against its definition: build the dense map, torchvision's RoIAlign, both with softmax.
+"""`label_pool` on sparse maps against its definition, the dense map and torchvision's RoIAlign; both followed by softmax.
 
-The target of every crop is pooled in every training step, so this is what ReLabel costs a step. The dense way writes and
-reads B x C x H x W floats, 230 MB here, to keep B x C of them.
+Every training step pools a target for every crop, so this is what ReLabel costs per step. The dense way writes and reads
+B x C x H x W floats, 230 MB here, to get B x C of them.
 
-On a CPU both run with one thread and with all. The sparse form is some twenty operations of well below a millisecond, each
-of which waits for its slowest thread: on a CPU that others use as well, the figure for all threads is mostly that waiting.
+On a CPU both run with one thread and with all threads. The sparse way is about twenty operations of well under a
+millisecond, and each waits for its slowest thread: on a CPU with other load, the time with all threads is mostly waiting.
 
 Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map.
 """
@@ -38,13 +38,13 @@ def compare(device: torch.device) -> None:
     boxes = random_boxes(BATCH, generator).to(device)
     rows, columns = GRID
     in_cells = boxes * torch.tensor([columns, rows, columns, rows], device=device)
-    regions = torch.cat([torch.arange(BATCH, device=device).unsqueeze(1), in_cells], dim=1)  # (B, 5): image, box
+    indexed_boxes = torch.cat([torch.arange(BATCH, device=device).unsqueeze(1), in_cells], dim=1)  # (B, 5): image, box
 
     def sparse() -> Tensor:
         return label_pool(maps, boxes, NUM_CLASSES).softmax(1)
 
     def dense() -> Tensor:
-        pooled: Tensor = roi_align(maps.dense(NUM_CLASSES), regions, output_size=1, sampling_ratio=-1, aligned=True)
+        pooled: Tensor = roi_align(maps.dense(NUM_CLASSES), indexed_boxes, output_size=1, sampling_ratio=-1, aligned=True)
         return pooled.flatten(1).softmax(1)
 
     print(hardware(device))

@@ -1,8 +1,8 @@
-"""LabelStore, resident and memory-mapped, against one `.pt` file per image, the form in which ReLabel's maps were published.
+"""LabelStore, resident and memory-mapped, against one `.pt` file per image, as ReLabel's maps were published.
 
-A training step needs the maps of a random batch. Where that costs a file and an unpickling per image, data loading needs
-more processes; where it is an index_select, labels cost it nothing. One process with one thread reads, as in a DataLoader
-worker, and what it reads was written just before: the page cache is warm and no disk is measured.
+A training step needs the maps of a random batch. Opening and unpickling a file per image needs more data-loading processes;
+an index_select costs next to nothing. One process with one thread reads, as in a DataLoader worker. The data were written
+just before, so the page cache is warm and the disk is not measured.
 
 Shapes: N images of the set, B of a batch, k classes kept per cell, H rows and W columns of the label map.
 """
@@ -20,7 +20,7 @@ from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
 
 IMAGES = 8192
-FILES = 2048  # of these images, as .pt
+FILES = 2048  # of these images, as .pt files
 BATCH = 256
 ROUNDS = 50
 
@@ -36,7 +36,7 @@ def main() -> None:
         write_label_set(labels, imagenet_keys(IMAGES), maps)
         write_files(files, maps)
         resident, mapped = LabelStore.open(labels).to(cpu, resident=True), LabelStore.open(labels)
-        read_alike(resident, mapped, files)
+        check_same_maps(resident, mapped, files)
         resident_s, mapped_s, files_s = median_seconds(
             cpu,
             ROUNDS,
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def write_files(files: Path, maps: LabelMaps) -> None:
-    """Each of the first maps as (2, k, H, W) float32: scores, then class numbers."""
+    """Write each of the first FILES maps as (2, k, H, W) float32: scores, then class numbers."""
     files.mkdir()
     for row in range(FILES):
         torch.save(torch.stack([maps.scores[row].float(), maps.classes[row].float()]), files / f"{row}.pt")
@@ -66,8 +66,8 @@ def load_files(files: Path, rows: Tensor) -> Tensor:
     return torch.stack([torch.load(files / f"{row}.pt", weights_only=True) for row in rows.tolist()])
 
 
-def read_alike(resident: LabelStore, mapped: LabelStore, files: Path) -> None:
-    """All three must hand out the same maps, or their speeds say nothing."""
+def check_same_maps(resident: LabelStore, mapped: LabelStore, files: Path) -> None:
+    """All three must return the same maps; otherwise their speeds cannot be compared."""
     rows = torch.arange(BATCH)
     scores, classes = load_files(files, rows).unbind(1)
     for maps in (resident.gather(rows), mapped.gather(rows)):

@@ -1,11 +1,10 @@
-"""`make results`: the tables of the README, on the embedded scenes, over seeds; writes them there.
+"""`make results`: measure the tables of docs/results.md, on the embedded scenes and over seeds, and write them there.
 
-    targets      what students are trained towards, every setting but the target shared
-    robustness   two of those students under corruptions and attack
-    recipes      every row of the paper's table, by its own recipe file with nothing but sizes and lengths overridden
+    targets      students trained with different targets; all other settings are the same
+    robustness   two of these students under attack and on corrupted images
 
-A finished run is kept, unless its settings have changed: that is refused. Stop it and start it again as you like.
-`make results TABLES=robustness` makes that one.
+Finished runs are kept, so it can be stopped and started again. A run that was started with different settings stops it with
+an error. `make results TABLES=robustness` makes only that table.
 """
 
 import json
@@ -31,26 +30,22 @@ from relabel.labels.shards import write_shard
 from relabel.labels.store import LabelStore
 from relabel.runtime.files import atomic_write
 from relabel.runtime.machine import cpu_model
-from train import recipe as recipes
 from train.run_dir.metrics import read_metrics
 
 JOBS = 2  # students at a time, one thread each
 RESULTS = REPOSITORY / "results"
-README = REPOSITORY / "README.md"
+DOCUMENT = REPOSITORY / "docs" / "results.md"
 
 SCENES = "validation scenes"
-
-# What ImageNet's recipes are told about scenes of 64 pixels and a short training: sizes and lengths, and nothing else
-SIZES = ("batch_size=32", "image_size=40", "eval_size=64", "eval_crop=1.0", "eval_epochs=1000", "warmup_epochs=3")
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """A label set of the training scenes: whose maps, with which tail."""
+    """A label set of the training scenes: the loss of its annotator, and its tail."""
 
     annotator_loss: str
     tail: str = "mean"
-    transposed: bool = False  # x and y of the map swapped: what pooling with swapped boxes reads
+    transposed: bool = False  # swap rows and columns of every map, which is what pooling with swapped boxes reads
 
     @property
     def path(self) -> Path:
@@ -59,17 +54,15 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of a table: a recipe and what it is told."""
+    """A row of a table: a recipe, the settings that override it, and a label set."""
 
     name: str
     recipe: str
     settings: tuple[str, ...] = ()
     labels: LabelSet | None = None
-    options: tuple[str, ...] = ()
 
     def run(self, epochs: int, seed: int) -> Path:
-        told = "recipe" if self.name == self.recipe else "target"
-        return RESULTS / "runs" / f"{told}-{self.name.replace(' ', '-').replace(',', '')}-{epochs}epochs-seed{seed}"
+        return RESULTS / "runs" / f"target-{self.name.replace(' ', '-').replace(',', '')}-{epochs}epochs-seed{seed}"
 
 
 CE = LabelSet("ce")
@@ -83,78 +76,50 @@ TARGETS = (
     Arm("ReLabel with x and y swapped", "scenes-relabel", labels=LabelSet("ce", transposed=True)),
     Arm("whole-image multi-label", "scenes-relabel", ("target=global-multi",), CE),
 )
-TARGET_SCHEDULES, TARGET_SEEDS = (12, 30), (0, 1, 2, 3, 4)
-RECIPE_EPOCHS, RECIPE_SEEDS = 60, (0, 1, 2)  # in a third of that, most rows do not get off chance
-
-
-def recipe_rows() -> list[Arm]:
-    """Every recipe that is not of the scenes themselves."""
-    rows = []
-    for name in recipes.recipe_names():
-        if name.startswith("scenes-"):
-            continue
-        recipe = recipes.load_recipe(name)
-        settings = (*SIZES, "cutmix_off_epochs=1") if recipe.cutmix else SIZES
-        options: tuple[str, ...] = ()
-        if recipe.target == "teacher":
-            options = ("--teacher-checkpoint", str(annotator_of("ce") / "weights.pth"))
-        if recipe.start == "pretrained":  # there are no other pretrained weights of this network
-            options = ("--initial-weights", str(annotator_of("ce") / "weights.pth"))
-        rows.append(Arm(name, name, settings, CE if recipe.needs_labels else None, options))
-    return rows
+EPOCHS, SEEDS = (12, 30), (0, 1, 2, 3, 4)
 
 
 def main() -> None:
-    asked = sys.argv[1:] or list(TABLES)
-    if set(asked) - set(TABLES):
-        sys.exit(f"no table {', '.join(sorted(set(asked) - set(TABLES)))}; there are {', '.join(TABLES)}")
+    names = sys.argv[1:] or list(TABLES)
+    unknown = sorted(set(names) - set(TABLES))
+    if unknown:
+        sys.exit(f"unknown table {', '.join(unknown)}; expected {' or '.join(TABLES)}")
     prepare()
-    for name in asked:
+    for name in names:
         table = TABLES[name]()
-        write_readme(name, table)
+        write_table(name, table)
         print(table)
 
 
 def targets() -> str:
-    return accuracy_table("trained towards", TARGETS, TARGET_SCHEDULES, TARGET_SEEDS)
-
-
-def recipe_table() -> str:
-    return accuracy_table("recipe", recipe_rows(), (RECIPE_EPOCHS,), RECIPE_SEEDS)
-
-
-def accuracy_table(first: str, arms: Sequence[Arm], schedules: Sequence[int], seeds: Sequence[int]) -> str:
-    """Train every arm by every schedule and seed; a row an arm, a column a schedule."""
-    accuracies = train_all([(arm, epochs, seed) for seed in seeds for epochs in schedules for arm in arms])
-    rows = {
-        f"`{arm.name}`" if arm.name == arm.recipe else arm.name: [[accuracies[arm, n, s] for s in seeds] for n in schedules]
-        for arm in arms
-    }
-    columns = [f"{epochs} epochs" for epochs in schedules]
-    return as_table(first, columns, rows, f"Multi-label accuracy in percent on 1,000 {SCENES}", seeds)
+    """Train every arm for each number of epochs, with every seed; a row per arm."""
+    accuracies = train_all([(arm, epochs, seed) for seed in SEEDS for epochs in EPOCHS for arm in TARGETS])
+    rows = {arm.name: [[accuracies[arm, epochs, seed] for seed in SEEDS] for epochs in EPOCHS] for arm in TARGETS}
+    columns = [f"{epochs} epochs" for epochs in EPOCHS]
+    return as_table(columns, rows, f"Multi-label accuracy in percent on 1,000 {SCENES}")
 
 
 def robustness() -> str:
-    epochs = TARGET_SCHEDULES[-1]
+    """Evaluate two of the arms on clean, attacked and corrupted scenes."""
+    epochs = EPOCHS[-1]
     arms = (SINGLE, RELABEL)
-    jobs = [(arm, epochs, seed) for seed in TARGET_SEEDS for arm in arms]
+    jobs = [(arm, epochs, seed) for seed in SEEDS for arm in arms]
     train_all(jobs)
     suite = RESULTS / "suite"
     if not (suite / "corrupted").exists():
         suite.mkdir(parents=True, exist_ok=True)
         relabel("corrupt", str(RESULTS / "data" / "val"), str(suite / "corrupted"))
     with ThreadPoolExecutor(JOBS) as pool:
-        measured = dict(
-            zip(jobs, tqdm(pool.map(lambda j: under_stress(*j), jobs), total=len(jobs), unit="run"), strict=True)
-        )
-    rows = {arm.name: list(zip(*(measured[arm, epochs, s] for s in TARGET_SEEDS), strict=True)) for arm in arms}
+        accuracies = pool.map(lambda job: under_stress(*job), jobs)
+        measured = dict(zip(jobs, tqdm(accuracies, total=len(jobs), unit="run"), strict=True))
+    rows = {arm.name: list(zip(*(measured[arm, epochs, seed] for seed in SEEDS), strict=True)) for arm in arms}
     columns = ["as they are", "FGSM, 8/255", "corrupted"]
     caption = f"Multi-label accuracy in percent after {epochs} epochs, on 1,000 {SCENES} and on corrupted copies of them"
-    return as_table("trained towards", columns, rows, caption, TARGET_SEEDS)
+    return as_table(columns, rows, caption)
 
 
 def under_stress(arm: Arm, epochs: int, seed: int) -> tuple[float, float, float]:
-    """Multi-label accuracy as the scenes are, attacked, and corrupted."""
+    """Multi-label accuracy on clean, attacked and corrupted scenes, in percent."""
     run = arm.run(epochs, seed)
     if not (run / "robustness.json").exists():
         data = RESULTS / "data"
@@ -163,19 +128,20 @@ def under_stress(arm: Arm, epochs: int, seed: int) -> tuple[float, float, float]
             *("--fgsm", "--suite", str(RESULTS / "suite"), "--output", str(run / "robustness.json")),
             *("--workers", "0", "--device", "cpu"),
         )
-    found = json.loads((run / "robustness.json").read_text(encoding="utf-8"))
+    result = json.loads((run / "robustness.json").read_text(encoding="utf-8"))
     key = "multilabel_accuracy"
-    return found[key], found["fgsm"][key], 100 - found["suite"]["corrupted"]["multilabel_corruption_error"]
+    return result[key], result["fgsm"][key], 100 - result["suite"]["corrupted"]["multilabel_corruption_error"]
 
 
 def train_all(jobs: list[tuple[Arm, int, int]]) -> dict[tuple[Arm, int, int], float]:
+    """Train a student for every arm, number of epochs and seed; their multi-label accuracies in percent."""
     with ThreadPoolExecutor(JOBS) as pool:
-        done = pool.map(lambda job: train_student(*job), jobs)
-        return dict(zip(jobs, tqdm(done, total=len(jobs), unit="run"), strict=True))
+        accuracies = pool.map(lambda job: train_student(*job), jobs)
+        return dict(zip(jobs, tqdm(accuracies, total=len(jobs), unit="run"), strict=True))
 
 
 def prepare() -> None:
-    """Scenes, two annotators and their label sets."""
+    """Make the scenes, two annotators and their label sets."""
     data = RESULTS / "data"
     if not data.exists():
         relabel("demo-data", str(data))
@@ -201,7 +167,7 @@ def train_annotator(loss: str) -> None:
 
 
 def write_transposed(source: Path, labels: Path) -> None:
-    """The same label set with rows and columns of every map exchanged."""
+    """Write the same label set with rows and columns of every map swapped."""
     store = LabelStore.open(source)
     assert store.manifest.shard_count == 1, "the scenes fit one shard"
     maps = store.gather(store.rows(store.keys))
@@ -213,14 +179,13 @@ def write_transposed(source: Path, labels: Path) -> None:
 
 
 def train_student(arm: Arm, epochs: int, seed: int) -> float:
-    """Train one student, or go on where it stopped; its multi-label accuracy on the validation scenes, in percent."""
+    """Train one student, or resume it; its multi-label accuracy on the validation scenes, in percent."""
     run, data = arm.run(epochs, seed), RESULTS / "data"
     relabel(
         *("train", str(data / "train"), "--run-dir", str(run), "--arch", ARCH, "--recipe", arm.recipe),
         *STUDENT_ARGS,
         *(f"--set={setting}" for setting in (*arm.settings, f"epochs={epochs}", f"seed={seed}")),
         *(["--labels", str(arm.labels.path)] if arm.labels else []),
-        *arm.options,
         *("--val", str(data / "val"), "--multilabels", str(data / "val.json")),
         *("--workers", "0", "--device", "cpu", "--resume"),
     )
@@ -235,30 +200,28 @@ def relabel(*arguments: str) -> None:
         sys.exit(f"{' '.join(command)} failed:\n{finished.stdout}\n{finished.stderr}")
 
 
-def as_table(
-    first: str, columns: list[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str, seeds: Sequence[int]
-) -> str:
-    """Mean ± sample standard deviation over the seeds, in every cell."""
-    lines = [f"| {first} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for name, cells in rows.items():
-        shown = [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in cells]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+def as_table(columns: list[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str) -> str:
+    """Markdown; every cell is the mean ± sample standard deviation over the seeds."""
+    lines = [f"| trained towards | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name, row in rows.items():
+        cells = [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in row]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     machine = f"{cpu_model()}, one thread a student, Python {platform.python_version()}, torch {torch.__version__}"
-    spread = f"mean ± standard deviation over {len(seeds)} seeds of the student"
+    spread = f"mean ± standard deviation over {len(SEEDS)} seeds of the student"
     lines += ["", f"{caption}; {spread}. `make results`, {machine}, timm {timm.__version__}."]
     return "\n".join(lines)
 
 
-def write_readme(name: str, table: str) -> None:
-    """Put the table between its two markers of the README."""
+def write_table(name: str, table: str) -> None:
+    """Write the table between its two markers in docs/results.md."""
     begin, end = f"<!-- make results, {name}: begin -->", f"<!-- make results, {name}: end -->"
-    text = README.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     before, rest = text.split(begin)
     after = rest.split(end)[1]
-    atomic_write(README, f"{before}{begin}\n{table}\n{end}{after}".encode())
+    atomic_write(DOCUMENT, f"{before}{begin}\n{table}\n{end}{after}".encode())
 
 
-TABLES: dict[str, Callable[[], str]] = {"targets": targets, "robustness": robustness, "recipes": recipe_table}
+TABLES: dict[str, Callable[[], str]] = {"targets": targets, "robustness": robustness}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""How two label sets of the same images differ: in what they say of whole images, and in what crops would be told."""
+"""Compare two label sets of the same images: their whole-image classes, and the targets they give random crops."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,18 @@ from relabel.runtime.defaults import COMPARE_BOXES
 from relabel.runtime.errors import InputError
 
 BATCH = 256
-MAX_NAMED = 5  # images and classes named
+MAX_NAMED = 5  # images and classes listed
 SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What compare found, over the images that both sets hold.
+    """How two label sets differ, over the images in both.
 
     Attributes:
-        made_otherwise: settings in which the sets differ, as "name: the first's, not the second's".
-        images: how many both hold; only_first, only_second: how many only one holds.
-        agreement: share of images whose maps, pooled over the whole image, have the same class on top.
+        different_settings: settings in which the sets differ, as "name: first's, not second's".
+        images: number of images in both sets; only_first, only_second: number of images in one set only.
+        agreement: share of images with the same whole-image top-1 class in both.
         kl: mean Kullback-Leibler divergence, in nats, of the second set's pooled target from the first's, over random boxes.
         worst_images: (key, mean KL over its boxes), largest first.
         worst_folders: (class folder, mean KL), largest first.
@@ -43,12 +43,12 @@ class Comparison:
 
 
 def log_targets(maps: LabelMaps, boxes: list[Tensor], num_classes: int) -> Tensor:
-    """(n, B, C) log-probabilities that the maps give for n boxes an image, each of them (B, 4)."""
+    """(n, B, C) log-probabilities from the maps for n boxes per image, each (B, 4)."""
     return torch.stack([label_pool(maps, box, num_classes).log_softmax(1) for box in boxes])
 
 
 def mean_kl(p: Tensor, q: Tensor) -> Tensor:
-    """(B,) KL in nats of (n, B, C) log-probabilities q from p, mean over the n boxes."""
+    """(B,) KL divergence in nats of q from p, both (n, B, C) log-probabilities; the mean over the n boxes."""
     return (p.exp() * (p - q)).sum(2).mean(0)
 
 
@@ -56,16 +56,16 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     """Compare two label sets.
 
     Raises:
-        InputError: not two complete label sets of the same number of classes, or no image in common.
+        InputError: one of them is not a complete label set, their classes differ, or they have no image in common.
     """
     a, b = LabelStore.open(first), LabelStore.open(second)
     if a.manifest.num_classes != b.manifest.num_classes:
         raise InputError(
-            f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}: nothing to compare"
+            f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}; they cannot be compared"
         )
-    other = b.manifest.classes and a.manifest.class_mismatch(b.manifest.classes)
-    if other:
-        raise InputError(f"{first} cannot be compared with {second}: {other}")
+    mismatch = b.manifest.classes and a.manifest.class_mismatch(b.manifest.classes)
+    if mismatch:
+        raise InputError(f"{first} cannot be compared with {second}: {mismatch}")
     if boxes_per_image < 1:
         raise InputError(f"--boxes {boxes_per_image}: expected at least 1")
     keys = [key for key, row in zip(a.keys, b.find(a.keys).tolist(), strict=True) if row >= 0]
@@ -73,15 +73,15 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
         raise InputError(f"{first} and {second} have no image in common (first keys: {a.keys[0]}, {b.keys[0]})")
     classes = a.manifest.num_classes
     generator = torch.Generator().manual_seed(seed)
-    same, kl_of = [], []
+    same, kl_parts = [], []
     for start in tqdm(range(0, len(keys), BATCH), desc="compare", unit="batch", disable=None):
         part = keys[start : start + BATCH]
         maps = a.gather(a.rows(part)), b.gather(b.rows(part))
         tops = [whole_image_top1(m, classes) for m in maps]
         same.append(tops[0] == tops[1])
         boxes = [random_boxes(len(part), generator) for _ in range(boxes_per_image)]
-        kl_of.append(mean_kl(*(log_targets(m, boxes, classes) for m in maps)))
-    kl = torch.cat(kl_of)
+        kl_parts.append(mean_kl(*(log_targets(m, boxes, classes) for m in maps)))
+    kl = torch.cat(kl_parts)
     folders: dict[str, list[float]] = {}
     for key, value in zip(keys, kl.tolist(), strict=True):
         folders.setdefault(key.rpartition("/")[0], []).append(value)

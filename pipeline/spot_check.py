@@ -1,8 +1,8 @@
-"""Annotate a few images again and ask two things of a label set: is it still what its annotator says, and how much of the
-full map's targets do the stored k logits keep?
+"""Annotate some images of a label set again, to measure two things: do the stored logits match what the annotator
+predicts, and how close are a sparse map's targets to the full map's?
 
-The second is the set's fidelity: the mean Kullback-Leibler divergence, over random crops, of the target that the sparse
-map gives from the target that the full dense map would give. It is shown for other k and tails too, to choose by.
+The second is called fidelity: the mean Kullback-Leibler divergence, over random crops, of the sparse map's target from the
+full dense map's. It is shown for other k and tails too, to help choose them.
 
 Shapes: B images, C classes, H rows and W columns of the label map.
 """
@@ -36,11 +36,8 @@ from relabel.runtime.precision import autocast, dtype_from_name
 BATCH = 16
 BOXES_PER_IMAGE = 8
 OTHER_K = (1, 2, 3, 5, 10)
-TOLERANCE = {
-    "float32": 0.005,
-    "bfloat16": 0.1,
-    "float16": 0.02,
-}  # relative: storage (0.0005), other hardware's rounding
+# Relative; covers float16 storage (0.0005) and the rounding of different hardware
+TOLERANCE = {"float32": 0.005, "bfloat16": 0.1, "float16": 0.02}
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,12 @@ class SpotCheck:
     """What the check found.
 
     Attributes:
-        images: how many were annotated again.
-        largest_difference: of a stored logit from the one made now for that class and for that rank, and of a stored tail
-            from that made now; relative to max(1, |stored|).
-        same_top1: share of cells whose best class is the stored one.
-        fidelity: (k, tail) -> mean KL in nats from the full map's target: of the stored maps for the stored choice, of maps
-            made now for the others.
+        images: number of images annotated again.
+        largest_difference: between stored and recomputed values, relative to max(1, |stored|). A stored logit is compared
+            with the recomputed logit of its class and with that of its rank, a stored tail with the recomputed tail.
+        same_top1: share of cells whose top-1 class is the stored one.
+        fidelity: (k, tail) -> mean KL in nats from the full map's target. The stored choice is measured on the stored maps,
+            the others on recomputed ones.
     """
 
     images: int
@@ -68,7 +65,7 @@ def spot_check(
     """Annotate `count` random images again with the recorded annotator.
 
     Raises:
-        InputError: the set was made with a checkpoint that was not given, or with another one.
+        InputError: the set was made with a checkpoint, and `checkpoint` is None or a different one.
     """
     if count < 1:
         raise InputError(f"--spot-check {count}: expected at least 1 image")
@@ -86,15 +83,15 @@ def spot_check(
         logits = annotate_again(annotator, squash, image_set, [store.keys[i] for i in rows.tolist()], manifest)
         stored = store.gather(rows)
         scores, again = stored.scores.float(), sparsify(logits, manifest.topk, manifest.tail)
-        for now, then in (
+        for recomputed, expected in (
             (logits.gather(1, stored.classes.long()), scores),
             (again.scores, scores),
             (again.tail, stored.tail.float()),
         ):
-            differences.append(((now - then).abs() / then.abs().clamp(min=1)).max())
+            differences.append(((recomputed - expected).abs() / expected.abs().clamp(min=1)).max())
         same.append((logits.argmax(1) == stored.classes[:, 0].long()).float().mean((1, 2)))
         boxes = [random_boxes(len(rows), generator) for _ in range(BOXES_PER_IMAGE)]
-        whole = sparsify(logits, manifest.num_classes, "zero")  # every class kept: pooling it is exact
+        whole = sparsify(logits, manifest.num_classes, "zero")  # keeps every class, so pooling is exact
         full = log_targets(whole, boxes, manifest.num_classes)
         for k in ks:
             for tail in tails:
@@ -105,7 +102,7 @@ def spot_check(
                 kl[k, tail].append(mean_kl(full, log_targets(maps, boxes, manifest.num_classes)))
     return SpotCheck(
         images=len(chosen),
-        largest_difference=float(torch.stack(differences).max()),  # NaN, if any is
+        largest_difference=float(torch.stack(differences).max()),  # NaN if any of them is
         same_top1=float(torch.cat(same).mean()),
         fidelity={choice: float(torch.cat(values).mean()) for choice, values in kl.items()},
     )
@@ -114,16 +111,16 @@ def spot_check(
 def recorded_annotator(
     manifest: Manifest, labels: Path, checkpoint: Path | None, device: torch.device
 ) -> tuple[FullyConvolutional, Squash]:
-    """The annotator that a manifest names, with the very weights it was run with."""
+    """The annotator recorded in a manifest, with exactly the same weights."""
     if manifest.kind == "imported":
-        raise InputError(f"{labels} was imported; what made its maps is not on record, so they cannot be made again")
+        raise InputError(f"{labels} was imported: its annotator is not recorded, so its maps cannot be computed again")
     published = manifest.weights == PUBLISHED
     if published and checkpoint is not None:
-        raise InputError(f"{labels} was made with the published weights of {manifest.model}; leave --checkpoint out")
+        raise InputError(f"{labels} was made with the published weights of {manifest.model}; omit --checkpoint")
     if not published:
         own = checkpoint or weights_in_folder(manifest.model)
         if own is None:
-            raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; name it with --checkpoint")
+            raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; pass it as --checkpoint")
         if not own.is_file():
             raise InputError(f"checkpoint {own} does not exist")
         if sha256_of(own) != manifest.weights_sha256:
@@ -143,10 +140,11 @@ def recorded_annotator(
     from_hub = weights_from_hub(annotator.classifier) if published else None
     if from_hub is not None and manifest.weights_sha256 not in (None, sha256_of(from_hub)):
         raise InputError(
-            f"the published weights of {manifest.model} are not those that {labels} was made with (by sha256): they have"
-            " changed since; annotate anew, or name the revision, as hf-hub:OWNER/NAME@REVISION"
+            f"the published weights of {manifest.model} have changed since {labels} was made (by sha256); annotate again, or"
+            " give the revision, as hf-hub:OWNER/NAME@REVISION"
         )
-    if manifest.mean is not None and manifest.std is not None and manifest.interpolation is not None:  # as it was then
+    # The recorded preprocessing, in case timm's settings of the model have changed
+    if manifest.mean is not None and manifest.std is not None and manifest.interpolation is not None:
         squash = Squash(squash.input_size, manifest.mean, manifest.std, manifest.interpolation)
     if manifest.outputs is not None:
         annotator.select(manifest.outputs)
@@ -157,7 +155,7 @@ def recorded_annotator(
 def annotate_again(
     annotator: FullyConvolutional, squash: Squash, images: ImageSet, keys: list[str], manifest: Manifest
 ) -> Tensor:
-    """(B, C, H, W) float32 logits on the CPU, at the precision recorded."""
+    """(B, C, H, W) float32 logits on the CPU, computed at the recorded precision."""
     device = next(annotator.parameters()).device
     pixels = torch.stack([squash(images.read(images.index(key))) for key in keys]).to(device)
     with autocast(device, dtype_from_name(manifest.precision)):
@@ -167,23 +165,23 @@ def annotate_again(
 
 
 def problems(check: SpotCheck, manifest: Manifest, labels: Path) -> list[str]:
-    """What is wrong, if anything: the set does not hold what its annotator says of these images."""
+    """A finding if the stored values differ from the recomputed ones by more than the tolerance."""
     if check.largest_difference <= TOLERANCE[manifest.precision]:
         return []
     return [
-        f"{labels}: a stored logit or tail differs by {100 * check.largest_difference:.3g}% from what {manifest.model} says"
-        f" now (and {100 * check.same_top1:.1f}% of cells have the same best class): other images, another timm, or damaged"
-        " maps; annotate anew"
+        f"{labels}: a stored logit or tail differs by {100 * check.largest_difference:.3g}% from what {manifest.model}"
+        f" predicts, expected at most {100 * TOLERANCE[manifest.precision]:.2g}% ({100 * check.same_top1:.1f}% of cells have"
+        " the same top-1 class): the images or the timm version are different, or the maps are damaged; annotate again"
     ]
 
 
 def fidelity_table(check: SpotCheck, manifest: Manifest) -> list[str]:
-    """The fidelity table, the stored choice marked."""
+    """The fidelity table, with the stored choice marked."""
     tails: tuple[Tail, ...] = get_args(Tail)
     rows = [
-        f"{check.images} images annotated again: stored logits and tails differ by {100 * check.largest_difference:.2g}% at"
-        f" most, {100 * check.same_top1:.1f}% of cells with the same best class",
-        f"mean KL of a crop's target from the full map's, {BOXES_PER_IMAGE} crops an image (* is what is stored):",
+        f"{check.images} images annotated again: stored logits and tails differ by at most"
+        f" {100 * check.largest_difference:.2g}%, {100 * check.same_top1:.1f}% of cells have the same top-1 class",
+        f"mean KL, in nats, of a crop's target from the full map's, {BOXES_PER_IMAGE} crops per image (* as stored):",
         f"  {'k':>4}" + "".join(f"{tail + ' tail':>18}" for tail in tails),
     ]
     for k in sorted({k for k, _ in check.fidelity}):

@@ -1,4 +1,7 @@
-"""Check a label set from its bytes to its meaning. A finding is one line that names the file, the row and the remedy."""
+"""Check a label set: file structure, checksums, values, keys, and agreement with the images it was made from.
+
+A finding is one line that names the file, the row and what to do.
+"""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +27,15 @@ from relabel.runtime.files import sha256_of
 from relabel.runtime.machine import cores
 
 REMEDY = "delete it and run the command that made the label set again"
-MAX_NAMED = 5  # classes named
+MAX_NAMED = 5  # classes listed as having the lowest agreement
 POOL_BATCH = 256
-INFINITE = 0x7C00  # bits of float16's infinity; those of NaN are larger
-CHECK_BATCH = 256  # rows judged at a time, so that what it takes stays in a core's cache
+INFINITE = 0x7C00  # the bits of float16 infinity; NaN has larger ones
+CHECK_BATCH = 256  # rows checked at a time, so that the working set fits in a core's cache
 
 
 @dataclass
 class Report:
-    """What verify found: `findings` is empty if all is sound; `notes` are for the reader."""
+    """What verify found. `findings` is empty if the label set is OK; `notes` are for information."""
 
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -41,29 +44,30 @@ class Report:
 def verify(
     labels: Path, images: Path | str | None = None, min_agreement: float = MIN_AGREEMENT, names: ClassNames | None = None
 ) -> Report:
-    """Check structure, checksums, values and keys; with images, coverage and agreement with the folders' classes.
+    """Check structure, checksums, values and keys; with images, also coverage and agreement with the ground-truth labels.
 
     Args:
-        min_agreement: share of images whose map, pooled over the whole image, must have the folder's class on top. A wrong
-            class order or a wrong normalisation brings it down to chance.
-        names: what to call the classes; WordNet's lemmas if None.
+        min_agreement: the share of images whose whole-image top-1 class must be the ground-truth label. A wrong class
+            order or a wrong normalisation brings agreement down to chance.
+        names: display names of the classes; WordNet's lemmas if None.
     Raises:
-        InputError: no label set there at all, or no image folder.
+        InputError: `labels` is not a label set, or `images` is not a source of images.
     """
     manifest = Manifest.load(labels)
     lines = read_shard_lines(labels)
     image_set = find_images(images) if images is not None else None
     report = Report()
-    examine = functools.partial(check_shard, labels, lines, manifest, pool=image_set is not None)
-    with ThreadPoolExecutor(cores()) as threads:  # hashing and numpy let others run meanwhile
-        examined = threads.map(examine, range(manifest.shard_count))
-        shards = list(tqdm(examined, total=manifest.shard_count, desc="verify", unit="shard", disable=None))
+    check = functools.partial(check_shard, labels, lines, manifest, pool=image_set is not None)
+    with ThreadPoolExecutor(cores()) as threads:  # hashing and numpy release the GIL
+        checked = threads.map(check, range(manifest.shard_count))
+        shards = list(tqdm(checked, total=manifest.shard_count, desc="verify", unit="shard", disable=None))
     report.findings += [finding for shard in shards for finding in shard.findings]
     unreadable = [key for shard in shards for key in shard.unreadable]
     surplus = sorted(lines.keys() - set(range(manifest.shard_count)))
     if surplus:
         report.findings.append(
-            f"{labels}: shards.jsonl lists shard {surplus[0]}, the manifest knows {manifest.shard_count}; annotate anew"
+            f"{labels}: shards.jsonl lists shard {surplus[0]}, but the manifest has only {manifest.shard_count} shards;"
+            " annotate again"
         )
     complete = not report.findings
     keys = np.concatenate([shard.keys for shard in shards])  # (N,) bytes
@@ -71,8 +75,8 @@ def verify(
     if image_set is not None:
         check_coverage(report, labels, image_set, keys, encode_keys(unreadable), complete)
         if len(keys):
-            named, top1 = names or ClassNames(), np.concatenate([shard.top1 for shard in shards])
-            check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, named)
+            top1 = np.concatenate([shard.top1 for shard in shards])
+            check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, names or ClassNames())
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(
@@ -85,16 +89,16 @@ def verify(
 
 @dataclass
 class ShardReport:
-    """What a shard holds: nothing where it cannot be trusted."""
+    """The findings and the contents of one shard. The contents are empty if the file is damaged."""
 
     findings: list[str]
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.bytes_))  # (n,)
     unreadable: tuple[str, ...] = ()
-    top1: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (n,) of whole images, if asked for
+    top1: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (n,) whole-image classes, if pooled
 
 
 def check_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest, number: int, *, pool: bool) -> ShardReport:
-    """Structure, checksum and values of one shard; with `pool`, the best class of each whole image too."""
+    """Check structure, checksum and values of one shard; with `pool`, also compute the top-1 class of each whole image."""
     path = labels / shard_name(number)
     if number not in lines:
         return ShardReport([f"{path}: not finished; run the command that made the label set again"])
@@ -103,49 +107,53 @@ def check_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest, n
         shard = MappedShard.open(labels, line, manifest)
     except InputError as error:
         return ShardReport([str(error)])
-    if sha256_of(path) != line.sha256:  # its values cannot be trusted, so they are not judged
+    if sha256_of(path) != line.sha256:  # its values cannot be trusted, so they are not checked
         return ShardReport([f"{path}: its bytes changed after it was written (sha256); {REMEDY}"])
-    findings = [f"{path} {finding}; {REMEDY}" for finding in check_values(shard, manifest)]
+    findings = [f"{path}: {finding}; {REMEDY}" for finding in check_values(shard, manifest)]
     if line.manifest not in (None, manifest.identity):
-        findings.append(f"{path}: {MANIFEST} is not the one that it was made by; {REMEDY}")
+        findings.append(f"{path}: made with a different {MANIFEST}; {REMEDY}")
     try:
         decode_keys(shard.keys)
     except ValueError as error:
-        findings.append(f"{path}: {error}; such a set is not to be trusted")
-    keys = np.array(shard.keys)  # copied: else the whole file would stay mapped
+        findings.append(f"{path}: {error}; do not use this label set")
+    keys = np.array(shard.keys)  # a copy; a view would keep the whole file mapped
     return ShardReport(findings, keys, line.unreadable, *([whole_image_classes(shard, manifest)] if pool else []))
 
 
 def check_values(shard: MappedShard, manifest: Manifest) -> list[str]:
-    """What is wrong with a shard's values, each with the first row that shows it."""
+    """Each kind of fault in a shard's values, with the number of rows that have it and the first of them."""
     parts = [slice(first, first + CHECK_BATCH) for first in range(0, len(shard.keys), CHECK_BATCH)]
-    of_parts = [value_faults(shard.scores[part], shard.classes[part], shard.tail[part], manifest) for part in parts]
-    found = []
-    for what in of_parts[0] if of_parts else []:
-        bad = np.concatenate([faults[what] for faults in of_parts])
+    faults_by_part = [value_faults(shard.scores[part], shard.classes[part], shard.tail[part], manifest) for part in parts]
+    findings = []
+    for fault in faults_by_part[0] if faults_by_part else []:
+        bad = np.concatenate([faults[fault] for faults in faults_by_part])  # (n,) bool
         if bad.any():
             first = int(bad.argmax())
-            found.append(f"row {first} ({key_name(shard.keys[first])}): {what}, in {int(bad.sum())} rows in all")
-    return found
+            findings.append(
+                f"{fault} in {bad.sum()} of {len(bad)} rows, first in row {first} ({key_name(shard.keys[first])})"
+            )
+    return findings
 
 
 def value_faults(scores: np.ndarray, classes: np.ndarray, tail: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
-    """(n,) whether a row has it, of everything that can be wrong with the values of n rows."""
+    """For each kind of fault that the values of n rows can have: (n,) whether a row has it."""
     scores, tail = sortable_bits(scores), sortable_bits(tail)
-    twice = np.zeros(len(classes), dtype=bool)
-    for apart in range(1, manifest.topk):  # comparing the few classes of a cell in pairs is faster than sorting them
-        twice |= (classes[:, apart:] == classes[:, :-apart]).any((1, 2, 3))
+    duplicate = np.zeros(len(classes), dtype=bool)
+    for shift in range(1, manifest.topk):  # comparing the few classes of a cell in pairs is faster than sorting them
+        duplicate |= (classes[:, shift:] == classes[:, :-shift]).any((1, 2, 3))
     return {
         "scores are not finite": np.abs(scores).max((1, 2, 3), initial=0) >= INFINITE,
         "tail is not finite": np.abs(tail).max((1, 2), initial=0) >= INFINITE,
-        "scores are not sorted, largest first": (scores[:, 1:] > scores[:, :-1]).any((1, 2, 3)),
-        f"classes are beyond the {manifest.num_classes} of the manifest": (classes >= manifest.num_classes).any((1, 2, 3)),
-        "a cell stores a class twice": twice,
+        "scores are not sorted in descending order": (scores[:, 1:] > scores[:, :-1]).any((1, 2, 3)),
+        f"classes are out of range (the manifest has {manifest.num_classes})": (classes >= manifest.num_classes).any(
+            (1, 2, 3)
+        ),
+        "a cell stores a class twice": duplicate,
     }
 
 
 def sortable_bits(values: np.ndarray) -> np.ndarray:
-    """float16 -> int16 that compare as the values do, -0 as 0, infinities and NaN from INFINITE on; and faster."""
+    """float16 -> int16 in the same order, which compares faster. -0 equals 0; infinities and NaN are at least INFINITE."""
     bits = values.view(np.int16)
     sign = bits >> 15  # 0 or -1
     ordered = bits & 0x7FFF
@@ -161,33 +169,33 @@ def key_name(key: bytes) -> str:
 def check_keys(
     report: Report, labels: Path, manifest: Manifest, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
-    """Keys, as bytes, are unique, and together those that the manifest was made for."""
-    together = np.sort(np.concatenate([keys, unreadable]))
-    doubled = np.unique(together[1:][together[1:] == together[:-1]])
-    if len(doubled):
+    """Check that the keys, as bytes, are unique, and that together they are the images of the manifest."""
+    all_keys = np.sort(np.concatenate([keys, unreadable]))
+    duplicates = np.unique(all_keys[1:][all_keys[1:] == all_keys[:-1]])
+    if len(duplicates):
         report.findings.append(
-            f"{labels}: {len(doubled)} keys stand in it twice (first: {key_name(doubled[0])}); annotate anew"
+            f"{labels}: {len(duplicates)} keys occur more than once (first: {key_name(duplicates[0])}); annotate again"
         )
-    if complete and keys_digest(key.decode() for key in together.tolist()) != manifest.image_digest:
-        report.findings.append(f"{labels / MANIFEST}: its image digest is not that of the shards' keys; annotate anew")
+    if complete and keys_digest(key.decode() for key in all_keys.tolist()) != manifest.image_digest:
+        report.findings.append(f"{labels / MANIFEST}: its image digest does not match the shards' keys; annotate again")
 
 
 def check_coverage(
     report: Report, labels: Path, image_set: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
 ) -> None:
-    """Every image has a map, and every map an image."""
+    """Check that every image has a label map, and every label map an image."""
     images = encode_keys(image_set.keys)
     missing = images[KeyIndex(np.concatenate([keys, unreadable])).find(images) < 0]
     surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
-    if len(missing) and complete:  # else the unfinished shards, found above, are the reason
+    if len(missing) and complete:  # otherwise the shards reported above are the reason
         report.findings.append(
             f"{labels}: {len(missing)} of {len(image_set)} images of {image_set.source} have no label map (first:"
             f" {key_name(missing[0])}); annotate this folder into a new label set"
         )
     if len(surplus):
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {key_name(surplus[0])}); name"
-            " the images they were made from, or annotate anew"
+            f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {key_name(surplus[0])}); pass"
+            " the images they were made from, or annotate again"
         )
 
 
@@ -201,39 +209,39 @@ def check_agreement(
     min_agreement: float,
     names: ClassNames,
 ) -> None:
-    """How often the map of the whole image has the folder's class on top, and where it does so least."""
+    """Check how often the whole-image top-1 class is the ground-truth label, and list the classes that agree least."""
     mismatch = manifest.class_mismatch(image_set.classes)
     if mismatch is not None:
         report.findings.append(
-            f"{labels / MANIFEST}: {mismatch} ({image_set.source}); use an annotator with the images' classes, or tell"
-            " annotate its classes by --classes"
+            f"{labels / MANIFEST}: {mismatch} ({image_set.source}); use an annotator of these classes, or pass"
+            " the names of its outputs to `relabel annotate --classes`"
         )
         return
-    image_of = KeyIndex(encode_keys(image_set.keys)).find(keys)
-    known = image_of >= 0
+    indices = KeyIndex(encode_keys(image_set.keys)).find(keys)
+    known = indices >= 0
     if not known.any():
         return
-    targets = image_set.targets[image_of[known]]
+    targets = image_set.targets[indices[known]]
     agrees = top1[known] == targets
     share = float(agrees.mean())
     counts = np.bincount(targets, minlength=len(image_set.classes))
     per_class = np.bincount(targets, weights=agrees, minlength=len(image_set.classes)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
     worst = present[np.argsort(per_class[present], kind="stable")][:MAX_NAMED]
-    named = ", ".join(f"{names(image_set.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
+    lowest = ", ".join(f"{names(image_set.classes[c])} {100 * per_class[c]:.0f}%" for c in worst)
     report.notes.append(
-        f"whole-image top-1 is the folder's class for {100 * share:.1f}% of {len(targets)} images; lowest: {named}"
+        f"whole-image top-1 is the ground-truth label for {100 * share:.1f}% of {len(targets)} images; lowest: {lowest}"
     )
     if share < min_agreement:
         report.findings.append(
-            f"{labels}: whole-image top-1 is the folder's class for {100 * share:.1f}% of images, expected at least"
-            f" {100 * min_agreement:.0f}%: the annotator's class order or preprocessing is probably not that of"
-            f" {image_set.source}; if it is, lower --min-agreement"
+            f"{labels}: whole-image top-1 is the ground-truth label for {100 * share:.1f}% of images, expected at"
+            f" least {100 * min_agreement:.0f}%: the annotator probably has another class order than {image_set.source}, or"
+            " needs other preprocessing; if both are right, lower --min-agreement"
         )
 
 
 def whole_image_classes(shard: MappedShard, manifest: Manifest) -> np.ndarray:
-    """(n,) class with the largest mean logit over the image."""
+    """(n,) the class with the largest mean logit over each image; -1 where the classes are damaged."""
     top1 = [np.empty(0, dtype=np.int64)]
     for first in range(0, len(shard.keys), POOL_BATCH):
         part = slice(first, first + POOL_BATCH)
@@ -243,7 +251,7 @@ def whole_image_classes(shard: MappedShard, manifest: Manifest) -> np.ndarray:
             torch.from_numpy(np.array(shard.tail[part])),
         )
         if int(maps.classes.max()) >= manifest.num_classes:
-            top1.append(np.full(len(maps), -1))  # found and named already
+            top1.append(np.full(len(maps), -1))  # already reported
             continue
         top1.append(whole_image_top1(maps, manifest.num_classes).numpy())
     return np.concatenate(top1)

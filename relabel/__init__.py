@@ -1,8 +1,8 @@
-"""relabel: localised multi-label maps for image classification. A label set is opened, read and pooled with three names.
+"""relabel: localised multi-label maps for image classification. Three names open, read and pool a label set.
 
     from relabel import LabelMaps, LabelStore, label_pool
 
-They are imported when first used: `import relabel` itself loads no torch, which the command line relies on.
+They are imported on first use, so `import relabel` itself does not load torch; the command line relies on that.
 """
 
 import importlib

@@ -96,11 +96,12 @@ def randomise(classifier: nn.Module, seed: int, size: tuple[int, int] | None = N
 
     with torch.no_grad():
         for module in classifier.modules():
-            if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), torch.Tensor):
-                module.weight.copy_(1 + 0.2 * noise(module.weight))
-                if getattr(module, "bias", None) is not None:  # RMS norms have none
-                    module.bias.copy_(0.2 * noise(module.bias))
-        heads = classifier.get_classifier()
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if "Norm" in type(module).__name__ and isinstance(weight, torch.Tensor):
+                weight.copy_(1 + 0.2 * noise(weight))
+                if bias is not None:  # RMS norms have none
+                    bias.copy_(0.2 * noise(bias))
+        heads: Any = classifier.get_classifier()  # type: ignore[operator]
         for head in heads if isinstance(heads, tuple | list) else [heads]:
             for module in head.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The Makefile's stages on a tiny image folder: real dependencies, nothing half done taken for done."""
+"""The Makefile's stages on a tiny image folder: each runs what it depends on, and a failed stage does not count as done."""
 
 import json
 import os
@@ -12,11 +12,13 @@ import timm
 import torch
 from PIL import Image
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Finished
 
 THIN = "--model-kwargs=stem_width=8 '--model-kwargs=channels=(8,8,8,16)'"
 
-pytestmark = pytest.mark.skipif(not (REPOSITORY / ".venv/installed").exists(), reason="make's own environment is not set up")
+pytestmark = pytest.mark.skipif(
+    not (REPOSITORY / ".venv/installed").exists(), reason="the environment of make is not set up"
+)
 
 
 @pytest.fixture
@@ -35,9 +37,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def make(target: str, data: Path, annotator: int = 0, **options: str) -> "subprocess.CompletedProcess[str]":
+def make(target: str, data: Path, annotator: int = 0, **options: str) -> Finished:
     home = data.parent
-    variables = {
+    variables: dict[str, object] = {
         "IMAGENET": data,
         "LABELS": home / f"labels{annotator}",
         "RUN": home / f"run{annotator}",
@@ -58,10 +60,11 @@ def make(target: str, data: Path, annotator: int = 0, **options: str) -> "subpro
 
 
 def states(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """The time of the last change and the content of every file."""
     return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_eval_on_a_fresh_checkout_makes_all_it_needs_and_a_second_call_nothing(data: Path) -> None:
+def test_eval_runs_all_stages_it_depends_on_and_a_second_call_runs_none(data: Path) -> None:
     home = data.parent
     first = make("eval", data)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -74,46 +77,53 @@ def test_eval_on_a_fresh_checkout_makes_all_it_needs_and_a_second_call_nothing(d
     assert second.returncode == 0 and "relabel" not in second.stdout.replace(str(REPOSITORY), "")
     assert states(home) == before
 
-    told = make("eval", data, VERIFY_ARGS="--min-agreement 0 --spot-check 2")  # other options: verified again, not trained
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert "spot check" in told.stdout or "annotated again" in told.stdout
-    assert "relabel train" not in told.stdout and "relabel annotate" not in told.stdout
+    third = make("eval", data, VERIFY_ARGS="--min-agreement 0 --spot-check 2")  # other options: verify again, do not train
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert "spot check" in third.stdout or "annotated again" in third.stdout
+    assert "relabel train" not in third.stdout and "relabel annotate" not in third.stdout
     assert make("verify", data).returncode == 0
     before = states(home)
 
-    other = make("verify", data, annotator=1)  # another annotator: another label set beside the first
+    other = make("verify", data, annotator=1)  # a different annotator makes a second label set
     assert other.returncode == 0, other.stdout + other.stderr
     assert (home / "labels1" / "shard-00000.h5").read_bytes() != (home / "labels0" / "shard-00000.h5").read_bytes()
     assert {name: state for name, state in states(home).items() if "labels1" not in name} == before
 
 
-def test_failed_stage_leaves_nothing_that_make_takes_for_done(data: Path) -> None:
-    torn = data / "train" / "dog" / "0.JPEG"
-    whole = torn.read_bytes()
-    torn.write_bytes(whole[: len(whole) // 2])
+def test_failed_stage_does_not_count_as_done(data: Path) -> None:
+    image = data / "train" / "dog" / "0.JPEG"
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
     failed = make("verify", data)
     assert failed.returncode != 0
-    assert "1 unreadable images" in failed.stderr and str(torn) in failed.stderr
+    assert "1 unreadable images" in failed.stderr and str(image) in failed.stderr
     assert "relabel verify" not in failed.stdout
-    torn.write_bytes(whole)
+    image.write_bytes(content)
     again = make("verify", data)
-    assert again.returncode == 0 and "relabel annotate" in again.stdout and "OK" in again.stdout
+    assert again.returncode == 0 and "relabel annotate" in again.stdout and "OK" in again.stdout.splitlines()
 
 
-def test_without_images_make_says_what_to_give() -> None:
-    nothing = ["IMAGENET=", "TRAIN_IMAGES=", "LABELS=/nonexistent"]
-    done = subprocess.run(["make", "-C", str(REPOSITORY), "annotate", *nothing], capture_output=True, text=True)
+def test_two_processes_annotate_and_verify_accepts_their_label_set(data: Path) -> None:
+    done = make("verify", data, GPUS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--nproc-per-node 2 --no-python .venv/bin/relabel annotate" in done.stdout
+    assert (data.parent / "labels0" / "shard-00000.h5").exists()
+
+
+def test_error_without_images_says_which_variable_to_set() -> None:
+    variables = ["IMAGENET=", "TRAIN_IMAGES=", "LABELS=/nonexistent"]
+    done = subprocess.run(["make", "-C", str(REPOSITORY), "annotate", *variables], capture_output=True, text=True)
     assert done.returncode != 0 and "IMAGENET=DIR" in done.stderr + done.stdout
 
 
 def test_help_lists_every_target_and_variable() -> None:
     text = (REPOSITORY / "Makefile").read_text()
-    shown = subprocess.run(["make", "-C", str(REPOSITORY), "help"], capture_output=True, text=True).stdout
+    output = subprocess.run(["make", "-C", str(REPOSITORY), "help"], capture_output=True, text=True).stdout
     targets = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert targets is not None
     for name in set(targets[1].split()) - {"help", "FORCE"}:
-        assert re.search(rf"\b{name}\b", shown.split("Variables")[0]), name
+        assert re.search(rf"\b{name}\b", output.split("Variables")[0]), name
     for line in text.splitlines():
         if " ?= " in f"{line} ":
             name = line.split(" ?=")[0]
-            assert name in ("PYTHON", "DEMO") or f"{name}=" in shown, name
+            assert name in ("PYTHON", "DEMO") or f"{name}=" in output, name

@@ -1,4 +1,4 @@
-"""docs/own-data.md: its commands, in order, on real images, with a small network in the place of ResNet-50."""
+"""docs/own-data.md: its commands, in order, on real images, with a small network instead of ResNet-50."""
 
 import re
 import shlex
@@ -12,9 +12,13 @@ from PIL import Image
 from tests.conftest import CLASS_SIZES, THIN, Relabel, model_options, randomise, write_images
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own-data.md"
-KWARGS = model_options(THIN)
-SIZES = ["--input-size=64"]
 SHORT = [f"--set={s}" for s in ("epochs=2", "batch_size=4", "warmup_epochs=0", "image_size=32", "eval_size=32")]
+MORE_OPTIONS = {
+    "annotate": [*model_options(THIN), "--input-size=64", "--workers=0"],
+    "verify": ["--min-agreement=0"],
+    "train": [*model_options(THIN), *SHORT, "--workers=0"],
+    "eval": ["--workers=0"],
+}
 
 
 def commands() -> list[list[str]]:
@@ -23,7 +27,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the document speaks of: photos, a classifier, and names of its outputs in another order than the folders."""
+    """The document's files: photos, a classifier, and the names of its outputs, in another order than the folders."""
     for split in ("train", "val"):
         write_images(tmp_path / "photos" / split)
     (tmp_path / "names.txt").write_text("eel\ndog\ncat\n")
@@ -33,17 +37,14 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_command_does_what_the_document_says(relabel_here: Relabel, own_data: Path) -> None:
-    ran = []
+def test_every_command_of_the_document_runs(relabel_here: Relabel, own_data: Path) -> None:
+    stages = []
     for stage, *arguments in commands():
-        given = ["resnet10t" if a == "resnet50" else a for a in arguments]
-        if "--classes" in given:  # the document's second way: another label set in the place of the first
+        options = ["resnet10t" if a == "resnet50" else a for a in arguments]
+        if "--classes" in options:  # the document's second way of annotating writes to the same folder as its first
             Path("labels/mine").rename("labels/by-order")
-        more = {"annotate": [*KWARGS, *SIZES], "verify": ["--min-agreement=0"], "train": [*KWARGS, *SHORT], "eval": []}[
-            stage
-        ]
-        finished = relabel_here(stage, *given, *more, *(["--workers=0"] if stage != "verify" else []), "--device=cpu")
+        finished = relabel_here(stage, *options, *MORE_OPTIONS[stage], "--device=cpu")
         assert finished.returncode == 0, finished.stderr
-        ran.append(stage)
-    assert ran == ["annotate", "annotate", "verify", "train", "eval"]
+        stages.append(stage)
+    assert stages == ["annotate", "annotate", "verify", "train", "eval"]
     assert Image.open("runs/mine/curves.png").size[0] > 0

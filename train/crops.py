@@ -1,6 +1,6 @@
 """Random crops of the training images: one box cuts the image and, later, pools the label map.
 
-A crop depends on (seed, epoch, image) alone: not on the number of workers or processes, nor on where a run was resumed.
+A crop depends only on (seed, epoch, image): not on the number of workers or processes, nor on where a run was resumed.
 
 Shapes: B crops of a batch, n crops of an image, S pixels of a crop's side.
 """
@@ -28,10 +28,10 @@ class Crops:
     """A batch of training examples.
 
     Attributes:
-        images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes and as convolutions prefer.
+        images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes them and convolutions prefer them.
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
-        mirrored: (B,) bool, whether the crop is shown mirrored; its box is not. The step mirrors it, on the device.
-        indices: (B,) int64 position of each image in the set. They stay on the host, and so do the row numbers of label maps
+        mirrored: (B,) bool, whether the step is to mirror the crop, on the device. Its box is that of the unmirrored crop.
+        indices: (B,) int64 index of each image in the image set. They stay on the host, as do the row numbers of label maps
             that are not in a GPU's memory.
         targets: (B,) int64 ground-truth labels.
         draws: (B, DRAWS) float32 random numbers for the colour augmentation, which the step does on the device.
@@ -67,17 +67,17 @@ Window = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the
 
 
 class RandomCrops(Dataset[Crops]):
-    """Random resized crops with the random numbers for the other augmentations; dataset[epoch, image] has those of an image.
+    """Random resized crops, with random numbers for the other augmentations; dataset[epoch, index] has those of one image.
 
     Args:
-        read_maps: (n,) positions of images -> their label maps on the host, if crops are to bring them along.
+        read_maps: (n,) indices of images -> their label maps on the host; None if the crops come without maps.
     """
 
     def __init__(self, image_set: ImageSet, recipe: Recipe, read_maps: Callable[[Tensor], LabelMaps] | None = None) -> None:
         self.image_set, self.recipe, self.read_maps = image_set, recipe, read_maps
 
-    def __getitem__(self, place: tuple[int, int]) -> Crops:
-        epoch, index = place
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Crops:
+        epoch, index = epoch_and_index
         recipe = self.recipe
         with self.image_set.open_image(index) as encoded:
             size = encoded.width, encoded.height
@@ -104,7 +104,7 @@ def draw_crops(recipe: Recipe, size: tuple[int, int], seed: int) -> tuple[list[W
         size: width and height of the image in pixels.
     """
     width, height = size
-    image = torch.empty(3, height, width, device="meta")  # torchvision asks for an image, and looks at its size only
+    image = torch.empty(3, height, width, device="meta")  # torchvision wants an image, but reads only its size
     windows, draws = [], []
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
         torch.default_generator.manual_seed(seed)
@@ -122,10 +122,10 @@ def reduction_for(windows: list[Window], side: int) -> int:
 
 
 def resized_window(image: Image.Image, window: Window, reduction: int, side: int) -> Image.Image:
-    """torchvision's resized_crop, for an image whose pixels are `reduction` of the window's."""
+    """torchvision's resized_crop, for an image that was reduced by `reduction` and a window in pixels of the file."""
     left, top, right, bottom = (edge / reduction for edge in window)
     x, y = math.floor(left), math.floor(top)
-    outer = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # else the filter would reach for pixels outside
+    outer = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # else the filter would read pixels outside
     return outer.resize((side, side), Image.Resampling.BILINEAR, (left - x, top - y, right - x, bottom - y))
 
 
@@ -135,28 +135,28 @@ def collate(examples: list[Crops]) -> Crops:
 
 
 def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
-    """Batches on the device. To CUDA they are copied beside the step before, which is still running there."""
+    """Yield the batches on the device. On CUDA each is copied while the step before it still runs."""
     if device.type != "cuda":
         yield from batches
         return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for crops in batches:
-        with torch.cuda.stream(copying):
-            there = crops.to(device)
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(copying)
-        for tensor in there.tensors():
+        with torch.cuda.stream(copy_stream):
+            crops_on_device = crops.to(device)
+        compute_stream = torch.cuda.current_stream(device)
+        compute_stream.wait_stream(copy_stream)
+        for tensor in crops_on_device.tensors():
             if tensor.is_cuda:
-                tensor.record_stream(computing)  # its memory is not taken for a later copy before the step is done with it
-        yield there
+                tensor.record_stream(compute_stream)  # keep its memory from a later copy until the step is done with it
+        yield crops_on_device
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """(epoch, image) of every step from `first_step` to the end of training, as one stream over all epochs.
+    """(epoch, index) of the images of every step, from `first_step` to the end of training.
 
-    An epoch has as many crops as there are images, in whole batches. With n crops an image it takes an n-th of the images,
-    and n epochs in a row take each image once: a permutation, new for every n epochs, is cut into batches. Of each batch,
-    process r of w takes every w-th image.
+    An epoch has as many crops as there are images, rounded down to whole batches. With n crops per image, an epoch reads an
+    n-th of the images, and a cycle of n epochs reads each image once, in the order of one random permutation. Of each batch,
+    process r of w takes every w-th image, starting with the r-th.
     """
 
     def __init__(self, images: int, recipe: Recipe, first_step: int, rank: int, world: int) -> None:
@@ -171,9 +171,9 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         order: list[int] = []
         size = self.recipe.batch_size // self.recipe.crops_per_image  # images of a batch
         for step in range(self.first_step, self.first_step + len(self)):
-            turn, batch = divmod(step, self.steps_per_epoch * self.recipe.crops_per_image)
+            cycle, batch = divmod(step, self.steps_per_epoch * self.recipe.crops_per_image)
             if batch == 0 or step == self.first_step:
-                generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, turn))
+                generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, cycle))
                 order = torch.randperm(self.images, generator=generator).tolist()
-            whole = order[batch * size : (batch + 1) * size]
-            yield [(step // self.steps_per_epoch, index) for index in whole[self.rank :: self.world]]
+            indices = order[batch * size : (batch + 1) * size]
+            yield [(step // self.steps_per_epoch, index) for index in indices[self.rank :: self.world]]

@@ -1,7 +1,7 @@
-"""CutMix: a rectangle of every crop is replaced by that of another crop (Yun et al. 2019, arXiv 1905.04899).
+"""CutMix: a rectangle of every crop is replaced by the same rectangle of another crop (Yun et al. 2019, arXiv 1905.04899).
 
-As in the reference and in torchvision, one rectangle serves all crops of a step. A crop's partner is half a batch away:
-that gives the same pairs however many processes share the batch, each of them an equal, even part of it.
+As in the reference and in torchvision, all crops of a step share one rectangle. A crop's partner is half a batch away, which
+gives the same pairs however many processes share the batch, as long as each has an equal, even part of it.
 
 Shapes: B images of a batch, S pixels of a crop's side, C classes, H rows and W columns of the label map, N rows and M
 columns of a grid of tokens.
@@ -20,7 +20,7 @@ from train.seeds import CUTMIX_STREAM, seed_of
 
 @dataclass(frozen=True)
 class Paste:
-    """The pixels [left, right) x [top, bottom) of every crop that come from its partner, and what that does to a target."""
+    """The pixels [left, right) x [top, bottom) of every crop that come from its partner, and their effect on targets."""
 
     left: int
     top: int
@@ -43,10 +43,10 @@ class Paste:
         return torch.lerp(target, partner(target), self.share)
 
     def region_weights(self, boxes: Tensor, mirrored: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Weights that pool a label map over what is visible of a crop, and over what its partner shows of it.
+        """Weights that pool a label map over what is visible of a crop, and over the part that its partner shows.
 
-        The weights integrate the interpolated map over each region: RoIAlign's points do not add up over an L-shaped
-        region, integrals do.
+        The weights integrate the interpolated map over each region. Integrals add up over an L-shaped region; the points
+        that RoIAlign samples do not.
 
         Args:
             boxes: (B, 4) the crops' boxes, x0, y0, x1, y1 in fractions of their images.
@@ -92,10 +92,10 @@ class Paste:
 
 
 def draw_paste(step: int, epoch: int, images: Tensor, recipe: Recipe) -> Paste | None:
-    """The rectangle of a step, or None where this step mixes nothing. It depends on (seed, step) alone.
+    """The rectangle of a step, or None if this step does not mix. It depends only on (seed, step).
 
     Args:
-        step: counted from the start of training; `epoch` too, from 0.
+        step, epoch: counted from 0 at the start of training.
         images: (B, 3, S, S), for their size.
     """
     if not recipe.cutmix or epoch >= recipe.epochs - recipe.cutmix_off_epochs:
@@ -109,5 +109,5 @@ def draw_paste(step: int, epoch: int, images: Tensor, recipe: Recipe) -> Paste |
 
 
 def partner(batch: Tensor) -> Tensor:
-    """(B, ...): the row of every row's partner."""
+    """(B, ...) -> (B, ...): for every row, the row of its partner."""
     return batch.roll(len(batch) // 2, 0)

@@ -1,7 +1,7 @@
-"""A loss that is not finite is reported with its step and its images, although no step waits for the device for that.
+"""Reports a loss that is not finite, with its step and images, without making every step wait for the device.
 
-The losses stay on the device until the next check, which fetches them all. Which images a step had need not be stored: it
-follows from the seed.
+Losses stay on the device until the next check, which fetches them all. The images of a step need not be stored: they follow
+from the seed.
 """
 
 import json
@@ -23,7 +23,7 @@ MAX_NAMED = 4  # images in the message; all are in the file
 
 
 class LossMonitor:
-    """Collects every step's loss on the device, and finds the ones that are not finite when it is asked to."""
+    """Collects the loss of every step on the device; `check` finds those that are not finite."""
 
     def __init__(self, image_set: ImageSet, recipe: Recipe, run: Path, group: Processes) -> None:
         self.image_set, self.recipe, self.run, self.group = image_set, recipe, run, group
@@ -33,37 +33,37 @@ class LossMonitor:
         self.losses.append((loss, lr))
 
     def check(self, step: int) -> None:
-        """Look at the losses since the last check, up to `step`; all processes have to.
+        """Check the losses of the steps since the last check, up to `step`. All processes must call it.
 
         Raises:
-            InputError: one of them is not finite, in any process. diverged.json has the step and all keys of its batch.
+            InputError: one of them is not finite, in any process. diverged.json has the step and the keys of its images.
         """
         losses, self.losses = self.losses, []
         bad = torch.zeros(self.group.world, len(losses), device=self.group.device)
         bad[self.group.rank] = (~torch.stack([loss for loss, _ in losses]).isfinite()).float()
-        places = self.group.sum(bad).nonzero().tolist()  # (process, step since the last check) of each
-        if not places:
+        found = self.group.sum(bad).nonzero().tolist()  # (process, step since the last check) of each
+        if not found:
             return
-        first = min(place for _, place in places)
-        at, lr = step - len(losses) + first, losses[first][1]  # the number of steps before the bad one
-        ranks = [rank for rank, place in places if place == first]  # all ranks are bad in the step after it
-        keys = self.keys_of_step(at, ranks)
-        epoch = at // (len(self.image_set) // self.recipe.batch_size) + 1
+        first = min(position for _, position in found)
+        bad_step, lr = step - len(losses) + first, losses[first][1]  # counted from 0
+        ranks = [rank for rank, position in found if position == first]  # a step later the losses of all ranks are bad
+        keys = self.keys_of_step(bad_step, ranks)
+        epoch = bad_step // (len(self.image_set) // self.recipe.batch_size) + 1
         listed = f"all in {self.run / DIVERGED}"
         if self.group.is_first:
-            found = {"step": at + 1, "epoch": epoch, "lr": lr, "keys": keys}
+            report = {"step": bad_step + 1, "epoch": epoch, "lr": lr, "keys": keys}
             try:
-                atomic_write(self.run / DIVERGED, (json.dumps(found, indent=2) + "\n").encode())
+                atomic_write(self.run / DIVERGED, (json.dumps(report, indent=2) + "\n").encode())
             except OSError as error:  # a full disk must not hide the error below
                 listed = f"which could not be written to {self.run / DIVERGED} ({error.strerror})"
         more = f" and {len(keys) - MAX_NAMED} more, {listed}" if len(keys) > MAX_NAMED else ""
         raise InputError(
-            f"the loss is not finite in step {at + 1} (epoch {epoch}, lr {lr:.3g}), on {', '.join(keys[:MAX_NAMED])}{more}."
-            f" {remedy(self.run)}"
+            f"the loss is not finite in step {bad_step + 1} (epoch {epoch}, lr {lr:.3g}), on"
+            f" {', '.join(keys[:MAX_NAMED])}{more}. {remedy(self.run)}"
         )
 
     def keys_of_step(self, step: int, ranks: list[int]) -> list[str]:
-        """The images that these processes had in a step, counted from 0: they follow from the seed."""
+        """Keys of the images that these processes had in a step (counted from 0)."""
         batches = [
             next(iter(TrainingBatches(len(self.image_set), self.recipe, step, rank, self.group.world))) for rank in ranks
         ]
@@ -71,19 +71,21 @@ class LossMonitor:
 
 
 def check_weights(model: nn.Module, step: int, lr: float, run: Path) -> None:
-    """Before weights are saved: the last step may have spoilt them after its loss was computed.
+    """Check weights before they are saved: the last step changed them after its loss was computed.
 
     Raises:
         InputError: a weight is not finite.
     """
     if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
-        raise InputError(f"weights are not finite after step {step} (lr {lr:.3g}), though its loss was. {remedy(run)}")
+        raise InputError(
+            f"weights are not finite after step {step} (lr {lr:.3g}), though its loss was finite. {remedy(run)}"
+        )
 
 
 def remedy(run: Path) -> str:
     if not (run / LAST).exists():
         return "Nothing was saved yet. A smaller lr or --no-amp may help"
     return (
-        f"{run / LAST} holds the last good state. --resume with --no-amp may get further; so may a new run with a smaller"
-        f" lr, from there: --initial-weights {run / LAST}"
+        f"{run / LAST} holds the last good state. Try --resume with --no-amp, or a new run from these weights with a smaller"
+        f" lr: --initial-weights {run / LAST}"
     )

@@ -50,8 +50,8 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
         images: training images, in any form that relabel/images/sources.py reads.
         arch: a timm model.
     Raises:
-        InputError: images without labels, other classes, a run with other settings in the folder, a loss that is not
-            finite, a full disk.
+        InputError: images without labels or of different classes, a run directory with different settings, a loss that
+            is not finite, a full disk.
         Interrupted: stopped by a signal; the state is saved.
     """
     if options.tensorboard:
@@ -71,9 +71,9 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             group,
         )
         scheduler = create_schedule(state.optimizer, recipe, steps_per_epoch)
-        torch.backends.cudnn.benchmark = True  # all batches have one size: worth searching for the fastest kernels
+        torch.backends.cudnn.benchmark = True  # all batches have one size, so searching for the fastest kernels pays off
 
-        # The run's folder, and where to continue
+        # The run directory, and the state to resume from
         conditions = {
             "precision": dtype_name(autocast_dtype),
             "sync_bn": options.sync_bn,
@@ -81,12 +81,12 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             "processes": group.world,
         }
         saved = start_run(run, run_settings(student.card, recipe, data, options), conditions, options.resume, group)
-        unrecorded = None  # metrics of an epoch that ended before they were recorded
+        unrecorded = None  # metrics of an epoch that was saved before it was recorded
         if saved is not None:
             unrecorded = state.restore(saved)
             logger.info(f"resuming {run} at step {state.step} of {steps_per_epoch * recipe.epochs}")
 
-        # Targets and the step, on the device; crops, from decoding processes
+        # Targets and the step on the device; crops from decoding processes
         maps = None
         if data.store is not None and data.row_of_image is not None:
             maps = LabelMapTargets.on_device(data.store, data.row_of_image, recipe, group.device)
@@ -135,7 +135,8 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             progress = EpochProgress(state, steps_per_epoch, recipe)
             for crops in prefetch(batches_of(loader), group.device):
                 scheduler.step_update(state.step)
-                torch.manual_seed(seed_of(recipe.seed, state.step, group.rank, DROPOUT_STREAM))  # as for crops: by position
+                # Dropout, like crops, depends on the position in training, so a resumed run draws the same
+                torch.manual_seed(seed_of(recipe.seed, state.step, group.rank, DROPOUT_STREAM))
                 counted = train_step(crops, state.step, state.step // steps_per_epoch)
                 losses.add(counted[1], state.lr)
                 state.advance(counted)

@@ -1,4 +1,4 @@
-"""timm's optimizers, and the state they are saved with."""
+"""timm's optimizers, and how their saved state is loaded."""
 
 import inspect
 from typing import Any
@@ -10,24 +10,24 @@ from torch import nn
 from relabel.runtime.errors import InputError, first_line
 from train.recipe import Recipe
 
-# An optimiser's arguments where timm's defaults are not its authors'. Of weights that AdamP projects, the share of weight
-# decay that is left: the reference trains with AdamP's own
-OWN_DEFAULTS = {"adamp": {"wd_ratio": 0.1}}
+# Where timm's defaults differ from those of an optimizer's authors, with which the reference trains. wd_ratio: the share of
+# weight decay that is left for weights that AdamP projects
+AUTHORS_DEFAULTS = {"adamp": {"wd_ratio": 0.1}}
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """timm's optimiser, on CUDA as one fused kernel where torch has it, with OWN_DEFAULTS.
+    """timm's optimizer, with AUTHORS_DEFAULTS; on CUDA as one fused kernel where torch has it.
 
     Raises:
-        InputError: timm has no such optimiser.
+        InputError: timm has no such optimizer.
     """
     if recipe.optimizer == "adahessian":
         raise InputError(
-            "recipe: optimizer = 'adahessian' needs second derivatives, which the step does not make; name another"
+            "recipe: optimizer = 'adahessian' needs second derivatives, which the step does not compute; choose another"
         )
     try:
-        takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
-        fused = {"fused": True} if device.type == "cuda" and "fused" in takes else {}
+        parameters = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
+        fused = {"fused": True} if device.type == "cuda" and "fused" in parameters else {}
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
             recipe.optimizer,
@@ -36,9 +36,9 @@ def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> 
             momentum=recipe.momentum,
             filter_bias_and_bn=not recipe.decay_all,
             **fused,
-            **OWN_DEFAULTS.get(recipe.optimizer.lower(), {}),
+            **AUTHORS_DEFAULTS.get(recipe.optimizer.lower(), {}),
         )
-    except (ValueError, TypeError, AssertionError, ImportError) as error:  # of packages that are not there, too
+    except (ValueError, TypeError, AssertionError, ImportError) as error:  # some optimizers need other packages
         raise InputError(
             f"recipe: optimizer = {recipe.optimizer!r}: {first_line(error)}; timm.optim.list_optimizers() lists them"
         ) from error
@@ -46,9 +46,9 @@ def create_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a saved state, but not whether it was fused: that is for the device it trains on now."""
+    """Load a saved state, except whether the optimizer was fused, which depends on the device in use."""
     fused = [group.get("fused") for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, of_group in zip(optimizer.param_groups, fused, strict=True):
+    for group, value in zip(optimizer.param_groups, fused, strict=True):
         if "fused" in group:
-            group["fused"] = of_group
+            group["fused"] = value

@@ -1,4 +1,4 @@
-"""What a training run is told besides its images, its model and its recipe."""
+"""The options of a training run besides its images, model and recipe."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.teacher import TeacherChoice
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where things are, and how the run is executed; the recipe has the settings that are trained by.
+    """Where things are, and how the run is executed. The training settings are in the recipe.
 
     Attributes:
         labels: the label set that the recipe's target reads, if it reads one.
@@ -27,8 +27,8 @@ class TrainOptions:
         amp_dtype: bfloat16 if None, or float16 with a scaled loss.
         compile: use torch.compile; takes minutes at the start.
         sync_bn: batch norm statistics over the images of all processes instead of each one's own.
-        save_every: minutes after which last.pt is also written within an epoch; it always is after one, before evaluation.
-        resume: continue from last.pt, if there is one; on a CPU the weights come out as if never interrupted.
+        save_every: minutes between saves of last.pt within an epoch. It is always saved after an epoch, before evaluation.
+        resume: continue from last.pt, if there is one; on a CPU the weights are those of a run without interruption.
         tensorboard: also write the metrics to RUN/tensorboard.
 
     Raises:

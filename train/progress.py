@@ -10,7 +10,7 @@ from train.state import TrainingState
 
 
 class EpochProgress:
-    """From where an epoch starts, or where a resumed run continues it, to its end."""
+    """One epoch, from its start or from where a resumed run continues it, to its end."""
 
     def __init__(self, state: TrainingState, steps_per_epoch: int, recipe: Recipe) -> None:
         self.state, self.group, self.recipe = state, state.group, recipe
@@ -30,7 +30,7 @@ class EpochProgress:
         self.bar.update(self.recipe.batch_size)
 
     def show(self) -> None:
-        """Show the epoch's loss and top-1 so far, which waits for the device."""
+        """Show the epoch's loss and top-1 so far. Waits for the device."""
         images, loss, right = self.state.meter.tolist()
         self.bar.set_postfix(loss=f"{loss / images:.3f}", top1=f"{100 * right / images:.1f}", refresh=False)
 

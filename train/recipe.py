@@ -135,7 +135,7 @@ class Recipe:
         0.875, POSITIVE_SHARE, "Share of the shorter side that the centre crop keeps; 1 is all of a square image."
     )
     eval_epochs: int = setting(1, AT_LEAST_1, "Evaluate every this many epochs, and after the last one.")
-    seed: int = setting(0, NOT_NEGATIVE, "Of everything random; runs with the same seed see the same crops.")
+    seed: int = setting(0, NOT_NEGATIVE, "Seed of everything random; runs with the same seed see the same crops.")
 
     def __post_init__(self) -> None:
         """Checks every setting by itself, then those that depend on one another."""
@@ -245,7 +245,9 @@ def read_settings(path: Path, children: tuple[Path, ...] = ()) -> dict[str, tupl
     if path in children:
         raise InputError(f"{path} inherits from itself, through {', '.join(child.name for child in children)}")
     if not path.is_file():
-        raise InputError(f"no recipe {path.stem!r}; there are {', '.join(recipe_names())}, or give the path of a .toml file")
+        raise InputError(
+            f"no recipe {path.stem!r}; expected one of {', '.join(recipe_names())}, or the path of a .toml file"
+        )
     try:
         own = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -271,7 +273,7 @@ def build_recipe(settings: dict[str, tuple[Any, str]]) -> Recipe:
     for key, (value, place) in settings.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
+            hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(fields)}"
             raise InputError(f"{place}: unknown setting {key!r}{hint}")
         values[key] = coerce(value, fields[key], f"{place}: {key} = {value!r}")
     if "target" not in values:

@@ -1,4 +1,4 @@
-"""What is done when an epoch ends: evaluate, write metrics.jsonl and TensorBoard, draw the curves."""
+"""At the end of an epoch: evaluate, write metrics.jsonl and TensorBoard files, draw the curves."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ class Recorder:
     """Records the epochs of a run. All processes call it; the first one writes.
 
     Args:
-        epochs: how many have ended; metrics of later ones, which will be trained again, are dropped.
+        epochs: how many have ended. Metrics of later ones are dropped, because they will be trained again.
         evaluate: evaluates a model on the validation images, if there are any.
         tensorboard: also write the metrics for TensorBoard.
     """
@@ -45,17 +45,17 @@ class Recorder:
         self.writer = open_writer(run, self.last_epoch) if tensorboard and group.is_first else None
 
     def catch_up(self, metrics: dict[str, Any], model: nn.Module) -> None:
-        """Record the epoch that ended before the run was interrupted, unless that was done."""
+        """Record the epoch that ended just before the run was interrupted, unless it is recorded already."""
         if self.group.from_first(metrics["epoch"] > self.last_epoch):
             self.record(metrics, model)
         elif self.group.is_first:
-            draw_curves(self.run)  # the interruption may have been between the two
+            draw_curves(self.run)  # the run may have been interrupted before they were drawn
 
     def record(self, metrics: dict[str, Any], model: nn.Module) -> None:
-        """Evaluate the model if the recipe says so, and record the epoch, whose state has been saved.
+        """Evaluate the model if the recipe says so, and record the epoch. The state has been saved.
 
         Raises:
-            UnreadableImage: of the validation images.
+            UnreadableImage: a validation image cannot be read.
         """
         start_s, epoch = time.perf_counter(), metrics["epoch"]
         if self.evaluate is not None and (epoch % self.recipe.eval_epochs == 0 or epoch == self.recipe.epochs):

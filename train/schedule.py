@@ -1,4 +1,4 @@
-"""The learning rate of every step, by timm's schedulers."""
+"""The learning rate of every step, from timm's schedulers."""
 
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -10,14 +10,14 @@ from train.recipe import Recipe
 def create_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
     """Linear warm-up from a hundredth of lr, then the recipe's schedule; `step_update(step)` sets the rates.
 
-    Differs from the reference, which warms up from 0, and whose cosine begins at the end of warm-up as the line does here.
+    Differs: the reference warms up from 0, and its cosine starts at the end of warm-up; here only the linear schedule does.
     """
-    warmup_prefix = recipe.schedule == "linear"  # the line falls from the end of warm-up, as in the reference, and so begins
-    # at lr; the others are over the whole of training, warm-up included
+    # The linear schedule starts at lr when warm-up ends, as in the reference; the others span all epochs, warm-up included
+    warmup_prefix = recipe.schedule == "linear"
     scheduler, _ = create_scheduler_v2(
         optimizer,
         "poly" if recipe.schedule == "linear" else recipe.schedule,
-        decay_rate=1.0 if recipe.schedule == "linear" else 0.1,  # of a polynomial it is the power
+        decay_rate=1.0 if recipe.schedule == "linear" else 0.1,  # for poly this is the power
         decay_epochs=recipe.decay_epochs,
         num_epochs=recipe.epochs - (recipe.warmup_epochs if warmup_prefix else 0),
         warmup_epochs=recipe.warmup_epochs,

@@ -1,16 +1,17 @@
-"""Seeds for the random numbers of a training run. Everything drawn depends on (seed, step or epoch, image) only."""
+"""Seeds for the random numbers of a training run. Everything drawn depends only on (seed, step or epoch, image)."""
 
 import numpy as np
 
-CUTMIX_STREAM = 1  # apart from the seeds of crops, whose last number is left out
-DROPOUT_STREAM = 2  # the last number of its seeds, apart from those of crops, which have none there
+# The fourth number of a seed; seeds of crops have none, which counts as 0
+CUTMIX_STREAM = 1
+DROPOUT_STREAM = 2
 
 
 def seed_of(*numbers: int) -> int:
-    """A well-mixed 32-bit seed, which is all that torch's CPU generator uses.
+    """A well-mixed 32-bit seed; torch's CPU generator uses no more bits.
 
-    numpy fills up with zeros, so that seed_of(s, e) is seed_of(s, e, 0): the order of turn t and the crop of image 0 in
-    epoch t share a seed, and with t = 0 the initial weights too. They are drawn by other calls; nothing depends on
-    their being independent of one another. CutMix's and dropout's numbers end in one that is not 0.
+    numpy pads the numbers with zeros, so seed_of(s, e) is seed_of(s, e, 0): the order of images in cycle t and the crop of
+    image 0 in epoch t share a seed, and for t = 0 the initial weights share it too. They are drawn by different calls, and
+    nothing needs them to be independent of each other. Seeds of CutMix and dropout end in a number that is not 0.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -17,13 +17,14 @@ from train.run_dir.checkpoint import LAST, save_checkpoint
 
 @dataclass
 class TrainingState:
-    """The state of a run after `step` steps, in one process. `save` and `restore` are each other's inverse.
+    """The state of a run after `step` steps, in one process. `restore` loads what `save` has written.
 
     Attributes:
         model: timm's, not wrapped.
         scaler: scales a float16 loss; does nothing if not enabled.
         ema: a moving average of the weights, if the recipe has one.
-        meter: (3,) float64 on the device, of this epoch and this process: images, their summed loss, those with top-1 right.
+        meter: (3,) float64 on the device, over this epoch and in this process: number of images, sum of their losses, number
+            of those whose top-1 class is right.
     """
 
     model: nn.Module
@@ -47,17 +48,17 @@ class TrainingState:
         return self.model if self.ema is None else self.ema.module
 
     def advance(self, counted: Tensor) -> None:
-        """Count a finished step, and what it adds to the meter."""
+        """Count a finished step, add its (3,) counts to the meter, and update the moving average."""
         self.step += 1
         self.meter += counted
         if self.ema is not None:
             self.ema.update(self.model, self.step)
 
     def save(self, run: Path, card: ModelCard, metrics: dict[str, Any] | None) -> None:
-        """Write last.pt. All processes have to call it; the first one writes.
+        """Write last.pt. All processes must call it; the first one writes.
 
         Args:
-            metrics: of an epoch that has just ended and is not evaluated and recorded yet.
+            metrics: of an epoch that has just ended, before it is evaluated and recorded.
         """
         meter = self.group.sum(self.meter.clone())
         if not self.group.is_first:
@@ -76,14 +77,14 @@ class TrainingState:
         save_checkpoint(run / LAST, saved)
 
     def restore(self, saved: dict[str, Any]) -> dict[str, Any] | None:
-        """Continue from what `save` has written; returns its metrics."""
+        """Continue from what `save` has written. Returns the metrics in it."""
         self.model.load_state_dict(saved["state_dict"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["state_dict_ema"])
         load_optimizer(self.optimizer, saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"] or self.scaler.state_dict())  # empty if it was not enabled
         self.step = saved["step"]
-        if self.group.is_first:  # it holds what all processes counted
+        if self.group.is_first:  # the saved meter is the sum over all processes
             self.meter = saved["seen"].to(self.group.device)
         metrics: dict[str, Any] | None = json.loads(saved.get("metrics", "null"))
         return metrics

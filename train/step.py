@@ -1,8 +1,8 @@
 """One training step: from a batch of crops on the device to new weights.
 
-What is done for labels in it is one gather and one pooling on the device; nothing of it waits for the host, nor the host for
-the device, unless the optimiser does: timm's AdamP decides by numbers that it fetches, up to twice for each weight tensor.
-The loop and benchmarks/training_step.py run this same code.
+Label maps add one gather and one pooling, both on the device. Neither host nor device waits for the other, unless the
+optimizer does: timm's AdamP fetches numbers to decide by, up to twice for each weight tensor. The training loop and
+benchmarks/training_step.py run this same code.
 
 Shapes: B crops of a batch, C classes, S pixels of a crop's side.
 """
@@ -28,10 +28,10 @@ Forward = Callable[[Tensor], Output]
 
 
 def compiled(model: nn.Module) -> Forward:
-    """The model's forward pass by torch.compile, which compiles when it is first called.
+    """The model's forward pass by torch.compile, which compiles it on the first call.
 
     Raises:
-        InputError: (the pass itself) torch cannot compile this model, or has no compiler on this machine.
+        InputError: on that call, if torch cannot compile this model or finds no compiler on this machine.
     """
     forward = torch.compile(model)
 
@@ -52,7 +52,7 @@ class TrainingStep:
     """Forward, loss, backward, update.
 
     Attributes:
-        forward: (B, 3, S, S) -> (B, C) logits, and those of tokens if any; the model in training mode, compiled or not.
+        forward: the model in training mode, compiled or not: (B, 3, S, S) -> (B, C) logits, and token logits if any.
         scaler: scales the loss where gradients would vanish in float16; does nothing if not enabled.
         autocast_dtype: what the forward pass computes in; float32 if None.
     """
@@ -69,7 +69,7 @@ class TrainingStep:
         """Train on a batch; step and epoch are counted from 0.
 
         Returns:
-            (3,) float64 on the device: crops, the sum of their losses, those whose best class is their folder's.
+            (3,) float64 on the device: number of crops, sum of their losses, number of those whose top-1 class is right.
         """
         pixels = augment(crops.images, crops.mirrored, crops.draws, self.recipe)
         paste = draw_paste(step, epoch, pixels, self.recipe)

@@ -104,7 +104,7 @@ class Supervision:
     token_grid: tuple[int, int] | None = None
 
     def __call__(self, crops: Crops, images: Tensor, paste: Paste | None) -> tuple[Tensor, Tensor | None]:
-        """The target of each image, and of each of its patch tokens if the recipe has such.
+        """The target of each image, and of each of its patch tokens if the recipe trains them.
 
         Args:
             images: (B, 3, S, S) the crops as the student sees them, in units of uint8: the teacher's input.
@@ -119,7 +119,7 @@ class Supervision:
             if self.token_grid is not None:
                 tokens = self.maps.of_tokens(crops, maps, self.token_grid, paste)
         elif self.teacher is not None:
-            target = (self.teacher(images) / self.recipe.temperature).softmax(1)  # of the mixed image: nothing to mix
+            target = (self.teacher(images) / self.recipe.temperature).softmax(1)  # of the mixed images
         else:
             return self.ground_truth(crops, paste), None
         if self.recipe.folder_share:

@@ -1,4 +1,4 @@
-"""Distillation: a classifier is asked about every crop while the student trains. What label maps replace.
+"""Distillation: a teacher predicts every crop while the student trains. Label maps replace this.
 
 Shapes: B images of a batch, S pixels of a crop's side, C classes.
 """
@@ -25,12 +25,13 @@ from train.recipe import Recipe
 
 @dataclass(frozen=True)
 class TeacherChoice:
-    """Which classifier is asked, as said on the command line.
+    """Which classifier is the teacher, as named on the command line.
 
     Attributes:
-        model: timm's name; None where the checkpoint is of a run of ours, which says.
-        checkpoint: its weights; the published ones if None.
-        input_size: rows, columns in pixels; the model's own, or what the run was evaluated at, if None.
+        model: a timm model; None if `checkpoint` is a relabel checkpoint, whose model card names it.
+        checkpoint: the weights; the published ones if None.
+        model_kwargs: passed to timm.create_model.
+        input_size: rows, columns in pixels; if None, the model's own, or the evaluation size of a relabel checkpoint.
     """
 
     model: str | None = None
@@ -69,18 +70,20 @@ def load_teacher(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
 ) -> Teacher | None:
-    """Make the classifier and put it on the device, if the recipe's target asks one.
+    """Create the teacher on the device; None if the recipe's target does not come from one.
 
     Raises:
-        InputError: a teacher that is not asked, or none that is; a checkpoint that does not say its model; other classes
-            than the folder's.
+        InputError: a teacher that the recipe does not use, or none where it needs one; a checkpoint without a model card and
+            no model to go with it; classes that differ from the images'.
     """
     if recipe.target != "teacher":
         if choice is not None:
-            raise InputError(f"--teacher: the recipe's target is {recipe.target!r}, which asks none; set target=teacher")
+            raise InputError(
+                f"--teacher: the recipe's target is {recipe.target!r}, which uses no teacher; set target=teacher"
+            )
         return None
     if choice is None or (choice.model is None and choice.checkpoint is None):
-        raise InputError("target 'teacher' asks a classifier; name it with --teacher, or give --teacher-checkpoint")
+        raise InputError("target 'teacher' needs a classifier; name it with --teacher, or give --teacher-checkpoint")
     model, kwargs, preprocessing = choice.model, choice.model_kwargs, None
     if model is None:
         assert choice.checkpoint is not None
@@ -96,7 +99,7 @@ def load_teacher(
         model_kwargs=kwargs,
         weights_option="--teacher-checkpoint",
     )
-    if preprocessing is None:  # it does not say which classes it knows
+    if preprocessing is None:  # no model card that names its classes
         whose = f"the teacher {model}"
         class_indices(image_set, assumed_classes(classifier, image_set, whose), whose)
     settings = resolve_model_data_config(classifier)

@@ -1,4 +1,4 @@
-"""What is trained on: images, their label maps, and the images to validate on, each checked against the others."""
+"""The data of a run: training images, their label maps and validation images, checked against each other."""
 
 import logging
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images with their label maps, and validation images with all that they show, where there are any.
+    """Training images with their label maps, and validation images with all the classes that they show, if there are any.
 
     Attributes:
-        row_of_image: (images,) int64 row of each image's label map in `store`, where the recipe's target reads maps.
+        row_of_image: (N,) int64 row of each image's label map in `store`; None if the recipe's target reads no maps.
     """
 
     images: ImageSet
@@ -36,23 +36,22 @@ class TrainingSet:
 
 
 def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions, world: int) -> TrainingSet:
-    """Find the images, match them with their label maps, and leave out those that annotate or the recipe leaves out.
+    """Find the images and their label maps; leave out images that annotate could not read or that the recipe excludes.
 
     Raises:
-        InputError: images without labels, other classes, fewer images than a batch, or a batch that the processes cannot
-            share.
+        InputError: images without labels or of different classes, fewer images than a batch, or a batch that the processes
+            cannot share.
     """
     image_set = find_images(images)
-    store = open_labels(
-        options.labels, recipe
-    )  # where labels are given but not the target, both arms leave out the same images
+    # Opened if given, even if the target does not need it: runs with and without label maps then leave out the same images
+    store = open_labels(options.labels, recipe)
     if store is not None and store.unreadable:
         image_set = image_set.without(set(store.unreadable))
         logger.info(f"{len(store.unreadable)} images are left out: annotate could not read them")
     if store is not None and recipe.confirmed_only:
         left_out = unconfirmed_images(store, image_set)
         image_set = image_set.without(left_out)
-        logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their folder's class")
+        logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their ground-truth label")
     row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
     val_set = find_images(options.val) if options.val is not None else None
     if val_set is not None:
@@ -69,24 +68,24 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
         if not recipe.needs_labels:
             return None
         reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
-        raise InputError(f"{reader}; name their folder with --labels")
+        raise InputError(f"{reader}; give a label set with --labels")
     return LabelStore.open(labels)
 
 
 def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:
-    """Refuse batches that are larger than the set, or that `world` processes cannot share."""
+    """Raises InputError if a batch has more crops than there are images, or if `world` processes cannot share it evenly."""
     if len(image_set) < recipe.batch_size:
         raise InputError(
             f"{image_set.source} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}; set batch_size"
         )
-    of = f" of {recipe.crops_per_image} crops an image" if recipe.crops_per_image > 1 else ""
-    decoded = recipe.batch_size // recipe.crops_per_image
-    if decoded % world:
-        raise InputError(f"batch_size {recipe.batch_size}{of} cannot be shared evenly by {world} processes")
-    if recipe.cutmix and world > 1 and decoded // world % 2:
+    crops = f" with {recipe.crops_per_image} crops per image" if recipe.crops_per_image > 1 else ""
+    images_per_batch = recipe.batch_size // recipe.crops_per_image
+    if images_per_batch % world:
+        raise InputError(f"batch_size {recipe.batch_size}{crops} cannot be shared evenly by {world} processes")
+    if recipe.cutmix and world > 1 and images_per_batch // world % 2:
         raise InputError(
-            f"CutMix pairs the images of a process, and batch_size {recipe.batch_size}{of} gives each of {world} an odd"
-            " number; make it even"
+            f"CutMix pairs the images of a process, but batch_size {recipe.batch_size}{crops} gives each of the {world}"
+            " processes an odd number of images; choose a batch_size that gives an even number"
         )
 
 
@@ -94,26 +93,26 @@ def label_rows(store: LabelStore, image_set: ImageSet) -> Tensor:
     """(N,) int64 row of each image.
 
     Raises:
-        InputError: images without a label map, or other classes than the label set's.
+        InputError: images without a label map, or classes that differ from the label set's.
     """
     mismatch = store.manifest.class_mismatch(image_set.classes)
     if mismatch is not None:
         raise InputError(
             f"{store.labels} does not match {image_set.source}: {mismatch}; use labels from an annotator with the images'"
-            " classes, or tell annotate its classes by --classes"
+            " classes, or tell annotate its classes with --classes"
         )
     rows = store.find(image_set.keys)
     missing = [image_set.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(image_set)} images of {image_set.source} have no label map in {store.labels} (first:"
-            f" {', '.join(missing[:3])}); annotate this folder, or train on the one the labels were made from"
+            f" {', '.join(missing[:3])}); annotate these images, or train on those that the labels were made from"
         )
     return rows
 
 
 def unconfirmed_images(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
-    """The images whose folder's class is not the largest of their map's mean logits: the annotator's whole-image top-1.
+    """Keys of the images whose ground-truth label is not the top-1 class of their label map's mean logits.
 
     Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.
     """

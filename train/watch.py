@@ -1,4 +1,4 @@
-"""When a running training looks at its losses, saves its state, or stops."""
+"""When a training run checks its losses, saves its state, or stops."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ CHECK_EVERY = 20  # steps; each check waits for the device
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be done after a step."""
+    """What to do after a step."""
 
     check: bool
     save: bool
@@ -20,7 +20,7 @@ class Due:
 
 @dataclass
 class Watch:
-    """Decides after every step what is due; all processes of a group decide alike.
+    """Decides after every step what is due; all processes come to the same decision.
 
     Attributes:
         stopped: whether a signal has asked this process to stop.

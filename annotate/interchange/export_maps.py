@@ -1,8 +1,8 @@
 """Write a label set as one `.pt` file per image, [2, k, H, W]: scores, then class indices, as the reference code and
-TokenLabeling read them. The tail is lost: for them a class that is not stored counts as 0.
+TokenLabeling read them. The tail is lost: those programs count a class that is not stored as 0.
 
-Both hand a crop's top and left to RoIAlign as its x and y. With transposed maps ("xy") they pool what the crop shows; but
-TokenLabeling mirrors a map along its last axis, which is then the image's rows.
+Both pass a crop's top and left to RoIAlign as x and y. Transposed maps ("xy") compensate for that, so that they pool what
+the crop shows. But TokenLabeling mirrors a map along its last axis, which in transposed maps is the image's rows.
 """
 
 import io
@@ -23,16 +23,16 @@ def export_maps(labels: Path, output: Path, axes: Axes = "yx") -> int:
     Args:
         axes: "yx": a map's first axis is the rows of the image; "xy": its columns.
     Raises:
-        InputError: no label set, an output folder that is not empty, a key that leads out of it, or a full disk.
+        InputError: no label set, an output folder that is not empty, a key that points outside of it, or a full disk.
     """
     store = LabelStore.open(labels)
-    keys = store.keys  # none of which leads out of the output folder
+    keys = store.keys  # checked: none points outside of the output folder
     paths = [Path(key).with_suffix(".pt") for key in keys]
     if len(set(paths)) < len(paths):
-        of_path: dict[Path, str] = {}
+        key_of: dict[Path, str] = {}
         for path, key in zip(paths, keys, strict=True):
-            if of_path.setdefault(path, key) != key:
-                raise InputError(f"{of_path[path]} and {key} would both be {path}; this form has no place for both")
+            if key_of.setdefault(path, key) != key:
+                raise InputError(f"{key_of[path]} and {key} would both be written to {path}; this format cannot hold both")
     with atomic_folder(output) as unfinished:
         for row, path in enumerate(tqdm(paths, desc="export", unit="map", disable=None)):
             maps = store.gather(torch.tensor([row]))

@@ -1,6 +1,6 @@
-"""Make a label set of published label maps. They have no tail: a class that is not stored counts as 0, as for their authors.
+"""Make a label set from published label maps. They have no tail: as in the paper's code, a class not stored counts as 0.
 
-Files are read in the order of their keys, a few hundred at a time, by several processes. A rerun keeps finished shards.
+Several processes read the files in the order of their keys, a few hundred at a time. A rerun keeps finished shards.
 
 Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from annotate.convert import REFUSED
+from annotate.convert import REJECTED
 from annotate.interchange.axes import SAMPLE, decide_axes
 from annotate.interchange.published_maps import Place, index_folder, index_tar, load_maps, read_maps, with_extensions
 from annotate.label_folder import finish, prepare, write_lock
@@ -36,7 +36,7 @@ from relabel.runtime.workers import decoding_workers, init_worker
 logger = logging.getLogger(__name__)
 
 SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
-READ_BATCH = 256  # maps that are read at a time: 5 MB of 15x15x5
+READ_BATCH = 256  # maps to read at a time; 5 MB for maps of 15x15x5
 
 
 def import_maps(
@@ -46,22 +46,23 @@ def import_maps(
     axes: Axes | Literal["auto"] = "yx",
     images: Path | str | None = None,
     shard_size: int = SHARD_SIZE,
-    judge: AnnotateConfig | None = None,
+    axes_annotator: AnnotateConfig | None = None,
     workers: int | None = None,
     device: str | None = None,
 ) -> None:
-    """Make a label set of published maps.
+    """Make a label set from published maps.
 
     Args:
         source: a folder or a tar of CLASS/NAME.pt files, at any depth.
-        num_classes: of the annotator that made them.
-        axes: "yx" if a map's first axis is the rows of the image, "xy" if it was stored transposed, "auto" to let the
-            annotator `judge`, on `device`, decide on a sample of the images (annotate/interchange/axes.py).
-        images: the images they were made from; gives keys their true extensions (else .JPEG), and must hold them all.
-        workers: processes that read; as many as there are cores if None, and if 0 the main one reads.
+        num_classes: number of classes of the annotator that made the maps.
+        axes: "yx" if a map's first axis is the rows of the image, "xy" if it was stored transposed, "auto" to find out
+            on a sample of the images with `axes_annotator`, on `device` (annotate/interchange/axes.py).
+        images: the images that the maps were made from. They must include the image of every map, and give the keys
+            their true extensions; without them every extension is .JPEG.
+        workers: reading processes; None for one per core, 0 to read in the main process.
     Raises:
-        InputError: no maps there, a compressed tar, maps without an image, files that are no such tensors (all of a
-            shard's are named), or another label set in the folder.
+        InputError: no maps, a compressed tar, maps without an image, invalid files (all of a shard's are listed), or a
+            different label set in the folder.
     """
     places = index_tar(source) if source.is_file() else index_folder(source)
     image_set = find_images(images) if images is not None else None
@@ -69,9 +70,9 @@ def import_maps(
         places = with_extensions(places, image_set)
     keys = sorted(places)
     if axes == "auto":
-        if image_set is None or judge is None:
-            raise InputError("--axes auto needs images and an annotator to judge by: pass --images and --model")
-        axes = detect_axes(places, image_set, judge, num_classes, choose_device(device))
+        if image_set is None or axes_annotator is None:
+            raise InputError("--axes auto compares the maps with those of an annotator; pass --images and --model")
+        axes = detect_axes(places, image_set, axes_annotator, num_classes, choose_device(device))
     first = load_maps([places[keys[0]]], axes, num_classes)
     _, _, topk, rows, columns = first.shape
     manifest = Manifest(
@@ -101,33 +102,36 @@ def import_maps(
             pending = prepare(labels, manifest, SINGLE_PROCESS)
             files = MapFiles([places.pop(key) for key in keys], axes, manifest)
             for shard, maps in read_shards(pending, files, manifest, decoding_workers(workers)):
-                of_shard = manifest.images_of(shard)
-                append_shard_line(labels, write_shard(labels, shard, keys[of_shard.start : of_shard.stop], maps, manifest))
+                images_of_shard = manifest.images_of(shard)
+                shard_keys = keys[images_of_shard.start : images_of_shard.stop]
+                append_shard_line(labels, write_shard(labels, shard, shard_keys, maps, manifest))
             finish(labels, manifest)
     except OSError as error:
-        raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are safe; rerun") from error
+        raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are kept; rerun") from error
 
 
 def detect_axes(
-    places: dict[str, Place], image_set: ImageSet, judge: AnnotateConfig, num_classes: int, device: torch.device
+    places: dict[str, Place], image_set: ImageSet, config: AnnotateConfig, num_classes: int, device: torch.device
 ) -> Axes:
-    """Decide on a random sample of the maps, and say by what margin."""
-    annotator, squash = load_annotator(judge, device)
+    """Compare a random sample of the maps with this annotator's, and log the margin."""
+    annotator, squash = load_annotator(config, device)
     classes = annotator.classifier.num_classes
     if classes != num_classes:
-        raise InputError(f"--axes auto: {judge.model} has {classes} classes, the maps {num_classes}; they must be the same")
+        raise InputError(
+            f"--axes auto: {config.model} has {classes} classes, but the maps have {num_classes}; use a matching --model"
+        )
     if annotator.kind == "token":
-        logger.warning(f"{annotator.name}: {REFUSED['token']}; another --model would judge better")
+        logger.warning(f"{annotator.name}: {REJECTED['token']}; another --model would be more reliable")
     keys = sorted(places)
     sample = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values.tolist()
     maps = load_maps([places[keys[i]] for i in sample], "yx", num_classes)
-    verdict = decide_axes(list(maps), [image_set.index(keys[i]) for i in sample], image_set, annotator, squash)
-    logger.info(str(verdict))
-    return verdict.axes
+    comparison = decide_axes(list(maps), [image_set.index(keys[i]) for i in sample], image_set, annotator, squash)
+    logger.info(str(comparison))
+    return comparison.axes
 
 
 class MapFiles(Dataset[tuple[Tensor, list[str]]]):
-    """`read_maps` of the files in a range of all keys' places, for processes that read."""
+    """The maps in any range of places, as `read_maps` returns them, for reading processes."""
 
     def __init__(self, places: list[Place], axes: Axes, manifest: Manifest) -> None:
         self.places, self.axes, self.num_classes = places, axes, manifest.num_classes
@@ -141,37 +145,37 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
     """The maps of each pending shard, in order.
 
     Raises:
-        InputError: files of a shard are unfit; all of them are named together.
+        InputError: a shard has invalid files; all of them are listed.
     """
-    parts = {shard: read_ranges(shard, manifest) for shard in pending}
-    wanted = [part for of_shard in parts.values() for part in of_shard]
-    done = manifest.image_count - sum(map(len, wanted))
+    ranges = {shard: read_ranges(shard, manifest) for shard in pending}
+    all_ranges = [part for parts in ranges.values() for part in parts]
+    done = manifest.image_count - sum(map(len, all_ranges))
     loader = DataLoader(
         files,
         batch_size=None,
-        sampler=wanted,
-        num_workers=workers if wanted else 0,
+        sampler=all_ranges,
+        num_workers=workers if all_ranges else 0,
         worker_init_fn=init_worker,
     )
     with tqdm(total=manifest.image_count, initial=done, unit="map", desc="import", disable=None) as bar:
-        read = iter(loader)
-        for shard, of_shard in parts.items():
-            made: list[Tensor] = []
-            unfit: list[str] = []
-            for part in of_shard:
-                maps, messages = next(read)
-                made.append(maps)
-                unfit += messages
+        batches = iter(loader)
+        for shard, parts in ranges.items():
+            batch_maps: list[Tensor] = []
+            errors: list[str] = []
+            for part in parts:
+                maps, messages = next(batches)
+                batch_maps.append(maps)
+                errors += messages
                 bar.update(len(part))
-            if unfit:
-                listed = "\n  ".join(unfit)
-                found = f"{len(unfit)} unfit maps in shard {shard} of {manifest.shard_count}"
-                raise InputError(f"{found}:\n  {listed}\nMend them and rerun")
-            scores, classes = torch.cat(made).unbind(1)
+            if errors:
+                listed = "\n  ".join(errors)
+                found = f"{len(errors)} invalid maps in shard {shard} of {manifest.shard_count}"
+                raise InputError(f"{found}:\n  {listed}\nFix them and rerun")
+            scores, classes = torch.cat(batch_maps).unbind(1)
             yield shard, LabelMaps(scores, classes.int(), torch.zeros(len(scores), *manifest.grid))
 
 
 def read_ranges(shard: int, manifest: Manifest) -> list[range]:
-    """The places of a shard's maps among all, in the parts that are read at a time."""
+    """The rows of a shard's maps, in ranges of at most READ_BATCH."""
     images = manifest.images_of(shard)
     return [images[at : at + READ_BATCH] for at in range(0, len(images), READ_BATCH)]

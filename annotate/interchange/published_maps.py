@@ -1,7 +1,7 @@
-"""The label maps that the paper's authors published: where one image's is, and what is in it.
+"""The label maps that the paper's authors published: find each image's map, and read it.
 
-Their form is one `.pt` file per image, CLASS/NAME.pt, in a folder or an uncompressed tar: a tensor [2, k, H, W] of scores,
-then class indices. Files are read where they are, straight from the tar too, and no code in them runs.
+There is one `.pt` file per image, CLASS/NAME.pt, in a folder or an uncompressed tar. It holds a tensor [2, k, H, W]: scores,
+then class indices. Files are read in place, also from the tar, and no code in them is run.
 
 Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 """
@@ -21,15 +21,15 @@ from relabel.images.tar_members import TarMember, read_member, tar_members
 from relabel.runtime.defaults import Axes
 from relabel.runtime.errors import InputError, first_line
 
-EXACT_INTEGERS = {torch.float16: 2048, torch.bfloat16: 256}  # up to which each is held exactly
+EXACT_INTEGERS = {torch.float16: 2048, torch.bfloat16: 256}  # each type is exact for integers up to this one
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one image's map lies: a file below a folder, or a stretch of a tar. There are a million, so it holds little."""
+    """Where one image's map is: a file below a folder, or a range of bytes in a tar. Kept small, as there are a million."""
 
-    source: Path  # the folder or the tar, shared by all
-    member: str  # path below or within it
+    source: Path  # the folder or the tar, the same object in all places
+    member: str  # path in the folder or the tar
     offset: int = -1  # -1 in a folder
     size: int = -1
 
@@ -56,7 +56,7 @@ def index_folder(source: Path) -> dict[str, Place]:
 
 
 def index_tar(source: Path) -> dict[str, Place]:
-    """Key -> stretch of the tar; nothing is unpacked."""
+    """Key -> range of bytes in the tar; nothing is unpacked."""
     places: dict[str, Place] = {}
     for member in tar_members(source):
         if member.name.endswith(".pt"):
@@ -67,106 +67,108 @@ def index_tar(source: Path) -> dict[str, Place]:
 def add_place(places: dict[str, Place], place: Place) -> None:
     path = PurePosixPath(place.member)
     if len(path.parts) < 2 or path.parts[-2] in ("..", "/"):
-        raise InputError(f"{place.name} lies in no class folder; expected CLASS/NAME.pt")
+        raise InputError(f"{place.name} is not in a class folder; expected CLASS/NAME.pt")
     key = f"{path.parts[-2]}/{path.stem}.JPEG"
     if not is_utf8(key):
         raise InputError(f"{place.source}: the name {place.member!r} is not UTF-8; rename the file")
     if key in places:
-        raise InputError(f"{place.name} and {places[key].name} are both maps of {key}; name the folder of one label set")
+        raise InputError(f"{place.name} and {places[key].name} are both maps of {key}; pass a folder with one map per image")
     places[key] = place
 
 
 def check_not_empty(places: dict[str, Place], source: Path) -> dict[str, Place]:
     if not places:
-        raise InputError(f"{source} holds no .pt file; expected CLASS/NAME.pt for every image")
+        raise InputError(f"{source} contains no .pt files; expected CLASS/NAME.pt for every image")
     return places
 
 
 def with_extensions(places: dict[str, Place], image_set: ImageSet) -> dict[str, Place]:
-    """The same places under the images' own keys."""
+    """The same places, with the images' own keys, which have the true extensions."""
     stems: dict[str, str] = {}
     for key in image_set.keys:
         other = stems.setdefault(key.rpartition(".")[0], key)
         if other != key:
             raise InputError(
-                f"{image_set.source}: {other} and {key} differ in their endings alone; a map could be of either"
+                f"{image_set.source}: {other} and {key} differ only in their extensions, so a map could belong to either"
             )
     found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
-    strange = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
-    if strange:
+    unmatched = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
+    if unmatched:
         raise InputError(
-            f"{len(strange)} maps have no image in {image_set.source} (first: {strange[0]}); name the images they are of"
+            f"{len(unmatched)} maps have no image in {image_set.source} (first: {unmatched[0]}); pass the images that the"
+            " maps were made from"
         )
     return found
 
 
 def load_maps(places: list[Place], axes: Axes, num_classes: int) -> Tensor:
-    """(n, 2, k, H, W) float32 of `read_maps`.
+    """The (n, 2, k, H, W) float32 maps of `read_maps`.
 
     Raises:
-        InputError: a file that is unfit.
+        InputError: a file is invalid.
     """
-    maps, unfit = read_maps(places, axes, num_classes)
-    if unfit:
-        raise InputError(unfit[0])
+    maps, errors = read_maps(places, axes, num_classes)
+    if errors:
+        raise InputError(errors[0])
     return maps
 
 
 def read_maps(
     places: Sequence[Place], axes: Axes, num_classes: int, shape: Sequence[int] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """Maps as (n, 2, k, H, W) float32: scores, largest first, then classes; and what is wrong with the files left out.
+    """Read maps as (n, 2, k, H, W) float32: scores, largest first, then classes.
 
     Args:
-        shape: 2, k, H, W of every map; that of the first one if None.
+        shape: the expected (2, k, H, W) of every map as stored; None for that of the first map.
+    Returns:
+        the maps, and a message for each invalid file. If there are messages, the maps are of no use.
     """
     read: list[tuple[Place, Tensor]] = []
-    unfit: list[str] = []
+    errors: list[str] = []
     for place in places:
         try:
-            one = tensor_in(place)
+            stored = read_tensor(place)
         except InputError as error:
-            unfit.append(str(error))
+            errors.append(str(error))
             continue
-        most = EXACT_INTEGERS.get(one.dtype, num_classes)
-        if num_classes - 1 > most:
-            unfit.append(f"{place.name}: class indices as {one.dtype}, which holds whole numbers to {most} alone")
+        largest = EXACT_INTEGERS.get(stored.dtype, num_classes)
+        if num_classes - 1 > largest:
+            errors.append(f"{place.name}: class indices are {stored.dtype}, which is exact only up to {largest}")
             continue
-        shape = shape or one.shape
-        if tuple(one.shape) != tuple(shape):
-            unfit.append(f"{place.name}: {list(one.shape)}, the first map is {list(shape)}")
+        shape = shape or stored.shape
+        if tuple(stored.shape) != tuple(shape):
+            errors.append(f"{place.name}: shape {list(stored.shape)}, but the first map has {list(shape)}")
         else:
-            read.append((place, one))
+            read.append((place, stored))
     if not read:
-        return torch.empty(0, *(shape or (2, 0, 0, 0))), unfit
-    together = torch.stack([one.float() for _, one in read])
-    scores, classes = together.unbind(1)
-    for wrong, what in (
+        return torch.empty(0, *(shape or (2, 0, 0, 0))), errors
+    scores, classes = torch.stack([stored.float() for _, stored in read]).unbind(1)
+    for invalid, problem in (
         (
             (classes < 0) | (classes >= num_classes) | (classes != classes.round()),
-            f"its second half is not class indices below {num_classes}; check --num-classes",
+            f"its second half does not hold class indices below {num_classes}; check --num-classes",
         ),
         (~scores.isfinite(), "its scores are not finite"),
     ):
-        unfit += [f"{read[i][0].name}: {what}" for i in wrong.flatten(1).any(1).nonzero().flatten().tolist()]
+        errors += [f"{read[i][0].name}: {problem}" for i in invalid.flatten(1).any(1).nonzero().flatten().tolist()]
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranked = torch.stack([scores.gather(1, order), classes.gather(1, order)], dim=1)
-    return ranked.transpose(3, 4) if axes == "xy" else ranked, unfit
+    return ranked.transpose(3, 4) if axes == "xy" else ranked, errors
 
 
-def tensor_in(place: Place) -> Tensor:
-    """One file's map, (2, k, H, W), as it is stored.
+def read_tensor(place: Place) -> Tensor:
+    """Read one file's map, (2, k, H, W), as stored.
 
     Raises:
-        InputError: no such file, or no such tensor in it.
+        InputError: the file is missing, or does not hold such a tensor.
     """
     try:
         stored = torch.load(io.BytesIO(place.read()), map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{place.name}: {error.strerror}") from error
-    except Exception as error:  # a damaged file comes out of torch as one of many types
-        raise InputError(f"{place.name}: no tensor ({first_line(error)})") from error
+    except Exception as error:  # torch raises many types of errors for a damaged file
+        raise InputError(f"{place.name}: not a tensor file ({first_line(error)})") from error
     if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:
         found = list(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
-        raise InputError(f"{place.name}: {found}, expected a tensor [2, k, H, W] of scores and class indices")
+        raise InputError(f"{place.name}: found {found}, expected a tensor [2, k, H, W] of scores and class indices")
     return stored

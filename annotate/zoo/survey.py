@@ -1,9 +1,9 @@
-"""Measure which of timm's classifiers can annotate, and how, without any weights.
+"""Measure which of timm's classifiers can annotate, and with which kind of map, without downloading weights.
 
-    python -m annotate.zoo.survey     # writes annotators.csv anew: every tag that timm publishes weights for, minutes
+    python -m annotate.zoo.survey     # rewrites annotators.csv for every tag with published weights; takes minutes
 
-A map's kind is a property of the head alone, and its grid is one of shapes. So the body runs on torch's meta device, which
-computes shapes and nothing else, and the head gets random weights and random features: the largest model takes a second.
+A map's kind depends only on the head, and its grid only on shapes. So the body runs on torch's meta device, which computes
+only shapes, and the head gets random weights and random features. Even the largest model takes only a second.
 """
 
 import csv
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from annotate.convert import (
     EMBEDDINGS,
     NO_CLASSES,
-    REFUSED,
+    REJECTED,
     FullyConvolutional,
     kind_from_features,
     native_size,
@@ -36,7 +36,7 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
     """Measure one classifier.
 
     Raises:
-        InputError: timm does not make it.
+        InputError: timm cannot create it.
     """
     with torch.device("meta"):
         classifier = create_classifier(model, model_kwargs=model_kwargs, input_size=input_size)
@@ -51,7 +51,7 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
         give_head_weights(classifier, shapes)
         features = torch.randn(shapes.shape, generator=torch.Generator().manual_seed(0))
         kind = kind_from_features(annotator, features, images.shape)
-        grid, refusal = f"{rows}x{columns}", REFUSED.get(kind, "")
+        grid, refusal = f"{rows}x{columns}", REJECTED.get(kind, "")
     except InputError as error:
         refusal = str(error).removeprefix(f"{annotator.name} cannot annotate").lstrip(": ")
     return Annotator(
@@ -66,7 +66,7 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
 
 
 def give_head_weights(classifier: nn.Module, features: Tensor) -> None:
-    """Move what `forward_head` runs from the meta device to the CPU, with random weights."""
+    """Move the modules that `forward_head` calls from the meta device to the CPU, with random weights."""
     called: list[nn.Module] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, _: called.append(module))
@@ -82,37 +82,37 @@ def give_head_weights(classifier: nn.Module, features: Tensor) -> None:
     for value in (*classifier.parameters(), *classifier.buffers()):
         if value.is_floating_point() and value.device.type == "cpu":
             noise = torch.randn(value.shape, generator=generator)
-            # Matrices keep the scale of what passes through; norms, their variances and biases lie around 1.
+            # Matrices preserve the scale of their input; norm weights, variances and biases are around 1.
             value.copy_(noise / math.sqrt(value[0].numel()) if value.ndim > 1 else (1 + 0.2 * noise).abs())
 
 
 def probe_published(models: Iterable[str]) -> list[Annotator]:
-    """Tags of published weights; measured once where only the weights differ."""
+    """The rows of these tags of published weights. Tags that differ only in their weights are measured once."""
     measured: dict[tuple[Any, ...], Annotator] = {}
     rows = []
     for model in models:
         settings = timm.get_pretrained_cfg(model)
         assert settings is not None
-        alike = (settings.architecture, settings.input_size, settings.num_classes)
+        variant = (settings.architecture, settings.input_size, settings.num_classes)
         if settings.num_classes in EMBEDDINGS:
-            measured[alike] = rejected_row(model, settings, NO_CLASSES)
-        elif alike not in measured:
+            measured[variant] = rejected_row(model, settings, NO_CLASSES)
+        elif variant not in measured:
             try:
-                measured[alike] = probe(model)
+                measured[variant] = probe(model)
             except InputError as error:
-                reason = str(error) if settings.num_classes else "no classes: its output is features"
-                measured[alike] = rejected_row(model, settings, reason)
-        rows.append(dataclasses.replace(measured[alike], model=model))
+                reason = str(error) if settings.num_classes else "it has no classes: its output is features"
+                measured[variant] = rejected_row(model, settings, reason)
+        rows.append(dataclasses.replace(measured[variant], model=model))
     return rows
 
 
 def rejected_row(model: str, settings: Any, reason: str) -> Annotator:
-    """A row without a measurement."""
+    """A row for a model that was not measured."""
     return Annotator(model, "", "x".join(map(str, settings.input_size[1:])), "", 0, settings.num_classes, reason)
 
 
 def write_table(rows: list[Annotator]) -> None:
-    """Replace annotators.csv: the timm version, then a line per row."""
+    """Replace annotators.csv. Its first line gives the timm version."""
     with TABLE.open("w", newline="") as file:
         file.write(f"# python -m annotate.zoo.survey, timm {timm.__version__}\n")
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Annotator)], lineterminator="\n")

@@ -1,7 +1,7 @@
 """`make demo`: the whole chain on the embedded digit scenes, through make's own targets.
 
-data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval, also corrupted and attacked,
-then a table and a picture.
+data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval (clean, attacked, corrupted) ->
+compare, then a table and a picture.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.demo.networks import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH, REPOSITORY, STUDENT_ARGS
 from relabel.runtime.errors import InputError
 
-ARMS = {"single": "the folder's class", "relabel": "the label map, pooled over the crop"}
+ARMS = {"single": "ground-truth label", "relabel": "label map, pooled over the crop"}  # arm: its target
 
 
 def main(arguments: list[str]) -> int:
@@ -29,27 +29,27 @@ def main(arguments: list[str]) -> int:
         print(f"relabel: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nrelabel: interrupted; `make demo` goes on where it stopped", file=sys.stderr)
+        print("\nrelabel: interrupted; run `make demo` again to continue", file=sys.stderr)
         return 130
     return 0
 
 
 def run_demo(folder: Path) -> None:
-    """Run every stage that is not done yet, then show what came out.
+    """Run every stage that is not finished yet, then show the results.
 
     Raises:
-        InputError: a stage failed; its own message stands above.
+        InputError: a stage failed; its own error message is printed above.
     """
     data, labels, annotator = folder / "data", folder / "labels", folder / "annotator"
     times: dict[str, float] = {}
     with stage("data", times):
         if data.exists():
-            print(f"{data} is there already")
+            print(f"{data} already exists")
         else:
             run([[sys.executable, "-m", "pipeline", "demo-data", str(data)]])
     with stage("annotator", times):
-        of_annotator = {"IMAGENET": data / "annotator", "RUN": annotator, "RECIPE": "scenes-annotator", "ARCH": ARCH}
-        run([make("train", **of_annotator, ARCH_ARGS=shlex.join(ANNOTATOR_MODEL_ARGS), WORKERS=1)])
+        variables = {"IMAGENET": data / "annotator", "RUN": annotator, "RECIPE": "scenes-annotator", "ARCH": ARCH}
+        run([make("train", **variables, ARCH_ARGS=shlex.join(ANNOTATOR_MODEL_ARGS), WORKERS=1)])
     label_set = {
         "IMAGENET": data,
         "LABELS": labels,
@@ -78,14 +78,14 @@ def run_demo(folder: Path) -> None:
     suite = folder / "suite"
     with stage("corrupt", times):
         if (suite / "corrupted").exists():
-            print(f"{suite / 'corrupted'} is there already")
+            print(f"{suite / 'corrupted'} already exists")
         else:
             suite.mkdir(exist_ok=True)
             run([[sys.executable, "-m", "pipeline", "corrupt", str(data / "val"), str(suite / "corrupted")]])
-    with stage("eval", times, "as the scenes are, attacked, and corrupted"):
+    with stage("eval", times, "clean, attacked and corrupted scenes"):
         stress = {"EVAL_ARGS": f"--suite {shlex.quote(str(absolute(suite)))} --fgsm"}
         run([make("eval", **variables, **stress) for variables in students], prefixes=list(ARMS))
-    with stage("compare", times, "is the difference more than luck?"):
+    with stage("compare", times, "with a 95% bootstrap interval"):
         weights = [str(folder / arm / "weights.pth") for arm in ("relabel", "single")]
         options = ["--checkpoint", weights[0], "--compare", weights[1], "--multilabels", str(data / "val.json")]
         options += ["--output", str(folder / "compare.json")]
@@ -97,16 +97,16 @@ def run_demo(folder: Path) -> None:
         picture = folder / "scenes.png"
         draw_scenes(data, labels, picture)
     print(table(results, times))
-    print(f"\nLook at {picture}: scenes, their label maps, and what a crop is told to be.")
+    print(f"\nPicture: {picture} shows scenes, their label maps, and the targets of random crops.")
     print(f"Learning curves: {', '.join(str(folder / arm / 'curves.png') for arm in ARMS)}")
 
 
 @contextmanager
 def stage(name: str, times: dict[str, float], note: str = "") -> Iterator[None]:
     print(f"\n== {name}{f' ({note})' if note else ''}", flush=True)
-    began = time.perf_counter()
+    start = time.perf_counter()
     yield
-    times[name] = time.perf_counter() - began
+    times[name] = time.perf_counter() - start
 
 
 def make(target: str, **variables: object) -> list[str]:
@@ -121,15 +121,15 @@ def make(target: str, **variables: object) -> list[str]:
 
 
 def absolute(value: object) -> object:
-    """Paths as make sees them from the repository: relative to it if they lie in it."""
+    """A path as make, which runs in the repository, can find it; relative to the repository if it lies inside."""
     if not isinstance(value, Path):
         return value
-    whole = value.resolve()
-    return whole.relative_to(REPOSITORY) if whole.is_relative_to(REPOSITORY) else whole
+    path = value.resolve()
+    return path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
 
 
 def run(commands: list[list[str]], prefixes: list[str] | None = None) -> None:
-    """Run commands side by side, one thread each where they are several; their lines come out as they are written.
+    """Run one command, or with `prefixes` several commands side by side, with one thread each.
 
     Raises:
         InputError: one of them failed.
@@ -146,11 +146,11 @@ def run(commands: list[list[str]], prefixes: list[str] | None = None) -> None:
         show(started, prefixes)
         failed = [c for c, process in zip(commands, started, strict=True) if process.wait()]
     if failed:
-        raise InputError(f"the demo stopped: `{shlex.join(failed[0][:5])} ...` failed; its message stands above")
+        raise InputError(f"the demo stopped: `{shlex.join(failed[0][:5])} ...` failed; see its error message above")
 
 
 def show(processes: list["subprocess.Popen[str]"], prefixes: list[str]) -> None:
-    """Print the processes' lines as they come, each behind its prefix."""
+    """Print the lines of several processes as they come, each with the prefix of its process."""
     width = max(map(len, prefixes))
 
     def relay(process: "subprocess.Popen[str]", prefix: str) -> None:
@@ -165,11 +165,11 @@ def show(processes: list["subprocess.Popen[str]"], prefixes: list[str]) -> None:
 def table(results: dict[str, dict[str, Any]], times: dict[str, float]) -> str:
     multi = "multilabel_accuracy"
     rows: dict[str, Callable[[dict[str, Any]], float]] = {
-        "top-1 (folder's class)": lambda r: r["top1"],
+        "top-1 (ground truth)": lambda r: r["top1"],
         "top-5": lambda r: r["top5"],
         "multi-label accuracy": lambda r: r[multi],
-        "the same, FGSM of 8/255": lambda r: r["fgsm"][multi],
-        "the same, corrupted": lambda r: 100 - r["suite"]["corrupted"]["multilabel_corruption_error"],
+        "  under FGSM, 8/255": lambda r: r["fgsm"][multi],
+        "  on corrupted copies": lambda r: 100 - r["suite"]["corrupted"]["multilabel_corruption_error"],
     }
     lines = ["", f"{'validation, percent':<26}{'single':>9}{'relabel':>9}{'gap':>9}"]
     for title, measure in rows.items():
@@ -177,11 +177,11 @@ def table(results: dict[str, dict[str, Any]], times: dict[str, float]) -> str:
         lines.append(f"{title:<26}{single:>9.1f}{relabel:>9.1f}{relabel - single:>+9.1f}")
     lines += [
         "",
-        f"{'arm':<26}trained towards",
+        f"{'arm':<26}target",
         *(f"{arm:<26}{target}" for arm, target in ARMS.items()),
         "",
         "seconds   " + "   ".join(f"{name} {seconds:.0f}" for name, seconds in times.items()),
-        f"together  {sum(times.values()):.0f}",
+        f"total     {sum(times.values()):.0f}",
     ]
     return "\n".join(lines)
 

@@ -1,13 +1,13 @@
-"""The embedded data set: "digit scenes", real JPEG files in ImageNet's layout, made from what scikit-learn bundles.
+"""The embedded data set, "digit scenes": JPEG files in ImageNet's layout, made from data bundled with scikit-learn.
 
-One to three handwritten digits, all of different classes, lie on a piece of a photograph. As in ImageNet, an image's folder
-names one of its objects only, drawn in proportion to its area; the JSON beside the split knows them all.
+Each scene shows one to three handwritten digits of different classes on a crop of a photograph. As in ImageNet, the
+ground-truth label (the folder) is only one of the objects, drawn in proportion to its area. The JSON lists all of them.
 
-    DIR/train/CLASS/*.JPEG              no training reads train.json; it is for looking at
+    DIR/train/CLASS/*.JPEG
     DIR/val/CLASS/*.JPEG
-    DIR/annotator/train/CLASS/*.JPEG    one digit per image: what the annotator learns from
+    DIR/annotator/train/CLASS/*.JPEG    one digit per image, to train the annotator
     DIR/train.json, DIR/val.json        {"images": {KEY: {"classes": [NAME, ...], "boxes": [[x0, y0, x1, y1], ...]}}};
-                                        boxes are in fractions of the image
+                                        boxes are in fractions of the image; training does not read train.json
 
 The three splits share no glyph, and validation backgrounds come from another part of the photographs.
 """
@@ -25,9 +25,9 @@ from relabel.runtime.files import atomic_folder
 SIDE = 64  # pixels of a scene
 SMALLEST, LARGEST = 18, 40  # pixels of a digit's side
 CLASSES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-VAL_FROM = 0.7  # validation backgrounds lie right of this share of a photograph's width, the others left of it
+VAL_FROM = 0.7  # as a share of a photograph's width: validation backgrounds lie to the right of it, others to the left
 QUALITY = 90  # of the JPEG files
-TRIES = 64  # placements drawn at once; the first without overlap is taken
+TRIES = 64  # placements drawn at once; the first one without overlap is used
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Digit:
 
 
 def write_scenes(folder: Path, train_images: int, val_images: int, annotator_images: int, seed: int) -> None:
-    """Write the three splits. Same seed, same bytes.
+    """Write the three splits. The same seed gives the same bytes.
 
     Raises:
         InputError: the folder is not empty, scikit-learn is not installed, or the disk cannot be written.
     """
     for name, count in (("train", train_images), ("val", val_images), ("annotator", annotator_images)):
         if count < 10 * len(CLASSES):
-            raise InputError(f"{count} {name} images; expected at least {10 * len(CLASSES)}, some for every class")
+            raise InputError(f"{count} {name} images; expected at least {10 * len(CLASSES)}, so that every class has some")
     photographs, glyphs = bundled()
     pools = split_glyphs(glyphs, np.random.default_rng([seed, 0]))
     plan = (
@@ -61,11 +61,11 @@ def write_scenes(folder: Path, train_images: int, val_images: int, annotator_ima
             rng = np.random.default_rng([seed, number])
             backgrounds = [p[:, round(columns[0] * p.shape[1]) : round(columns[1] * p.shape[1])] for p in photographs]
             write_split(unfinished / place, name, count, most_digits, backgrounds, pools[name], rng)
-            print(f"{folder / place}: {count} scenes of {'one digit' if most_digits == 1 else 'one to three digits'}")
+            print(f"{folder / place}: {count} scenes with {'one digit' if most_digits == 1 else 'one to three digits'}")
 
 
 def bundled() -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
-    """scikit-learn's two photographs, (rows, columns, 3) uint8, and its digits by class, (8, 8) in [0, 1]."""
+    """scikit-learn's two photographs, (rows, columns, 3) uint8, and for each class its digits, (8, 8) in [0, 1]."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
@@ -76,13 +76,13 @@ def bundled() -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
 
 
 def split_glyphs(glyphs: list[list[np.ndarray]], rng: np.random.Generator) -> dict[str, list[list[np.ndarray]]]:
-    """Disjoint sets of glyphs, 40% of each class for the annotator, 40% for train, 20% for val."""
+    """Disjoint sets of glyphs: of each class 40% for the annotator, 40% for train and 20% for val."""
     pools: dict[str, list[list[np.ndarray]]] = {"annotator": [], "train": [], "val": []}
-    for of_class in glyphs:
-        order = rng.permutation(len(of_class))
+    for class_glyphs in glyphs:
+        order = rng.permutation(len(class_glyphs))
         first, second = round(0.4 * len(order)), round(0.8 * len(order))
         for split, part in zip(pools, np.split(order, [first, second]), strict=True):
-            pools[split].append([of_class[i] for i in part])
+            pools[split].append([class_glyphs[i] for i in part])
     return pools
 
 
@@ -106,8 +106,8 @@ def write_split(
             glyph = pool[digit.target][int(rng.integers(len(pool[digit.target])))]
             paint(scene, glyph, digit, rng)
         areas = np.array([digit.side**2 for digit in digits], dtype=float)
-        named = digits[int(rng.choice(len(digits), p=areas / areas.sum()))]
-        key = f"{CLASSES[named.target]}/{name}_{i:05d}.JPEG"
+        label = digits[int(rng.choice(len(digits), p=areas / areas.sum()))]
+        key = f"{CLASSES[label.target]}/{name}_{i:05d}.JPEG"
         Image.fromarray(scene.round().astype(np.uint8)).save(split / key, "JPEG", quality=QUALITY)
         images[key] = {
             "classes": [CLASSES[d.target] for d in digits],
@@ -117,7 +117,7 @@ def write_split(
 
 
 def place_digits(count: int, rng: np.random.Generator) -> list[Digit]:
-    """Squares of random sizes at random places, none over another; all of different classes."""
+    """Squares of random sizes at random positions that do not overlap, each with a different class."""
     targets = rng.permutation(len(CLASSES))[:count]
     while True:
         sides = rng.integers(SMALLEST, LARGEST + 1, size=(TRIES, count))
@@ -134,7 +134,7 @@ def place_digits(count: int, rng: np.random.Generator) -> list[Digit]:
 
 
 def background(photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """(64, 64, 3) float crop of a photograph, its contrast halved around mid-grey, so that any ink can be read on it."""
+    """(64, 64, 3) float crop of a photograph, with its contrast halved around mid-grey so that any ink is legible on it."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     top = int(rng.integers(0, photograph.shape[0] - SIDE + 1))
     left = int(rng.integers(0, photograph.shape[1] - SIDE + 1))
@@ -143,7 +143,7 @@ def background(photographs: list[np.ndarray], rng: np.random.Generator) -> np.nd
 
 
 def paint(scene: np.ndarray, glyph: np.ndarray, digit: Digit, rng: np.random.Generator) -> None:
-    """Lay a glyph over the scene as light or dark ink, whichever `rng` says."""
+    """Paint a glyph over the scene, in light or dark ink at random."""
     ink = rng.uniform(215, 255) if rng.random() < 0.5 else rng.uniform(0, 40)
     image = Image.fromarray((glyph * 255).astype(np.uint8)).resize((digit.side, digit.side), Image.Resampling.BICUBIC)
     cover = np.asarray(image, dtype=np.float64)[:, :, None] / 255

@@ -1,4 +1,4 @@
-"""The networks that the embedded digit scenes are used with, for the demo and for the results table alike."""
+"""The networks for the embedded digit scenes, shared by the demo and by the tables of results."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
-"""The picture at the end of the demo: scenes, what the annotator sees in every cell, one crop, and the crop's target."""
+"""The picture at the end of the demo: scenes, their label maps, and one random crop of each with its target."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,10 @@ DIGITS = 10
 
 
 def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
-    """Draw SCENES training scenes with two or three digits whose crop does not show the digit the folder names.
+    """Draw SCENES training scenes with a random crop that shows another digit than the ground-truth label.
 
-    Such crops are what ReLabel is about; they are the first ones found, and no network that is being judged chose them.
+    ReLabel was made for such crops. The first ones found are drawn; no network takes part in the choice.
     """
-    import json
-
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,11 +34,11 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     store = LabelStore.open(labels)
     chosen = []
     for index in np.random.default_rng(0).permutation(len(folder)).tolist():
-        only = crops[(0, index)]
-        image, box, target = only.images[0], tuple(only.boxes[0].tolist()), int(only.targets[0])
-        shown = objects[folder.keys[index]]
-        seen = {c: covered(b, box) for c, b in zip(shown["classes"], shown["boxes"], strict=True)}
-        if seen[folder.classes[target]] < 0.1 and max(seen.values()) > 0.7:
+        crop = crops[(0, index)]
+        image, box, target = crop.images[0], tuple(crop.boxes[0].tolist()), int(crop.targets[0])
+        scene = objects[folder.keys[index]]
+        visible = {c: covered(b, box) for c, b in zip(scene["classes"], scene["boxes"], strict=True)}
+        if visible[folder.classes[target]] < 0.1 and max(visible.values()) > 0.7:
             chosen.append((index, image, box, target))
         if len(chosen) == SCENES:
             break
@@ -47,51 +46,52 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     colours = matplotlib.colormaps["tab10"]
     figure, axes = plt.subplots(4, len(chosen), figsize=(2.5 * len(chosen), 9.6), layout="constrained", squeeze=False)
     for column, (index, image, box, target) in enumerate(chosen):
-        scene = np.asarray(folder.read(index))
-        rows, columns = scene.shape[:2]
+        pixels = np.asarray(folder.read(index))
+        rows, columns = pixels.shape[:2]
         maps = store.gather(store.rows([folder.keys[index]]))
         probabilities = label_pool(maps, torch.tensor([box]), DIGITS).softmax(1)[0].numpy()
         winners = maps.classes[0, 0].numpy()
         grid = winners.shape
 
-        top, cells, crop, bars = axes[:, column]
-        top.imshow(scene)
-        top.set_title(f"the folder says: {folder.classes[target]}", fontsize=10)
-        cells.imshow(np.asarray(Image.fromarray(scene).convert("L")), cmap="gray")
+        scene_axes, map_axes, crop_axes, target_axes = axes[:, column]
+        scene_axes.imshow(pixels)
+        scene_axes.set_title(f"ground-truth label: {folder.classes[target]}", fontsize=10)
+        map_axes.imshow(np.asarray(Image.fromarray(pixels).convert("L")), cmap="gray")
         for r in range(grid[0]):
             for c in range(grid[1]):
                 x, y, w, h = c * columns / grid[1] - 0.5, r * rows / grid[0] - 0.5, columns / grid[1], rows / grid[0]
-                cells.add_patch(Rectangle((x, y), w, h, color=colours(int(winners[r, c])), alpha=0.55, linewidth=0))
-                cells.text(x + w / 2, y + h / 2, str(winners[r, c]), ha="center", va="center", fontsize=7, color="white")
-        for panel in (top, cells):
+                map_axes.add_patch(Rectangle((x, y), w, h, color=colours(int(winners[r, c])), alpha=0.55, linewidth=0))
+                map_axes.text(x + w / 2, y + h / 2, str(winners[r, c]), ha="center", va="center", fontsize=7, color="white")
+        for panel in (scene_axes, map_axes):
             x0, y0, x1, y1 = box
-            place = (x0 * columns - 0.5, y0 * rows - 0.5)
-            panel.add_patch(Rectangle(place, (x1 - x0) * columns, (y1 - y0) * rows, fill=False, color="red", linewidth=2.5))
-        crop.imshow(image.permute(1, 2, 0).numpy())
-        for edge in crop.spines.values():
+            corner = (x0 * columns - 0.5, y0 * rows - 0.5)
+            panel.add_patch(Rectangle(corner, (x1 - x0) * columns, (y1 - y0) * rows, fill=False, color="red", linewidth=2.5))
+        crop_axes.imshow(image.permute(1, 2, 0).numpy())
+        for edge in crop_axes.spines.values():
             edge.set(color="red", linewidth=2.5)
-        for panel in (top, cells, crop):
+        for panel in (scene_axes, map_axes, crop_axes):
             panel.set(xticks=[], yticks=[])
         digits = np.arange(DIGITS)
-        bars.bar(digits, probabilities, color=[colours(int(d)) for d in digits])
-        bars.bar([target], [1.0], fill=False, edgecolor="black", linestyle="--", linewidth=1.3)
-        bars.set(xticks=digits, ylim=(0, 1.05), yticks=[0, 0.5, 1])
-        bars.tick_params(labelsize=8)
+        target_axes.bar(digits, probabilities, color=[colours(int(d)) for d in digits])
+        target_axes.bar([target], [1.0], fill=False, edgecolor="black", linestyle="--", linewidth=1.3)
+        target_axes.set(xticks=digits, ylim=(0, 1.05), yticks=[0, 0.5, 1])
+        target_axes.tick_params(labelsize=8)
     for panel, label in zip(
         axes[:, 0],
-        ("scene and one random crop", "label map: best class per cell", "what the network sees", "what it is told"),
+        ("scene and one random crop", "label map: top-1 class per cell", "crop, as the student sees it", "target"),
         strict=True,
     ):
         panel.set_ylabel(label, fontsize=10)
     figure.suptitle(
-        "The crop does not show what the folder names (dashed); the label map knows what it shows (solid)", fontsize=12
+        "The crop does not show its ground-truth label (dashed). The target from the label map (solid) matches the crop.",
+        fontsize=12,
     )
     figure.savefig(picture, dpi=110)
     plt.close(figure)
 
 
 def covered(inner: list[float], outer: tuple[float, float, float, float]) -> float:
-    """Share of an object's box that lies within a crop."""
+    """The share of an object's box that lies within a crop."""
     width = min(inner[2], outer[2]) - max(inner[0], outer[0])
     height = min(inner[3], outer[3]) - max(inner[1], outer[1])
     return max(width, 0) * max(height, 0) / ((inner[2] - inner[0]) * (inner[3] - inner[1]))

@@ -1,4 +1,4 @@
-"""Classes: what a class folder is called in messages, and whether a folder has the classes that a model knows."""
+"""Classes: readable names for class folders, and checks that the class folders match the classes of a model."""
 
 import functools
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from relabel.runtime.errors import InputError
 
 
 class ClassNames:
-    """`names("n01440764")` is "tench (n01440764)"; a folder that nobody has another name for is called by its own."""
+    """`names("n01440764")` is "tench (n01440764)"; a folder without a known name is called by its folder name."""
 
     def __init__(self, file: Path | None = None) -> None:
         """Args:
-            file: a line per class, FOLDER NAME, apart by a tab or else by the first space; instead of WordNet's lemmas.
+            file: one line per class, FOLDER NAME, separated by a tab, else by the first space; if None, WordNet's lemmas.
         Raises:
-            InputError: the file is missing, or a line is not of this form, or names a folder again.
+            InputError: the file is missing, a line has another form, or a folder has two names.
         """
-        self.given = read_class_names(file) if file is not None else None
+        self._from_file = read_class_names(file) if file is not None else None
 
     def __call__(self, folder: str) -> str:
-        name = self.given.get(folder) if self.given is not None else lemma(folder)
+        name = self._from_file.get(folder) if self._from_file is not None else lemma(folder)
         return folder if name is None else f"{name} ({folder})"
 
 
@@ -46,7 +46,7 @@ def read_class_names(file: Path) -> dict[str, str]:
 
 
 def lemma(wordnet_id: str) -> str | None:
-    """timm's first lemma; None of what is no WordNet id that it knows."""
+    """The first lemma that timm lists for a WordNet id; None for any other name."""
     try:
         return str(wordnet().label_name_to_description(wordnet_id)).split(",")[0]
     except KeyError:
@@ -55,52 +55,52 @@ def lemma(wordnet_id: str) -> str | None:
 
 @functools.cache
 def wordnet() -> ImageNetInfo:
-    """timm's names for ImageNet-1k, read once."""
+    """timm's class names of ImageNet-1k, read once."""
     return ImageNetInfo("imagenet-1k")
 
 
 @functools.cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 WordNet ids of ImageNet-1k, in the order of every model trained on it."""
+    """The 1,000 WordNet ids of ImageNet-1k, in the order of every model that is trained on it."""
     return tuple(wordnet().label_names())
 
 
 def numbered_as_imagenet(image_set: ImageSet) -> bool:
-    """Whether the class folders are named 0 ... 999, which are ImageNet's classes, as in ImageNetV2."""
+    """Whether the class folders are named 0 ... 999, the class indices of ImageNet, as in ImageNetV2."""
     return image_set.classes == tuple(map(str, range(len(imagenet_classes()))))
 
 
-def class_indices(image_set: ImageSet, classes: tuple[str, ...], whose: str, *, subset: bool = False) -> np.ndarray:
-    """(classes of the folder,) int64 place of each class folder among the model's classes.
+def class_indices(image_set: ImageSet, classes: tuple[str, ...], owner: str, *, subset: bool = False) -> np.ndarray:
+    """(number of class folders,) int64: the index of each class folder among a model's classes.
 
-    Folders named 0 ... 999, as in ImageNetV2, are ImageNet's classes by number.
+    Folders named 0 ... 999, as in ImageNetV2, are taken for ImageNet's class indices.
 
     Args:
         classes: the model's, in its order.
-        whose: the model, for the message.
-        subset: the folder may have some of the classes only.
+        owner: what to call the model in the message.
+        subset: accept images of only some of the classes.
     Raises:
-        InputError: the folder has other classes; the first three that differ are named.
+        InputError: the classes differ; the message names the first three that do.
     """
     if classes == imagenet_classes() and numbered_as_imagenet(image_set):
         return np.arange(len(classes))
-    numbers = {name: i for i, name in enumerate(classes)}
+    index = {name: i for i, name in enumerate(classes)}
     if not subset:
-        check_classes(image_set, classes, whose)
-    unknown = [name for name in image_set.classes if name not in numbers]
+        check_classes(image_set, classes, owner)
+    unknown = [name for name in image_set.classes if name not in index]
     if unknown:
         raise InputError(
-            f"{image_set.source}: {len(unknown)} of {len(image_set.classes)} class folders are no classes of {whose}"
+            f"{image_set.source}: {len(unknown)} of {len(image_set.classes)} class folders are not classes of {owner}"
             f" ({', '.join(unknown[:3])})"
         )
-    return np.array([numbers[name] for name in image_set.classes])
+    return np.array([index[name] for name in image_set.classes])
 
 
 def class_mismatch(known: Sequence[str] | int, found: Sequence[str]) -> str | None:
-    """How two ordered lists of classes differ, with the first three names that do; None if they do not.
+    """How two ordered lists of classes differ, with the first three differences; None if they are equal.
 
     Args:
-        known: the classes of a model or a label set; their number, if their names are not known.
+        known: the classes of a model or a label set; only their number if the names are not known.
         found: the classes of the images.
     """
     count = known if isinstance(known, int) else len(known)
@@ -111,11 +111,11 @@ def class_mismatch(known: Sequence[str] | int, found: Sequence[str]) -> str | No
         named = f": {'; '.join(differing[:3])}" if differing else ""
         return f"expected {count} classes, found {len(found)}{named}"
     differing = [f"expected {a}, found {b}" for a, b in zip(names, found, strict=True) if a != b]
-    return f"other class names, or another order: {'; '.join(differing[:3])}" if differing else None
+    return f"different class names or order: {'; '.join(differing[:3])}" if differing else None
 
 
-def check_classes(image_set: ImageSet, classes: Sequence[str], whose: str) -> None:
-    """Raises InputError where the class folders are not the classes that a model was trained with, in the same order."""
+def check_classes(image_set: ImageSet, classes: Sequence[str], owner: str) -> None:
+    """Raise InputError unless the class folders are the classes that a model was trained with, in the same order."""
     mismatch = class_mismatch(classes, image_set.classes)
     if mismatch is not None:
-        raise InputError(f"{image_set.source} does not have the classes of {whose}: {mismatch}")
+        raise InputError(f"{image_set.source} does not have the classes of {owner}: {mismatch}")

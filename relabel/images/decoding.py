@@ -1,4 +1,4 @@
-"""Decode an image file to RGB: one function for annotating, training and evaluation, so they all see the same pixels."""
+"""Decode an image file to RGB. Annotation, training and evaluation share this function, so all see the same pixels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from relabel.runtime.errors import InputError
 
 
 class UnreadableImage(InputError):
-    """A file that Pillow cannot decode: it is missing, cut short, or not an image."""
+    """A file that Pillow cannot decode: it is not an image, truncated, or missing."""
 
 
 class EncodedImage:
@@ -34,7 +34,7 @@ class EncodedImage:
         Returns:
             the image, and the reduction r that was applied: its pixel i shows the file's pixels r * i to r * (i + 1).
         Raises:
-            UnreadableImage: the file is cut short, damaged, or of a kind that has no RGB form.
+            UnreadableImage: the file is truncated, damaged, or of a kind that has no RGB form.
         """
         image = self._image
         try:

@@ -1,9 +1,9 @@
-"""The images that both stages speak of, named by keys that do not change with where the images lie, and their decoding.
+"""The images of a run, identified by keys that do not depend on where the images are stored.
 
-    n01440764/n01440764_10026.JPEG      a key: the class, and the file's name
+    n01440764/n01440764_10026.JPEG      a key: the class and the file name
 
-relabel/images/sources.py finds them in a folder, a list, tar files or a Hugging Face data set. Both stages list and decode
-images by these files, so that a label map and a crop always speak of the same pixels.
+relabel/images/sources.py lists the images of a folder, a list, tar files or a Hugging Face data set. Both stages list and
+decode images through these modules, so a label map and a crop always refer to the same pixels.
 """
 
 import bisect
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,24 +28,24 @@ class ImageSet:
     Attributes:
         source: what the user named: a folder, a list, tar files or a data set.
         classes: names of the classes; class i is classes[i]. Numbers sort as numbers (ImageNetV2's 0 ... 999).
-        keys: CLASS/NAME of every image, with extension; sorted, unique.
-        targets: (N,) int64 class of each key.
-        places: (N,) where each image lies, as `open` understands it.
-        open: from a place to the path, or to the bytes, of an image file. Safe to call in any process, after any fork.
+        keys: CLASS/NAME of every image, with extension; sorted and unique.
+        targets: (N,) int64 class of each image.
+        locations: (N,) where each image is stored, in the form that `open` takes.
+        open: returns the path or the bytes of the image file at a location. Safe in any process, also after a fork.
     """
 
     source: str
     classes: tuple[str, ...]
     keys: tuple[str, ...]
     targets: np.ndarray
-    places: np.ndarray
-    open: Callable[[object], Path | bytes]
+    locations: np.ndarray
+    open: Callable[[Any], Path | bytes]
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def index(self, key: str) -> int:
-        """Where a key stands among the sorted keys.
+        """The index of a key.
 
         Raises:
             KeyError: there is no such image.
@@ -56,8 +57,8 @@ class ImageSet:
 
     def name(self, index: int) -> str:
         """What to call an image in a message: its path, or its key within its source."""
-        place = self.places[index]
-        return str(self.open(place)) if isinstance(place, str) else f"{self.source}:{self.keys[index]}"
+        location = self.locations[index]
+        return str(self.open(location)) if isinstance(location, str) else f"{self.source}:{self.keys[index]}"
 
     @contextmanager
     def open_image(self, index: int) -> Iterator[EncodedImage]:
@@ -68,8 +69,8 @@ class ImageSet:
         """
         name = self.name(index)
         try:
-            file = self.open(self.places[index])
-        except Exception as error:  # a tar or a data set that went away while it was read
+            file = self.open(self.locations[index])
+        except Exception as error:  # the tar or data set has disappeared since it was listed
             raise UnreadableImage(f"{name}: {error}") from error
         with open_image(io.BytesIO(file) if isinstance(file, bytes) else file, name) as encoded:
             yield encoded
@@ -78,20 +79,20 @@ class ImageSet:
         """Decode image `index` as RGB.
 
         Raises:
-            UnreadableImage: the file is missing, not an image, or cut short.
+            UnreadableImage: the file is missing, not an image, or truncated.
         """
         with self.open_image(index) as encoded:
             return encoded.decode()[0]
 
     def without(self, keys: set[str]) -> "ImageSet":
-        """The same set with some images left out; the classes stay."""
+        """The same set without some of its images; the classes stay the same."""
         keep = [i for i, key in enumerate(self.keys) if key not in keys]
         kept = tuple(self.keys[i] for i in keep)
-        return replace(self, keys=kept, targets=self.targets[keep], places=self.places[keep])
+        return replace(self, keys=kept, targets=self.targets[keep], locations=self.locations[keep])
 
 
 def keys_digest(keys: Iterable[str]) -> str:
-    """sha256 of the ordered keys, one to a line: two label sets with the same digest speak of the same images."""
+    """sha256 of the ordered keys, one per line: label sets with the same digest cover the same images."""
     digest = hashlib.sha256()
     for key in keys:
         digest.update(key.encode() + b"\n")

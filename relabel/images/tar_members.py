@@ -1,7 +1,7 @@
-"""The files within a tar, by their place in it: one pass over its headers, and from then on a read at an offset.
+"""The files in a tar by offset: one pass over its headers, after which each file is a read at an offset.
 
-timm's reader scans a tar as a stream, all its bytes, and keeps an object per member and open handles that do not survive a
-fork. Here only headers are read (a seek from one to the next) and nothing stays open.
+timm's reader streams through all bytes of a tar, keeps an object per member, and holds open handles that do not survive a
+fork. This one reads only the headers, seeking from one to the next, and keeps nothing open.
 """
 
 import tarfile
@@ -13,7 +13,7 @@ from relabel.runtime.errors import InputError
 
 
 class TarMember(NamedTuple):
-    """A file within a tar: a stretch of it. Within a tar that lies in the tar, `name` begins with the inner tar's stem."""
+    """A file in a tar, as a range of bytes. For a file in a tar inside the tar, `name` begins with the inner tar's stem."""
 
     name: str
     tar: Path
@@ -22,40 +22,40 @@ class TarMember(NamedTuple):
 
 
 def tar_members(path: Path) -> Iterator[TarMember]:
-    """The regular files of an uncompressed tar, and of the tars within it.
+    """The regular files of an uncompressed tar, and of the tars inside it.
 
     Raises:
-        InputError: a compressed or damaged tar.
+        InputError: the tar is compressed or damaged.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in headers(tar, ended=True):
+            for member in file_headers(tar, expect_end=True):
                 if PurePosixPath(member.name).suffix != ".tar":
                     yield TarMember(member.name, path, member.offset_data, member.size)
                     continue
                 file.seek(member.offset_data)
                 stem, end = PurePosixPath(member.name).stem, member.offset_data + member.size
                 with tarfile.open(fileobj=file, mode="r:") as inner:
-                    for nested in headers(inner):
-                        if nested.offset >= end:  # a tar without the empty blocks at its end
+                    for nested in file_headers(inner):
+                        if nested.offset >= end:  # the inner tar has no empty blocks at its end
                             break
                         yield TarMember(f"{stem}/{nested.name}", path, nested.offset_data, nested.size)
     except tarfile.TarError as error:
         raise InputError(
-            f"{path} is no uncompressed tar, or a damaged one ({error}); decompress it, or unpack it and name the folder"
+            f"{path} is not an uncompressed tar, or is damaged ({error}); decompress it, or unpack it and pass the folder"
         ) from error
 
 
-def headers(tar: tarfile.TarFile, ended: bool = False) -> Iterator[tarfile.TarInfo]:
-    """The regular files' headers; `ended`: there must be an empty block behind the last one."""
+def file_headers(tar: tarfile.TarFile, expect_end: bool = False) -> Iterator[tarfile.TarInfo]:
+    """The headers of the regular files. With `expect_end`, an empty block must follow the last member."""
     for member in tar:
         if member.isreg():
             yield member
-        tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
+        tar.members = []  # type: ignore[attr-defined]  # else a million headers would stay in memory
     file: Any = tar.fileobj
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
-    if block.strip(b"\0") or (ended and not block):  # tarfile takes a damaged header for the end
+    if block.strip(b"\0") or (expect_end and not block):  # tarfile takes a damaged header for the end
         raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 

@@ -1,18 +1,18 @@
-"""Boxes are (x0, y0, x1, y1) in fractions of the image, x along the columns. One box cuts the image and pools the map."""
+"""Boxes are (x0, y0, x1, y1) in fractions of the image, x along the columns. One box crops the image and pools its map."""
 
 import torch
 from torch import Tensor
 
 
 def whole_image(count: int, device: torch.device | str = "cpu") -> Tensor:
-    """(count, 4): the box that is the image."""
+    """(count, 4) boxes that each cover the whole image."""
     edges = torch.zeros(count, 4, device=device)
     edges[:, 2:] = 1
     return edges
 
 
 def random_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 4) boxes as random resized crops of square images take them: 8% to 100% of the area, sides 3:4 to 4:3."""
+    """(count, 4) boxes drawn like random resized crops of square images: 8% to 100% of the area, aspect ratio 3:4 to 4:3."""
     area = torch.empty(count).uniform_(0.08, 1, generator=generator)
     ratio = torch.empty(count).uniform_(-0.28768, 0.28768, generator=generator).exp()  # log of 3/4 ... 4/3
     size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)

@@ -12,13 +12,14 @@ from relabel.images.classes import class_mismatch
 from relabel.runtime.defaults import Precision, Tail
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
+from relabel.runtime.machine import relabel_version
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
 
 
-# What a field must be, where a manifest that was changed by hand could mislead who reads it
+# Checked on loading, because a wrong value in a manifest edited by hand could mislead a reader
 COUNTS = ("num_classes", "topk", "image_count", "shard_size")
 TYPES: dict[str, type] = dict.fromkeys(COUNTS, int) | dict.fromkeys(("model", "weights", "kind", "image_digest"), str)
 TYPES |= {"model_kwargs": dict, "recentre": bool, "flip": bool}
@@ -26,25 +27,25 @@ CHOICES = {"tail": get_args(Tail), "precision": get_args(Precision)}
 
 
 class DamagedManifest(InputError):
-    """manifest.json is not what was written: torn, or changed."""
+    """manifest.json is not what was written: truncated, or changed."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """How every label map of a set was made. Two sets with equal manifests hold the same labels.
+    """How every label map of a set was made. Two label sets with equal manifests contain the same labels.
 
-    `tail` names what stands for a class that a cell does not store: the mean of the logits left out, the log of the mean
-    of their exponentials, or zero (published maps).
+    `tail` is what a cell stores for all the classes it leaves out: the mean of their logits, the log of the mean of their
+    exponentials, or zero (published maps).
     """
 
-    model: str  # timm name, tag included
-    model_kwargs: dict[str, Any]  # what was passed to timm.create_model beside the name
+    model: str  # timm name, including the tag
+    model_kwargs: dict[str, Any]  # passed to timm.create_model in addition to the name
     weights: str  # PUBLISHED, or the checkpoint's file name
-    weights_sha256: str | None  # of that file; None where it is not known
+    weights_sha256: str | None  # of that file; None if unknown
     num_classes: int
-    kind: str  # how the map's mean relates to the classifier's logits: annotate/convert.py; or "imported"
-    input_size: tuple[int, int] | None  # rows, columns in pixels, after the whole image was squashed to it
-    mean: tuple[float, float, float] | None  # of the normalisation; this and its neighbours are unknown of imported maps
+    kind: str  # how the map's mean relates to the classifier's logits (annotate/convert.py), or "imported"
+    input_size: tuple[int, int] | None  # rows, columns in pixels; the whole image was squashed to this size
+    mean: tuple[float, float, float] | None  # of the normalisation; this and its neighbours are None for imported maps
     std: tuple[float, float, float] | None
     interpolation: str | None
     precision: Precision  # of the forward pass
@@ -52,15 +53,15 @@ class Manifest:
     tail: Tail
     grid: tuple[int, int]  # rows, columns of the label map
     image_count: int
-    image_digest: str  # relabel.images.image_set.digest_of the ordered keys
+    image_digest: str  # relabel.images.image_set.keys_digest of the ordered keys
     shard_size: int  # shard i holds the images [i * shard_size, (i + 1) * shard_size) of the ordered keys
     timm_version: str
     torch_version: str
-    classes: tuple[str, ...] | None = None  # names of the stored classes, in order, where they are known
-    outputs: tuple[int, ...] | None = None  # the classifier's output for each of them; all of them, in order, if None
-    num_outputs: int | None = None  # of the classifier, where only some are stored
-    recentre: bool = False  # every map's mean was shifted to the classifier's logits
-    flip: bool = False  # averaged with the map of the mirrored image
+    classes: tuple[str, ...] | None = None  # names of the stored classes, in order; None if unknown
+    outputs: tuple[int, ...] | None = None  # the classifier's output for each class; if None, all outputs in order
+    num_outputs: int | None = None  # of the classifier, if only some are stored
+    recentre: bool = False  # each map was shifted so that its mean equals the classifier's logits
+    flip: bool = False  # each map was averaged with the map of the mirrored image
     format: int = FORMAT_VERSION
 
     @property
@@ -68,7 +69,7 @@ class Manifest:
         return -(-self.image_count // self.shard_size)
 
     def images_of(self, shard: int) -> range:
-        """A shard's images, as indices into the ordered keys."""
+        """Indices of a shard's images in the ordered keys."""
         first = shard * self.shard_size
         return range(first, min(first + self.shard_size, self.image_count))
 
@@ -77,7 +78,7 @@ class Manifest:
         return class_mismatch(self.num_classes if self.classes is None else self.classes, classes)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as they read back from a file: lists for tuples."""
+        """The fields as they are read back from a file: lists instead of tuples."""
         fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return fields
 
@@ -85,50 +86,58 @@ class Manifest:
         fields = self.as_json()
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
         lines.append(f'  "sha256": "{fields_digest(fields)}"')
-        atomic_write(labels / MANIFEST, ("{\n" + ",\n".join(lines) + "\n}\n").encode())  # a thousand classes to a line
+        atomic_write(labels / MANIFEST, ("{\n" + ",\n".join(lines) + "\n}\n").encode())  # one line per field
 
     @classmethod
     def load(cls, labels: Path) -> "Manifest":
         """Read LABELS/manifest.json.
 
         Raises:
-            DamagedManifest: it is torn, or changed since it was written.
-            InputError: it is missing, of another format version, or has other fields than this version's.
+            DamagedManifest: the file is truncated, or changed after it was written.
+            InputError: the file is missing, has another format version, or does not have the fields of this version.
         """
         path = labels / MANIFEST
         if not path.is_file():
-            raise InputError(f"{labels} is no label set: it holds no {MANIFEST}; make one with `relabel annotate`")
+            raise InputError(f"{labels} is not a label set: missing {MANIFEST}; make one with `relabel annotate`")
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DamagedManifest(f"{path} is not JSON ({error}); run the command that made the label set again") from error
         if not isinstance(fields, dict):
-            raise DamagedManifest(f"{path} is no JSON object; run the command that made the label set again")
+            raise DamagedManifest(f"{path} is not a JSON object; run the command that made the label set again")
         if fields.get("format") != FORMAT_VERSION:
             raise InputError(
                 f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
-                " annotate again, or install the relabel that wrote it"
+                " annotate again, or install the version of relabel that wrote it"
             )
         changed = fields.pop("sha256", None) not in (None, fields_digest(fields))
-        wrong = DamagedManifest if changed else InputError
+        error_type = DamagedManifest if changed else InputError
         known = {field.name: field.default for field in dataclasses.fields(cls)}
-        needed = {name for name, default in known.items() if default is dataclasses.MISSING}
-        if not needed <= fields.keys() <= known.keys():
-            odd = ", ".join(sorted((needed - fields.keys()) | (fields.keys() - known.keys())))
-            raise wrong(f"{path}: missing or unknown fields: {odd}; annotate again into an empty folder")
+        required = {name for name, default in known.items() if default is dataclasses.MISSING}
+        missing, unknown = required - fields.keys(), sorted(fields.keys() - known.keys())
+        if unknown and not changed:  # as another version wrote it
+            names = f"the field{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}"
+            version = relabel_version()
+            reader = f"relabel {version}" if version else "this relabel"
+            raise InputError(
+                f"{path} has {names}, which {reader} does not know; install the version that wrote it, or a newer one"
+            )
+        if missing or unknown:
+            names = ", ".join(sorted(missing.union(unknown)))
+            raise error_type(f"{path}: missing or unknown fields: {names}; annotate again into an empty folder")
         for name in ("input_size", "mean", "std", "grid", "classes", "outputs"):
-            unknown = fields.setdefault(name, None) is None and name != "grid"  # of imported maps
-            if not unknown and not isinstance(fields[name], list):
-                raise wrong(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
-            fields[name] = None if unknown else tuple(fields[name])
-        odd_ones = [name for name, kind in TYPES.items() if name in fields and type(fields[name]) is not kind]
-        odd_ones += [name for name in COUNTS if name not in odd_ones and fields[name] < 1]
-        odd_ones += [name for name, known in CHOICES.items() if fields[name] not in known]
+            is_none = fields.setdefault(name, None) is None and name != "grid"  # as for imported maps
+            if not is_none and not isinstance(fields[name], list):
+                raise error_type(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
+            fields[name] = None if is_none else tuple(fields[name])
+        invalid = [name for name, kind in TYPES.items() if name in fields and type(fields[name]) is not kind]
+        invalid += [name for name in COUNTS if name not in invalid and fields[name] < 1]
+        invalid += [name for name, choices in CHOICES.items() if fields[name] not in choices]
         if [type(cells) for cells in fields["grid"]] != [int, int] or min(fields["grid"]) < 1:
-            odd_ones.append("grid")
-        if odd_ones:
-            found = ", ".join(f"{name} is {fields[name]!r}" for name in odd_ones)
-            raise wrong(f"{path}: {found}; annotate again into an empty folder")
+            invalid.append("grid")
+        if invalid:
+            found = ", ".join(f"{name} is {fields[name]!r}" for name in invalid)
+            raise error_type(f"{path}: {found}; annotate again into an empty folder")
         if changed:
             raise DamagedManifest(
                 f"{path} changed after it was written (sha256); restore it, or run the command that made the label set again"
@@ -138,22 +147,22 @@ class Manifest:
     def differences(self, other: "Manifest") -> list[str]:
         """The fields in which two sets' labels may differ, as "name: mine, not theirs".
 
-        Versions are no reason, nor is a checkpoint's name: its sha256 tells.
+        Versions are left out, and so is a checkpoint's file name if its sha256 is known.
         """
         mine, theirs = self.identifying_fields(), other.identifying_fields()
         return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n in theirs and mine[n] != theirs[n]]
 
     def identifying_fields(self) -> dict[str, Any]:
-        """The fields that tell one set's labels from another's."""
-        silent = {"timm_version", "torch_version"} | ({"weights"} if self.weights_sha256 else set())
-        return {name: value for name, value in self.as_json().items() if name not in silent}
+        """The fields that identify a set's labels."""
+        ignored = {"timm_version", "torch_version"} | ({"weights"} if self.weights_sha256 else set())
+        return {name: value for name, value in self.as_json().items() if name not in ignored}
 
     @property
     def identity(self) -> str:
-        """sha256 of what tells its labels from those of another set."""
+        """sha256 of the fields that identify the set's labels."""
         return fields_digest(self.identifying_fields())
 
 
 def fields_digest(fields: dict[str, Any]) -> str:
-    """sha256 of a manifest's fields, by which it tells a flipped byte in itself."""
+    """sha256 of a manifest's fields, stored beside them to detect damage."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

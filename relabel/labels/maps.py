@@ -11,7 +11,6 @@ from torch import Tensor
 
 MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
 
-
 SCORE_DTYPE = np.dtype(np.float16)  # of stored scores and tails
 
 
@@ -22,12 +21,12 @@ def class_dtype(num_classes: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Sparse logit maps of B images: per cell the k largest logits, their classes, and one value for all the others.
+    """Sparse logit maps of B images: per cell, the k largest logits, their classes, and the tail.
 
     Attributes:
         scores: (B, k, H, W) float, largest first; row 0 is the top of the image, column 0 its left edge.
         classes: (B, k, H, W) integer class of each score.
-        tail: (B, H, W) float; a class that is not stored counts as this.
+        tail: (B, H, W) float, the logit of every class that is not stored in the cell.
     """
 
     scores: Tensor
@@ -44,7 +43,7 @@ class LabelMaps:
         return LabelMaps(*(t.pin_memory() for t in (self.scores, self.classes, self.tail)))
 
     def as_stored(self, num_classes: int) -> "LabelMaps":
-        """The same maps in the types that a shard stores: SCORE_DTYPE and class_dtype."""
+        """The same maps in the types of a shard: SCORE_DTYPE and class_dtype."""
         score_type, class_type = (getattr(torch, dtype.name) for dtype in (SCORE_DTYPE, class_dtype(num_classes)))
         return LabelMaps(self.scores.to(score_type), self.classes.to(class_type), self.tail.to(score_type))
 

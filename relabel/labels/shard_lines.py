@@ -1,7 +1,6 @@
-"""shards.jsonl: one line per finished shard.
+"""shards.jsonl: one line per finished shard, with the identity of the manifest that the shard was made with.
 
-Lines are appended, so a killed writer leaves at most one torn line, which readers drop. Each line records which manifest
-its shard was made for.
+Lines are appended, so a killed writer leaves at most one incomplete line, which readers drop.
 """
 
 import dataclasses
@@ -25,24 +24,24 @@ class ShardLine:
     rows: int
     sha256: str
     unreadable: tuple[str, ...] = ()
-    manifest: str | None = None  # Manifest.identity of the one that it was made by
+    manifest: str | None = None  # Manifest.identity of the manifest it was made with
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self)) + "\n"
 
 
 def read_shard_lines(labels: Path, drop_damaged: bool = False) -> dict[int, ShardLine]:
-    """The finished shards by number. A torn last line is a killed writer's and is left out.
+    """The finished shards by number. An incomplete last line, from a killed writer, is dropped.
 
     Args:
-        drop_damaged: leave out damaged lines too: their shards are made again.
+        drop_damaged: drop damaged lines as well, so that their shards are made again.
     Raises:
-        InputError: a line that is not the last one is damaged.
+        InputError: a line other than an incomplete last one is damaged.
     """
     path = labels / SHARD_LINES
     if not path.is_file():
         return {}
-    lines = path.read_bytes().split(b"\n")  # what follows the last newline is torn, or empty
+    lines = path.read_bytes().split(b"\n")  # what follows the last newline is incomplete, or empty
     finished = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -50,7 +49,7 @@ def read_shard_lines(labels: Path, drop_damaged: bool = False) -> dict[int, Shar
             entry = ShardLine(**{**fields, "unreadable": tuple(fields["unreadable"])})
             values = (entry.shard, entry.file, entry.rows, entry.sha256, entry.manifest or "", *entry.unreadable)
             if [type(value) for value in values] != [int, str, int, str, str, *[str] * len(entry.unreadable)]:
-                raise ValueError("it describes no shard")
+                raise ValueError("it does not describe a shard")
         except (ValueError, TypeError, KeyError) as error:
             if drop_damaged:
                 continue
@@ -63,10 +62,10 @@ def read_shard_lines(labels: Path, drop_damaged: bool = False) -> dict[int, Shar
 
 def append_shard_line(labels: Path, line: ShardLine) -> None:
     with (labels / SHARD_LINES).open("a+b") as file:
-        lock(file, wait=True)  # two machines that append through a network file system would overwrite each other's line
+        lock(file, wait=True)  # else two machines on a network file system could overwrite each other's line
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # what another process could not finish spoils its own line alone
+            if file.read() != b"\n":  # another process's incomplete line must not spoil this one
                 file.write(b"\n")
         file.write(line.to_json().encode())
         file.flush()
@@ -74,5 +73,5 @@ def append_shard_line(labels: Path, line: ShardLine) -> None:
 
 
 def write_shard_lines(labels: Path, lines: dict[int, ShardLine]) -> None:
-    """Replace shards.jsonl by these lines in shard order, so that its bytes do not tell who wrote when."""
+    """Replace shards.jsonl by these lines in shard order, so that its bytes do not depend on who finished first."""
     atomic_write(labels / SHARD_LINES, "".join(lines[i].to_json() for i in sorted(lines)).encode())

@@ -1,6 +1,6 @@
 """The HDF5 shards of a label set: written complete or not at all, and read by memory-mapping.
 
-A shard is contiguous and unfiltered, so that readers memory-map it: h5py finds the offsets, and is closed again.
+The arrays of a shard are contiguous and unfiltered: a reader opens it with h5py to find their offsets, then maps the file.
 
 Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map, N images of a set.
 """
@@ -33,11 +33,12 @@ def write_shard(
 
     Args:
         keys: the images, in order.
-        maps: their label maps on the CPU, in any types.
+        maps: their label maps on the CPU, of any dtypes.
+        unreadable: keys of the shard's images that could not be read.
     Raises:
-        OSError: the disk is full or read-only; nothing is left behind.
+        OSError: the disk is full or read-only; no file is left behind.
     """
-    with h5py.File(shard_name(shard), "w", driver="core", backing_store=False) as file:  # in memory: SHARDS are small
+    with h5py.File(shard_name(shard), "w", driver="core", backing_store=False) as file:  # in memory: shards are small
         file.attrs["format"] = manifest.format
         file.attrs["num_classes"] = manifest.num_classes
         file["keys"] = encode_keys(keys)
@@ -62,10 +63,10 @@ class MappedShard:
 
     @classmethod
     def open(cls, labels: Path, line: ShardLine, manifest: Manifest) -> "MappedShard":
-        """Check a shard's structure against the manifest and map it.
+        """Check a shard's structure against the manifest, and map the shard.
 
         Raises:
-            InputError: the file is missing, cut short, no HDF5, or its arrays are not what the manifest says.
+            InputError: the file is missing, truncated or not HDF5, or its arrays are not what the manifest says.
         """
         path = labels / shard_name(line.shard)
         remedy = "delete it and run the command that made the label set again"
@@ -73,7 +74,7 @@ class MappedShard:
             raise InputError(f"{labels}: shards.jsonl names {line.file!r} for {path.name}; {remedy}")
         try:
             size = path.stat().st_size
-            path.open("rb").close()  # what the system has against it, in its own words
+            path.open("rb").close()  # raises the system's own error if it cannot be read
             with h5py.File(path, "r", locking=False) as file:
                 found = {name: (ds.shape, ds.dtype, ds.id.get_offset()) for name, ds in file.items()}
                 attributes = dict(file.attrs)
@@ -84,9 +85,9 @@ class MappedShard:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise InputError(f"cannot open {path}: {error.strerror}") from error
-            raise InputError(f"{path} is cut short or no HDF5 file ({error}); {remedy}") from error
-        except Exception as error:  # a damaged header comes out of h5py as one of half a dozen types
-            raise InputError(f"{path} is cut short or no HDF5 file ({error}); {remedy}") from error
+            raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {remedy}") from error
+        except Exception as error:  # h5py raises half a dozen types for a damaged header
+            raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {remedy}") from error
         cells, n = manifest.grid, line.rows
         expected = {
             "keys": ((n,), None),
@@ -94,11 +95,11 @@ class MappedShard:
             "classes": ((n, manifest.topk, *cells), class_dtype(manifest.num_classes)),
             "tail": ((n, *cells), SCORE_DTYPE),
         }
-        said = (attributes.get("format"), attributes.get("num_classes"))
-        if said != (manifest.format, manifest.num_classes):
+        recorded = (attributes.get("format"), attributes.get("num_classes"))
+        if recorded != (manifest.format, manifest.num_classes):
             raise InputError(
-                f"{path}: format and num_classes are {said[0]} and {said[1]}, the manifest says {manifest.format} and"
-                f" {manifest.num_classes}; {remedy}"
+                f"{path}: format and num_classes are {recorded[0]} and {recorded[1]}, the manifest says {manifest.format}"
+                f" and {manifest.num_classes}; {remedy}"
             )
         arrays = {}
         mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # a plain view: memmap's own indexing is slow

@@ -18,7 +18,7 @@ from relabel.runtime.errors import InputError, first_line
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What has to be known of trained weights to use them."""
+    """What is needed to use trained weights."""
 
     arch: str
     model_kwargs: dict[str, Any]
@@ -40,15 +40,15 @@ class ModelCard:
 
 
 def lists_to_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists alone; timm's arguments are tuples."""
+    """JSON has only lists; timm's arguments are tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def find_card(path: Path) -> ModelCard | None:
-    """What a weights file or a last.pt says of its model; None where it is not one of ours.
+    """The model card in a weights file or a last.pt; None if relabel did not write it.
 
     Raises:
-        InputError: missing, damaged, or more than weights.
+        InputError: the file is missing, damaged, or contains more than weights.
     """
     if path.suffix == ".safetensors":
         try:
@@ -57,23 +57,25 @@ def find_card(path: Path) -> ModelCard | None:
         except FileNotFoundError as error:
             raise InputError(f"checkpoint {path} does not exist") from error
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is cut short, or no safetensors file ({first_line(error)})") from error
+            raise InputError(f"{path} is truncated or not a safetensors file ({first_line(error)})") from error
     else:
         content = load_torch_file(path)
         card = content.get("card", getattr(content, "_metadata", {}).get("", {}).get("card"))
     try:
         return ModelCard.from_json(card) if isinstance(card, str) else None
-    except (ValueError, KeyError, TypeError, AttributeError):  # a card of another kind, in somebody else's file
+    except (ValueError, KeyError, TypeError, AttributeError):  # another program's file, with its own kind of card
         return None
 
 
 def read_card(path: Path, option: str) -> ModelCard:
-    """The card of a run of ours.
+    """The model card of a relabel checkpoint.
 
+    Args:
+        option: the option that names the model instead, for the message.
     Raises:
-        InputError: there is none; `option` is what names the model instead.
+        InputError: the checkpoint has no model card.
     """
     card = find_card(path)
     if card is None:
-        raise InputError(f"{path} does not say which model it is of; name it with {option}")
+        raise InputError(f"{path} does not record which model it is; name the model with {option}")
     return card

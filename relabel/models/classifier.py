@@ -1,4 +1,4 @@
-"""Create any timm classifier with the weights asked for, or refuse by name: annotator, student and evaluation alike."""
+"""Create any timm classifier with the requested weights, or say what is wrong: for annotator, student and evaluation."""
 
 import difflib
 import re
@@ -30,16 +30,16 @@ def create_classifier(
     Args:
         model: a timm name ("resnet50.a1_in1k"), "hf-hub:owner/name" or "local-dir:folder".
         pretrained: load the published weights.
-        checkpoint: load these weights instead: .safetensors, or .pth with weights alone (no code in it can run).
-        num_classes: C; the model's own number if None.
-        input_size: rows and columns of pixels it will run at; a model of a fixed input size is built for them.
-        new_head: the checkpoint may be of another class count, or of none; the head is then random, as timm makes it.
-        weights_option: how the command line names `checkpoint`, for messages.
+        checkpoint: load these weights instead: .safetensors, or a .pth of only weights (no code in it can run).
+        num_classes: C; the model's default if None.
+        input_size: rows and columns of the images in pixels; a model with a fixed input size is built for this one.
+        new_head: reinitialise the head if the checkpoint has none or its class count differs.
+        weights_option: the command-line option of `checkpoint`, for messages.
     Returns:
         the classifier in eval mode, on the CPU.
     Raises:
-        InputError: no such model, weights not to be had, a checkpoint of another architecture or class count, or an input
-            size that the model cannot be built for.
+        InputError: there is no such model, its weights are not available, the checkpoint is of another architecture or class
+            count, or the model cannot be built for the input size.
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
@@ -55,8 +55,8 @@ def create_classifier(
         if not image_size_kwargs(model, input_size, kwargs):
             raise
         if not hasattr(classifier, "set_input_size"):
-            raise InputError(f"{error}; if that was at another size, leave --input-size out") from error
-        # Trained at the model's own size, perhaps: timm resamples its positions, as it does with published weights.
+            raise InputError(f"{error}; if it was trained at another size, leave --input-size out") from error
+        # Perhaps it was trained at the model's default size: timm resamples position embeddings, as for published weights.
         classifier = create_timm_model(model, kwargs, False, None, weights_option)
         load_weights(classifier, weights, checkpoint, model, new_head)
         classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
@@ -75,45 +75,45 @@ def check_model_name(model: str) -> None:
 def create_timm_model(
     model: str, kwargs: dict[str, Any], published: bool, input_size: tuple[int, int] | None, weights_option: str
 ) -> nn.Module:
-    """timm.create_model, for images of `input_size` where the model must know it.
+    """timm.create_model, with `input_size` for models that need to know it.
 
     Raises:
-        InputError: timm cannot make it, makes another in its place, or makes one without classes.
+        InputError: timm cannot create the model, creates a different one, or creates one without classes.
     """
     sized: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # silent replacements are refused below
+            warnings.simplefilter("ignore")  # silent replacements are rejected below
             sized = image_size_kwargs(model, input_size, kwargs)
             classifier: nn.Module = timm.create_model(model, pretrained=published, **kwargs, **sized)
     except TypeError as error:
         if sized:
             raise InputError(f"{model} has a fixed input size: leave --input-size out, or choose another model") from error
-        raise InputError(f"{model} does not take these --model-kwargs: {error}") from error
-    except Exception as error:  # a hub that cannot be reached has a dozen exception types, none in common
+        raise InputError(f"{model} does not accept these --model-kwargs: {error}") from error
+    except Exception as error:  # an unreachable hub raises a dozen exception types without a common base
         if published and can_create(model, kwargs | sized):
             reason = first_line(error).rstrip(".")
             raise InputError(
-                f"cannot get the published weights of {model}: {reason}. Check the network (weights are kept in HF_HOME"
-                f" once loaded), or pass your own with {weights_option}"
+                f"cannot load the published weights of {model}: {reason}. Check the network (downloads are cached in"
+                f" HF_HOME), or pass your own weights with {weights_option}"
             ) from error
-        given = {name: value for name, value in (kwargs | sized).items() if value is not None and name != "num_classes"}
-        raise InputError(f"timm cannot make {model} with {given or 'its defaults'}: {first_line(error)}") from error
+        arguments = {name: value for name, value in (kwargs | sized).items() if value is not None and name != "num_classes"}
+        raise InputError(f"timm cannot create {model} with {arguments or 'its defaults'}: {first_line(error)}") from error
     settings: Any = classifier.pretrained_cfg
-    name, made = model.split(".")[0], settings.get("architecture")
-    if ":" not in model and made not in (None, name):
-        replacement = ".".join(filter(None, (made, settings.get("tag"))))
-        hint = resnext_hint(name) or f"name {replacement} if that is what you want"
-        raise InputError(f"timm makes {replacement} when asked for {name}, which is another; {hint}")
+    name, created = model.split(".")[0], settings.get("architecture")
+    if ":" not in model and created not in (None, name):
+        replacement = ".".join(filter(None, (created, settings.get("tag"))))
+        hint = resnext_hint(name) or f"pass {replacement} if that is what you want"
+        raise InputError(f"timm creates {replacement} for {name}, which is a different model; {hint}")
     if not classifier.num_classes:
         raise InputError(
-            f"{model} has no classes (num_classes 0: its output is features); pass --num-classes and {weights_option}"
+            f"{model} has no classes (num_classes is 0: it outputs features); pass --num-classes and {weights_option}"
         )
     return classifier
 
 
 def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """img_size, where a model must know the size of its images when it is built and that is not its own size."""
+    """`img_size`, if the model is built for one image size and that is not its default; else nothing."""
     if input_size is None or "img_size" in kwargs:
         return {}
     resolved = timm.models.resolve_model_input_args(model, {"img_size": input_size}, **kwargs)
@@ -123,17 +123,17 @@ def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: di
 
 
 def resnext_hint(name: str) -> str:
-    """How to have a ResNeXt-101 that timm takes for a narrower one, or has no entry for; "" if `name` is none."""
+    """How to get a ResNeXt-101 that timm replaces by a narrower one or has no entry for; "" for any other name."""
     match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name)
     if match is None:
         return ""
     if timm.is_model(match[1]):
-        return f"name {match[1]}.fb_wsl_ig1b_ft_in1k if that is what you want"
-    return f"build it as resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as --checkpoint"
+        return f"pass {match[1]}.fb_wsl_ig1b_ft_in1k if that is what you want"
+    return f"pass resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as --checkpoint"
 
 
 def can_create(model: str, kwargs: dict[str, Any]) -> bool:
-    """Whether timm makes the model with random weights, so that only the published ones are the trouble."""
+    """Whether timm can create the model with random weights, so that only the published weights are the problem."""
     if ":" in model:
         return model.startswith("hf-hub:")  # its definition is on the hub too
     try:
@@ -144,16 +144,18 @@ def can_create(model: str, kwargs: dict[str, Any]) -> bool:
 
 
 def check_image_size(classifier: nn.Module, model: str, size: int, setting: str) -> None:
-    """Show a classifier in eval mode one image of size x size pixels.
+    """Run a classifier in eval mode on one image of size x size pixels.
 
+    Args:
+        setting: the name of the size's setting, for the message.
     Raises:
-        InputError: it takes no images of that size, as many transformers take one size alone; `setting` is what to set.
+        InputError: the classifier does not accept that size; many transformers accept only one.
     """
     try:
         with torch.no_grad():
             classifier(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{model} takes no images of {setting} = {size} ({first_line(error)}); set {setting} to the size that it is"
-            f" made for, or make it for another: --model-kwargs img_size={size}"
+            f"{model} does not accept images of {setting} = {size} ({first_line(error)}); set {setting} to the size that it"
+            f" is built for, or build it for this one: --model-kwargs img_size={size}"
         ) from error

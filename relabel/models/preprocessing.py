@@ -1,6 +1,6 @@
-"""How a classifier wants its images: size, centre crop, interpolation and normalisation, from its timm settings.
+"""How a classifier expects its images: size, centre crop, interpolation and normalisation, from its timm settings.
 
-Decoding processes hand over uint8, a quarter of the bytes of float32; the device normalises.
+Decoding processes pass on uint8, a quarter of the bytes of float32; the device normalises.
 
 Shapes: B images, S rows and T columns of pixels.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A centre crop of `crop` of the shorter side, `size` pixels square, normalised."""
+    """A centre crop of the fraction `crop` of the shorter side, scaled to `size` x `size` pixels and normalised."""
 
     size: int
     crop: float
@@ -26,12 +26,12 @@ class Preprocessing:
     crop_mode: str = "center"  # timm's: center, squash or border
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, 3, size, size), uint8 or of its values -> float32, on the images' device."""
+        """(B, 3, size, size) uint8, or float with values 0 to 255 -> float32, on the same device."""
         return normalise(pixels, self.mean, self.std)
 
 
 def eval_preprocessing(classifier: nn.Module) -> Preprocessing:
-    """A published model's own evaluation settings, test size included."""
+    """A published model's own evaluation settings, including its test size."""
     settings = resolve_model_data_config(classifier, use_test_size=True)
     return Preprocessing(
         size=settings["input_size"][-1],
@@ -44,12 +44,12 @@ def eval_preprocessing(classifier: nn.Module) -> Preprocessing:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, S, T) uint8, or float in its units -> float32 with this mean and standard deviation (of values in [0, 1])."""
+    """(B, 3, S, T) uint8, or float with values 0 to 255 -> float32; `mean` and `std` are of values in [0, 1]."""
     return (images.float() - per_channel(tuple(mean), images.device)) / per_channel(tuple(std), images.device)
 
 
 @functools.cache
-@torch.inference_mode(False)  # made once for annotating and training alike
+@torch.inference_mode(False)  # one cached tensor serves annotation and training
 def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(3, 1, 1), in units of uint8. Kept on the device: a copy from the host in every step would wait for the stream."""
+    """(3, 1, 1), times 255. Cached on the device: a copy from the host in every step would wait for the stream."""
     return torch.tensor(values, device=device).view(3, 1, 1) * 255

@@ -1,4 +1,4 @@
-"""torch.compile's failures, told from others, and what is said of them: in annotate and in train alike."""
+"""Recognise and report failures of torch.compile, for annotate and train alike."""
 
 import sys
 
@@ -6,8 +6,8 @@ from relabel.runtime.errors import InputError, first_line
 
 
 def is_compile_error(error: BaseException) -> bool:
-    """Whether torch.compile raised this: it does so when a batch of a new shape first comes."""
-    exceptions = sys.modules.get("torch._dynamo.exc")  # there once anything is compiled; importing it takes seconds
+    """Whether torch.compile raised this error. It compiles, and so may fail, at the first batch of each shape."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # loaded once anything is compiled; importing it takes seconds
     return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 

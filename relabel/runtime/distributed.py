@@ -1,4 +1,4 @@
-"""The few things several processes need of one another, from torchrun's environment; one process needs none of them."""
+"""Communication between the processes that torchrun started. In a single process every operation does nothing."""
 
 import os
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from relabel.runtime.machine import choose_device
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(days=1)  # of one process for another: shards are shared out beforehand, and one GPU may be slower
+TIMEOUT = timedelta(days=1)  # for one process to wait for another: shards are divided up front, and one GPU may be slower
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among all of them, and the device it works on."""
+    """This process's rank, the number of processes, and the device this one works on."""
 
     rank: int
     world: int
@@ -36,7 +36,7 @@ class Processes:
             dist.barrier()
 
     def sync_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's buffers: batch norm's statistics differ where the images did."""
+        """Copy the first process's buffers to all others: batch norm statistics differ because the images do."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -49,11 +49,11 @@ class Processes:
         return box[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all of them have to ask."""
+        """Whether the flag is set in any process. All processes must call this."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor over all processes; each gets the sum."""
+        """Add up a tensor over all processes; each gets the sum."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
@@ -61,27 +61,27 @@ class Processes:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Say what to do where another process has died, or the memory is full: torch's errors name sockets and signals.
+    """When another process died or memory ran out, say what to do: torch's own errors name sockets and signals.
 
-    They come at any place: torch raises a decoding process's death from a signal handler, amid whatever runs then.
+    These errors can appear anywhere: torch reports a dead decoding process from a signal handler, whatever is running then.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if "DataLoader worker" in str(error):
             raise InputError(
-                f"a decoding process died: {first_line(error).rstrip('. ')}. Where memory ran out (/dev/shm counts too), use"
-                " fewer --workers; what is finished is kept: rerun (train: with --resume) to go on"
+                f"a decoding process died: {first_line(error).rstrip('. ')}. If memory ran out (/dev/shm counts too), use"
+                " fewer --workers. Finished work is kept: re-run to continue (train: with --resume)"
             ) from error
         if out_of_memory(error):
             raise InputError(
-                f"the memory is full: {first_line(error).rstrip('. ')}. Make the batch smaller (--batch-size N; train: a new"
-                " run with --set batch_size=N) or the images; what is finished is kept"
+                f"out of memory: {first_line(error).rstrip('. ')}. Use a smaller batch (--batch-size N; train: a new run"
+                " with --set batch_size=N) or smaller images. Finished work is kept"
             ) from error
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InputError(
-                "another process of this run has ended; its own message tells why. What is finished is kept: rerun (train:"
-                " with --resume) to go on"
+                "another process of this run has ended; see that process's error. Finished work is kept: re-run to continue"
+                " (train: with --resume)"
             ) from error
         raise
 
@@ -91,7 +91,7 @@ def processes(device: str | None) -> Iterator[Processes]:
     """Join torchrun's process group if there is one: nccl on CUDA, gloo on CPU.
 
     Raises:
-        InputError: no such device, or within, another process has died.
+        InputError: no such device; or, inside the `with` block, another process died or memory ran out.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -99,7 +99,9 @@ def processes(device: str | None) -> Iterator[Processes]:
             yield Processes(0, 1, choose_device(device))
         return
     if device is not None and ":" in device:
-        raise InputError(f"--device {device} would put all {world} processes on it; leave the number out, torchrun gives it")
+        raise InputError(
+            f"--device {device} would put all {world} processes on one device; leave the number out, torchrun assigns it"
+        )
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     chosen = choose_device(device)

@@ -1,20 +1,22 @@
-"""The one exception for what a user or a disk got wrong; the command line prints its message and exits with 1. And how the
-errors of other libraries are recognised and quoted."""
+"""InputError, the exception for anything a user or a disk can get wrong; and how errors of other libraries are quoted.
+
+The command line prints an InputError's message and exits with status 1.
+"""
 
 
 class InputError(ValueError):
-    """Says what was found, where, what was expected, and what to do. Anything else that is raised is a bug of ours."""
+    """Its message says what was found, where, what was expected, and what to do. Any other exception is a bug in relabel."""
 
 
-# as CUDA, the CPU (twice), cuDNN and cuBLAS, and oneDNN put it
+# how CUDA, the CPU (two ways), cuDNN and cuBLAS, and oneDNN word it
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED", "could not create a primitive")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that a device's memory, or the machine's, is full."""
+    """Whether an error says that the memory of a device or of the machine is full."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def first_line(error: BaseException) -> str:
-    """What another library says of an error, without the pages that may follow; its type if it says nothing."""
+    """The first line of another library's message, without the pages that may follow; the error's type if it is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,10 +15,10 @@ from relabel.runtime.errors import InputError
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into, which takes its name at the end; a killed writer's is deleted first.
+    """Yield a temporary folder to write into, and rename it to `folder` at the end. One left by a killed writer is deleted.
 
     Raises:
-        InputError: `folder` is not empty, or within, the disk cannot be written.
+        InputError: `folder` is not empty; or, inside the `with` block, the disk cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; name another folder, or delete it")
@@ -36,15 +36,18 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def lock(file: BinaryIO | TextIO, wait: bool) -> bool:
-    """Lock an open file against all other processes, until it is closed or this process dies.
+    """Lock an open file against all other processes, until it is closed or this process ends.
+
+    Args:
+        wait: wait for another process's lock, instead of raising.
 
     Returns:
-        False where the file system knows no locks.
+        False if the file system does not support locks.
     Raises:
-        BlockingIOError or PermissionError: another process has it, and we are not to wait.
+        BlockingIOError or PermissionError: another process holds the lock, and `wait` is False.
     """
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # this process's alone: workers do not inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # of this process only: workers do not inherit it
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             return False
@@ -53,10 +56,10 @@ def lock(file: BinaryIO | TextIO, wait: bool) -> bool:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file that is complete or absent, whatever kills the writer: temporary name, sync, rename, sync the folder.
+    """Write a file that is complete or absent, even if the writer is killed: temporary name, sync, rename, sync the folder.
 
     Raises:
-        OSError: the disk is full or read-only; the temporary file is gone and an earlier `path` untouched.
+        OSError: the disk is full or read-only; the temporary file is removed, and an existing file at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,7 +1,7 @@
-"""What the programs log: the command line shows it on standard output, beside progress bars.
+"""How the command line shows log messages: on standard output, without breaking progress bars.
 
-Library code logs through `logging`, under the names of its modules. Somebody who uses it from Python configures logging as
-they like; by default Python shows warnings only.
+Library code logs through `logging`, under the names of its modules. Python code that imports it configures logging as usual;
+by default Python shows only warnings.
 """
 
 import logging
@@ -13,7 +13,7 @@ PACKAGES = ("relabel", "annotate", "train", "pipeline")
 
 
 class BesideProgressBars(logging.Handler):
-    """Writes a line where progress bars are drawn, without breaking them."""
+    """Prints each message above any progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -21,7 +21,7 @@ class BesideProgressBars(logging.Handler):
 
 
 def show_logs() -> None:
-    """Show what our packages log from INFO on; of torchrun's processes the first one only. Calling it again does nothing."""
+    """Show log messages from INFO up; under torchrun, every process but the first shows only errors. Safe to call again."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     for package in PACKAGES:
         logger = logging.getLogger(package)

@@ -1,6 +1,5 @@
 """The machine this runs on: its devices, its cores, and the versions of the packages that affect results."""
 
-import contextlib
 import importlib.metadata
 import os
 import platform
@@ -14,7 +13,7 @@ from relabel.runtime.errors import InputError, first_line
 
 
 def processor(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU."""
+    """The model name of the GPU, or of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
@@ -25,28 +24,35 @@ def cpu_model() -> str:
 
 
 def cores() -> int:
-    """This process's share of the cores that it and its neighbours of torchrun may use; at least 1."""
+    """This process's share of the usable CPU cores, at least 1: torchrun's processes on one machine divide them."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that has a say in the pixels, the model or the arithmetic."""
+    """The versions of Python and of every package that affects the pixels, the model or the arithmetic."""
     import timm  # not at the top: reading a label set needs neither
     import torchvision
 
     packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "Pillow": PIL}
     found = {"python": platform.python_version()} | {name: str(package.__version__) for name, package in packages.items()}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a folder, not installed
-        found["relabel"] = importlib.metadata.version("relabel")
-    return found
+    version = relabel_version()
+    return found if version is None else found | {"relabel": version}
+
+
+def relabel_version() -> str | None:
+    """The installed version; None if relabel runs from a source folder without being installed."""
+    try:
+        return importlib.metadata.version("relabel")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device named, or CUDA where there is one, else the CPU.
+    """The named device; if None, CUDA if available, else the CPU.
 
     Raises:
-        InputError: torch does not know or does not see that device.
+        InputError: torch does not know that device, or it is not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +60,7 @@ def choose_device(device: str | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
         if chosen.type == "cuda" and chosen.index is not None:
-            torch.cuda.set_device(chosen)  # else pinning memory would open a context on the first one too
+            torch.cuda.set_device(chosen)  # else pinning memory would open a context on GPU 0 too
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} is not available: {first_line(error)}") from error
     return chosen

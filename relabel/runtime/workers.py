@@ -9,15 +9,15 @@ from relabel.runtime.errors import InputError
 from relabel.runtime.machine import cores
 
 
-def decoding_workers(asked: int | None) -> int:
-    """The number of decoding processes asked for, or this process's share of the machine's cores.
+def decoding_workers(requested: int | None) -> int:
+    """The requested number of decoding processes; if None, this process's share of the machine's cores.
 
     Raises:
         InputError: a negative number.
     """
-    if asked is not None and asked < 0:
-        raise InputError(f"--workers {asked}: expected at least 0")
-    return cores() if asked is None else asked
+    if requested is not None and requested < 0:
+        raise InputError(f"--workers {requested}: expected at least 0")
+    return cores() if requested is None else requested
 
 
 Batch = TypeVar("Batch")
@@ -27,7 +27,7 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
     """Iterate over a DataLoader.
 
     Raises:
-        InputError: what a worker raised, of the worker's own type, with its message only instead of a worker's traceback.
+        InputError: raised in a worker; it keeps its type and its message, without the worker's traceback.
     """
     try:
         yield from loader
@@ -37,10 +37,10 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def init_worker(worker: int) -> None:
-    """worker_init_fn of every DataLoader: workers end when the main process tells them to, or is gone.
+    """worker_init_fn of every DataLoader: a worker ends only when the main process tells it to, or has ended itself.
 
-    A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, which they leave; SIGTERM to one of them alone
-    is how the main process ends those that hang.
+    A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, so workers leave that group. SIGTERM still ends
+    a worker, because the main process sends it to workers that hang.
     """
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

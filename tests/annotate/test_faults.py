@@ -1,6 +1,7 @@
-"""What can go wrong while a label set is made, with real processes and real files.
+"""Faults while a label set is made, with real processes and real files.
 
-Afterwards every finished shard is intact, verify tells the truth, and a rerun completes to the bytes of an undisturbed run.
+After each fault, every finished shard is intact, verify reports what is missing, and a rerun gives the bytes of an
+undisturbed run.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ from relabel.runtime.files import sha256_of
 from tests.annotate.test_several_processes import LAST_OF_SHARD_1, held_in_mid_shard
 from tests.conftest import THIN, TORCHRUN, Contents, Relabel
 
-FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # of one batch
+FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # in the same batch
 
 
 @pytest.fixture
 def completes(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
 ) -> Callable[[], None]:
-    """`completes()`: finished shards are intact, verify finds what is missing, and a rerun makes the undisturbed set."""
+    """`completes()` checks that finished shards are intact, verify finds what is missing, and a rerun completes the set."""
 
     def check() -> None:
         labels = tmp_path / "labels"
@@ -54,10 +55,10 @@ def completes(
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
-    """What a run said that has stopped by itself: one message."""
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1 and said.startswith("relabel: ") and "Traceback" not in said
-    return said
+    """Wait for a run that stops by itself, and return its error message."""
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and stderr.startswith("relabel: ") and "Traceback" not in stderr
+    return stderr
 
 
 # --- processes ------------------------------------------------------------------------------------------------------------
@@ -77,18 +78,18 @@ def children_of(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_killed_decoding_process_stops_the_run_with_one_message(
+def test_killed_decoding_process_stops_the_run_with_a_message(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
     with held_in_mid_shard(image_folder, tmp_path / "labels", [*tiny_options, "--workers=1"]) as held:
         for worker in children_of(held.process.pid):
             os.kill(worker, signal.SIGKILL)
-        said = ended(held.process)
-    assert "a decoding process died: DataLoader worker (pid" in said and "use fewer --workers" in said
+        message = ended(held.process)
+    assert "a decoding process died: DataLoader worker (pid" in message and "use fewer --workers" in message
     completes()
 
 
-def test_killed_process_of_several_stops_the_others_and_one_process_makes_its_shards(
+def test_killed_process_stops_the_others_and_a_rerun_of_one_process_makes_its_shards(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
     labels, image = tmp_path / "labels", image_folder / LAST_OF_SHARD_1  # shard 1 is the second process's
@@ -102,13 +103,13 @@ def test_killed_process_of_several_stops_the_others_and_one_process_makes_its_sh
     while len(read_shard_lines(labels)) < 2:
         assert launcher.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    of_rank = {}
+    pid: dict[bytes, int] = {}  # by b"RANK=0" and b"RANK=1"
     for child in children_of(launcher.pid):
-        of_rank |= {e: child for e in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if e.startswith(b"RANK=")}
-    os.kill(of_rank[b"RANK=1"], signal.SIGKILL)
-    _, said = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0 and "(SIGKILL)" in said
-    assert not Path(f"/proc/{of_rank[b'RANK=0']}").exists()
+        pid |= {e: child for e in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if e.startswith(b"RANK=")}
+    os.kill(pid[b"RANK=1"], signal.SIGKILL)
+    _, stderr = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0 and "(SIGKILL)" in stderr
+    assert not Path(f"/proc/{pid[b'RANK=0']}").exists()
     image.unlink()
     image.write_bytes(content)
     completes()
@@ -123,36 +124,36 @@ def test_folder_on_a_file_system_without_locks_is_written_with_a_warning(
     contents: Contents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def no_locks(*_: object) -> None:  # as some network file systems answer; none can be had here
+    def no_locks(*_: object) -> None:  # what some network file systems answer
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
     assert finished.returncode == 0
-    assert f"warning: {tmp_path}/labels lies on a file system without locks" in finished.stdout
+    assert f"warning: {tmp_path}/labels is on a file system without locks" in finished.stdout
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
-# --- files that go or change ----------------------------------------------------------------------------------------------
+# --- files that disappear or change ---------------------------------------------------------------------------------------
 
 
-def test_image_deleted_while_running_is_named_and_once_restored_a_rerun_completes(
+def test_image_deleted_while_running_is_reported_and_once_restored_a_rerun_completes(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
-    gone = image_folder / NEXT_TO_IT
-    content = gone.read_bytes()
+    deleted = image_folder / NEXT_TO_IT
+    content = deleted.read_bytes()
     with held_in_mid_shard(image_folder, tmp_path / "labels", tiny_options, FIRST_OF_SHARD_1) as held:
-        gone.unlink()
+        deleted.unlink()
         held.let_go()
-        said = ended(held.process)
-    assert f"1 unreadable images in shard 1 of 3:\n  {gone}: [Errno 2] No such file or directory" in said
-    gone.write_bytes(content)
+        message = ended(held.process)
+    assert f"1 unreadable images in shard 1 of 3:\n  {deleted}: [Errno 2] No such file or directory" in message
+    deleted.write_bytes(content)
     completes()
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be written into the folder, which for root takes more than its mode."""
+    """Make the folder read-only. Root ignores the mode, so for root set the immutable attribute."""
     if os.geteuid() == 0:
         lock, unlock = ["chattr", "+i", str(folder)], ["chattr", "-i", str(folder)]
     else:
@@ -171,45 +172,44 @@ def test_folder_that_becomes_read_only_loses_no_shard_and_a_rerun_completes(
     labels = tmp_path / "labels"
     with held_in_mid_shard(image_folder, labels, tiny_options) as held, read_only(labels):
         held.let_go()
-        said = ended(held.process)
-    assert (
-        said.startswith(f"relabel: annotating into {labels} stopped: [Errno ") and "Finished shards are safe; rerun" in said
-    )
+        message = ended(held.process)
+    assert message.startswith(f"relabel: annotating into {labels} stopped: [Errno ")
+    assert "Finished shards are kept; rerun" in message
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
     completes()
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
-def test_flipped_byte_anywhere_in_the_manifest_is_noticed(labels: Path) -> None:
+def test_flipped_bit_anywhere_in_the_manifest_is_detected(labels: Path) -> None:
     manifest, whole = Manifest.load(labels), (labels / MANIFEST).read_bytes()
-    for place in range(len(whole)):
-        (labels / MANIFEST).write_bytes(flipped(whole, place))
+    for position in range(len(whole)):
+        (labels / MANIFEST).write_bytes(flipped(whole, position))
         try:
-            assert Manifest.load(labels) == manifest, place  # a space that became another
+            assert Manifest.load(labels) == manifest, position  # only if white space became other white space
         except InputError as error:
             assert str(labels / MANIFEST) in str(error)
         else:
-            assert whole[place : place + 1].isspace(), place
+            assert whole[position : position + 1].isspace(), position
 
 
-def test_flipped_byte_anywhere_in_the_list_of_shards_is_noticed(labels: Path) -> None:
+def test_flipped_bit_anywhere_in_the_list_of_shards_is_detected(labels: Path) -> None:
     whole = (labels / SHARD_LINES).read_bytes()
-    for place in range(0, len(whole), 3):
-        (labels / SHARD_LINES).write_bytes(flipped(whole, place))
+    for position in range(0, len(whole), 3):
+        (labels / SHARD_LINES).write_bytes(flipped(whole, position))
         try:
-            assert verify(labels).findings, place
+            assert verify(labels).findings, position
         except InputError as error:
             assert str(labels / SHARD_LINES) in str(error)
 
 
 @pytest.fixture
-def mended(
+def repaired(
     relabel_here: Relabel, image_folder: Path, labels: Path, tiny_options: list[str], undisturbed: Path, contents: Contents
 ) -> Callable[[], str]:
-    """`mended()`: a rerun on the copied label set gives the undisturbed one; what it said."""
+    """`repaired()` checks that a rerun restores the damaged label set to the undisturbed one, and returns its output."""
 
     def rerun() -> str:
         finished = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options)
@@ -221,26 +221,22 @@ def mended(
 
 
 @pytest.mark.parametrize("field", ['"shard": 1', "shard-00001.h5", '"rows": 3', '"sha256": "', '"manifest": "'])
-def test_rerun_mends_the_list_of_shards(
-    labels: Path,
-    mended: Callable[[], str],
-    field: str,
-) -> None:
+def test_rerun_repairs_the_list_of_shards(labels: Path, repaired: Callable[[], str], field: str) -> None:
     whole = (labels / SHARD_LINES).read_bytes()
-    place = whole.index(field.encode()) + len(field) - (not field.endswith(': "'))  # the last digit, or that after it
-    (labels / SHARD_LINES).write_bytes(flipped(whole, place))
+    position = whole.index(field.encode()) + len(field) - (not field.endswith(': "'))  # last of `field`, or next after it
+    (labels / SHARD_LINES).write_bytes(flipped(whole, position))
     assert verify(labels).findings
-    mended()
+    repaired()
 
 
 @pytest.mark.parametrize("left", [None, b"", 0.3, "flipped"], ids=["missing", "empty", "cut", "flipped"])
-def test_rerun_mends_the_manifest_of_shards_that_say_they_were_made_by_it(
+def test_rerun_restores_a_manifest_that_matches_every_finished_shard(
     relabel_here: Relabel,
     image_folder: Path,
     labels: Path,
     tiny_options: list[str],
     contents: Contents,
-    mended: Callable[[], str],
+    repaired: Callable[[], str],
     left: bytes | float | str | None,
 ) -> None:
     whole = (labels / MANIFEST).read_bytes()
@@ -251,12 +247,12 @@ def test_rerun_mends_the_manifest_of_shards_that_say_they_were_made_by_it(
         (labels / MANIFEST).write_bytes(left if isinstance(left, bytes) else whole[: int(left * len(whole))])
     before = contents(labels)
     other = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
-    assert other.returncode == 1 and contents(labels) == before, "another label set's settings"
-    assert "written again, as every finished shard was made by it" in mended()
+    assert other.returncode == 1 and contents(labels) == before, "different settings must not restore it"
+    assert "writing it again, since every finished shard matches it" in repaired()
 
 
-def test_rerun_mends_a_line_that_another_process_has_appended_behind_a_torn_one(
-    labels: Path, mended: Callable[[], str]
+def test_rerun_keeps_a_line_that_another_process_appended_after_a_torn_one(
+    labels: Path, repaired: Callable[[], str]
 ) -> None:
     lines = read_shard_lines(labels)
     first, second, third = (lines[i].to_json() for i in range(3))
@@ -266,34 +262,34 @@ def test_rerun_mends_a_line_that_another_process_has_appended_behind_a_torn_one(
     with pytest.raises(InputError, match=r"line 2 is damaged .* run the command that made the label set again"):
         read_shard_lines(labels)
     third_shard = (labels / shard_name(2)).stat().st_mtime_ns
-    mended()
+    repaired()
     assert (labels / shard_name(2)).stat().st_mtime_ns == third_shard
 
 
-def test_flipped_byte_anywhere_in_a_checkpoint_is_noticed_or_changes_no_weight(
+def test_flipped_bit_anywhere_in_a_checkpoint_is_detected_or_changes_no_weight(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     whole, path = tiny_checkpoint.read_bytes(), tmp_path / "weights.pth"
     weights = torch.load(tiny_checkpoint, weights_only=True)
-    refused = 0
-    for place in range(50, len(whole), len(whole) // 60):
-        path.write_bytes(flipped(whole, place))
+    rejected = 0
+    for position in range(50, len(whole), len(whole) // 60):
+        path.write_bytes(flipped(whole, position))
         for load in (load_torch_file, loaded_into_a_classifier):
             try:
-                same = load(path)
+                loaded = load(path)
             except InputError as error:
                 assert str(path) in str(error)
-                refused += 1
+                rejected += 1
             else:
-                assert all(torch.equal(same[name], tensor) for name, tensor in weights.items()), place
-    assert refused > 60
+                assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items()), position
+    assert rejected > 60
 
 
 def loaded_into_a_classifier(path: Path) -> dict[str, torch.Tensor]:
     return dict(create_classifier("resnet10t", checkpoint=path, num_classes=3, model_kwargs=THIN).state_dict())
 
 
-def test_spot_check_reads_no_image_outside_of_the_folder(
+def test_spot_check_reads_no_image_outside_the_folder(
     relabel_here: Relabel, labels: Path, image_folder: Path, tiny_checkpoint: Path
 ) -> None:
     line, path = read_shard_lines(labels)[0], labels / shard_name(0)
@@ -304,6 +300,6 @@ def test_spot_check_reads_no_image_outside_of_the_folder(
     append_shard_line(labels, dataclasses.replace(line, sha256=sha256_of(path)))
     options = ["--images", image_folder, "--spot-check", 9, "--checkpoint", tiny_checkpoint, "--min-agreement", 0]
     finished = relabel_here("verify", labels, *options)
-    assert finished.returncode == 1 and "is no path within a folder" in finished.stdout
-    with pytest.raises(InputError, match="is no path within a folder; such a set is not to be trusted"):
+    assert finished.returncode == 1 and "is not a path inside a folder" in finished.stdout
+    with pytest.raises(InputError, match="is not a path inside a folder; do not trust this label set"):
         spot_check(labels, image_folder, 9, tiny_checkpoint, "cpu")

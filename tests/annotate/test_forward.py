@@ -1,9 +1,10 @@
-"""The forward pass: batches that halve when memory is short, other precisions, and torch.compile."""
+"""The forward pass: batches are halved when memory runs out; lower precision; torch.compile."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -36,11 +37,11 @@ def random_images(count: int) -> torch.Tensor:
     return torch.randint(256, (count, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def assert_alike(parts: list[LabelMaps], others: list[LabelMaps]) -> None:
+def assert_close_maps(actual: list[LabelMaps], expected: list[LabelMaps]) -> None:
     for name in MAPS:
-        mine, theirs = (torch.cat([getattr(part, name) for part in these]).float() for these in (parts, others))
-        close = torch.isclose(mine, theirs, atol=2e-3, rtol=2e-3)
-        assert close.float().mean() > 0.9999, name  # two logits that are equal but for rounding may change places
+        here, there = (torch.cat([getattr(part, name) for part in parts]).float() for parts in (actual, expected))
+        close = torch.isclose(here, there, atol=2e-3, rtol=2e-3)
+        assert close.float().mean() > 0.9999, name  # rounding may swap two nearly equal logits
 
 
 MEMORY_LIMITED = """
@@ -48,10 +49,10 @@ import resource
 from pathlib import Path
 import torch
 from relabel.runtime.logs import show_logs
-from tests.annotate.test_forward import assert_alike, random_images, tiny_forward
+from tests.annotate.test_forward import assert_close_maps, random_images, tiny_forward
 
-torch.set_num_threads(1)
 show_logs()
+torch.set_num_threads(1)
 images = random_images(512)
 with torch.inference_mode():
     expected = tiny_forward(8)(images)
@@ -62,25 +63,25 @@ with torch.inference_mode():
     parts = forward(images)
     again = forward(images[:100])
 print(forward.batch_size, [len(part) for part in again])
-assert_alike(parts, expected)
-assert_alike(again, [type(parts[0])(*(torch.cat([getattr(p, n) for p in expected])[:100] for n in vars(parts[0])))])
+assert_close_maps(parts, expected)
+assert_close_maps(again, [type(parts[0])(*(torch.cat([getattr(p, n) for p in expected])[:100] for n in vars(parts[0])))])
 """
 
 
-def test_batch_beyond_memory_is_halved_once_and_for_all_with_the_same_maps() -> None:
+def test_batch_that_exceeds_memory_is_halved_for_good_with_the_same_maps() -> None:
     command = [sys.executable, "-c", MEMORY_LIMITED]
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once, and not when malloc likes
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # return freed memory to the system at once
     finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, env=env)
     assert finished.returncode == 0, finished.stderr
-    *said, last = finished.stdout.splitlines()
-    assert said[0] == "warning: cpu has no memory for 512 images at a time: going on with 256"
+    *warnings, last = finished.stdout.splitlines()
+    assert warnings[0] == "warning: cpu: not enough memory for 512 images at a time; using 256"
     batch_size = int(last.split()[0])
-    assert said[-1].endswith(f"going on with {batch_size}") and batch_size * 2 ** len(said) == 512
+    assert warnings[-1].endswith(f"; using {batch_size}") and batch_size * 2 ** len(warnings) == 512
     sizes = [batch_size] * (100 // batch_size) + [100 % batch_size] * (100 % batch_size > 0)
     assert last == f"{batch_size} {sizes}"
 
 
-def test_single_image_beyond_memory_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_image_that_exceeds_memory_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = tiny_forward(4)
 
     def allocates_too_much(images: torch.Tensor) -> torch.Tensor:
@@ -89,26 +90,26 @@ def test_single_image_beyond_memory_gets_a_message(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(forward, "annotator", allocates_too_much)
     with (
         torch.inference_mode(),
-        pytest.raises(InputError, match=r"no memory for a single image of 128x192 pixels .*can't all"),
+        pytest.raises(InputError, match=r"not enough memory for a single image of 128x192 pixels .*can't all"),
     ):
         forward(random_images(3))
     assert forward.batch_size == 1
 
 
-def test_probe_beyond_memory_gets_the_same_message() -> None:
+def test_probe_that_exceeds_memory_gets_the_same_message() -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
 
     def allocates_too_much(images: torch.Tensor) -> torch.Tensor:
         return torch.empty(2**60)
 
     classifier.forward_features = allocates_too_much
-    with pytest.raises(InputError, match=r"cpu has no memory for 2 images of 128x192 pixels .*; use a smaller --input-size"):
+    with pytest.raises(InputError, match=r"cpu: not enough memory for 2 images of 128x192 pixels .*; use a smaller --input"):
         fully_convolutional(classifier, SIZE)
 
 
-def test_what_is_not_compiled_when_a_batch_of_another_size_comes_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_error_at_a_later_batch_size_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = tiny_forward(4)
-    fused = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 8, 8), torch.nn.Tanh())
+    fused: Any = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 8, 8), torch.nn.Tanh())
     fused.name = "tiny"
     fused.compile()
     monkeypatch.setattr(forward, "annotator", fused)
@@ -123,22 +124,22 @@ def test_what_is_not_compiled_when_a_batch_of_another_size_comes_gets_a_message(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.inference_mode()
-def test_batch_beyond_the_gpus_memory_is_halved_with_the_same_maps(caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_that_exceeds_gpu_memory_is_halved_with_the_same_maps(caplog: pytest.LogCaptureFixture) -> None:
     images, forward = random_images(512), tiny_forward(512, "cuda")
     expected = tiny_forward(8, "cuda")(images)
     torch.cuda.empty_cache()
-    allowed = torch.cuda.memory_reserved() + 200 * 2**20  # the images alone, as floats, are 150 MB
+    allowed = torch.cuda.memory_reserved() + 200 * 2**20  # the images as floats take 150 MB
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
     try:
         parts = forward(images)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "cuda:0 has no memory for 512 images at a time: going on with 256" in caplog.text
+    assert "cuda:0: not enough memory for 512 images at a time; using 256" in caplog.text
     assert forward.batch_size < 512
-    assert_alike(parts, expected)
+    assert_close_maps(parts, expected)
 
 
-def test_error_that_is_not_of_memory_is_left_alone() -> None:
+def test_error_other_than_out_of_memory_is_raised_unchanged() -> None:
     forward = tiny_forward(4)
     forward.annotator.double()
     with torch.inference_mode(), pytest.raises(RuntimeError, match="type"):
@@ -146,7 +147,7 @@ def test_error_that_is_not_of_memory_is_left_alone() -> None:
     assert forward.batch_size == 4
 
 
-def test_float16_is_recorded_and_near_float32(
+def test_float16_is_recorded_and_close_to_float32(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path
 ) -> None:
     options = ["--labels", tmp_path / "labels", *tiny_options, "--amp", "--amp-dtype=float16"]
@@ -159,9 +160,9 @@ def test_float16_is_recorded_and_near_float32(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_compiled_annotator_gives_the_same_maps() -> None:  # on a CPU too, in minutes
+def test_compiled_annotator_gives_the_same_maps() -> None:  # would pass on a CPU too, but takes minutes there
     eager, compiled = tiny_forward(2, "cuda"), tiny_forward(2, "cuda")
     compiled.compile()
     images = random_images(5)  # batches of 2, 2 and 1
     with torch.inference_mode():
-        assert_alike(compiled(images), eager(images))
+        assert_close_maps(compiled(images), eager(images))

@@ -1,6 +1,8 @@
-"""A classifier of more classes than the images have, in another order: its outputs are found by name."""
+"""A classifier has more classes than the images, in another order: its outputs are found by name."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from relabel.runtime.errors import InputError
 from tests.conftest import Relabel
 
 NAMES = ["eel", "bat\tof the kind that flies", "dog", "cat"]  # the tiny annotator's classes are cat, dog and eel
-ROWS = [2, 0, 1, 0]  # of its head; the bat is a cat's double
+ROWS = [2, 0, 1, 0]  # rows of its head, in the order of NAMES; "bat" gets the row of "cat"
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def names(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shuffled(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """The tiny annotator with four classes."""
+    """The tiny annotator's weights, rearranged to four classes."""
     weights = torch.load(tiny_checkpoint, weights_only=True)
     for name in ("fc.weight", "fc.bias"):
         weights[name] = weights[name][ROWS]
@@ -33,12 +35,12 @@ def shuffled(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "shuffled.pth"
 
 
-def test_label_set_is_that_of_a_classifier_with_the_images_classes(
+def test_label_set_equals_that_of_a_classifier_with_just_the_images_classes(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], shuffled: Path, names: Path, undisturbed: Path
 ) -> None:
     labels = names.parent / "labels"
-    given = [*tiny_options, f"--checkpoint={shuffled}", "--num-classes=4", f"--classes={names}"]
-    assert relabel_here("annotate", image_folder, "--labels", labels, *given).returncode == 0
+    options = [*tiny_options, f"--checkpoint={shuffled}", "--num-classes=4", f"--classes={names}"]
+    assert relabel_here("annotate", image_folder, "--labels", labels, *options).returncode == 0
     manifest = Manifest.load(labels)
     assert (manifest.classes, manifest.outputs) == (("cat", "dog", "eel"), (3, 2, 0))
     here, there = LabelStore.open(labels), LabelStore.open(undisturbed)
@@ -55,19 +57,19 @@ def test_label_set_is_that_of_a_classifier_with_the_images_classes(
 
     (image_folder / "cat").rename(image_folder / "cow")
     other = relabel_here("verify", labels, "--images", image_folder, "--min-agreement=0")
-    assert other.returncode == 1 and "other class names, or another order: expected cat, found cow" in other.stdout
+    assert other.returncode == 1 and "different class names or order: expected cat, found cow" in other.stdout
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("cat\ndog\n", "2 names, the classifier has 4 outputs"),
-        ("cat\ndog\neel\ncat\n", "cat stands in it twice"),
-        ("cat\ndog\ncow\nbat\n", r"1 of 3 classes of .*images are not in it \(first: eel\); the first name in it is cat"),
+        ("cat\ndog\n", "2 names, but the classifier has 4 outputs"),
+        ("cat\ndog\neel\ncat\n", "cat is listed twice"),
+        ("cat\ndog\ncow\nbat\n", r"1 of 3 classes of .*images are not listed \(first: eel\); the list starts with cat"),
         ("cat\n\ndog\neel\n", "line 2 is empty"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(
+def test_unsuitable_list_of_names_is_rejected(
     relabel_here: Relabel,
     image_folder: Path,
     tiny_options: list[str],
@@ -77,18 +79,17 @@ def test_names_that_do_not_fit_are_refused(
     message: str,
 ) -> None:
     names.write_text(content)
-    given = [*tiny_options, f"--checkpoint={shuffled}", "--num-classes=4", f"--classes={names}"]
-    refused = relabel_here("annotate", image_folder, "--labels", names.parent / "labels", *given)
-    assert refused.returncode == 1
-    with pytest.raises(InputError, match=message):  # the message as a pattern
-        raise InputError(refused.stderr)
+    options = [*tiny_options, f"--checkpoint={shuffled}", "--num-classes=4", f"--classes={names}"]
+    failed = relabel_here("annotate", image_folder, "--labels", names.parent / "labels", *options)
+    assert failed.returncode == 1
+    assert re.search(message, failed.stderr)
 
 
-def test_timms_names_are_wordnet_ids_of_imagenet(image_folder: Path) -> None:
+def test_timm_option_matches_wordnet_ids_of_imagenet(image_folder: Path) -> None:
     synsets = ImageNetInfo("imagenet-22k").label_names()
     for old, new in zip(("cat", "dog", "eel"), ("n02123045", "n02084071", "n01440764"), strict=True):
         (image_folder / old).rename(image_folder / new)
-    classifier = torch.nn.Module()
+    classifier: Any = torch.nn.Module()
     classifier.num_classes = 21_841
     found = outputs_by_name("timm", classifier, find_images(image_folder))
     assert [synsets[i] for i in found] == ["n01440764", "n02084071", "n02123045"]

@@ -1,4 +1,4 @@
-"""Classifiers of one's own from end to end: timm model folders, odd sizes and many classes, up to crops' targets."""
+"""A user's own classifiers from end to end: timm model folders, unusual sizes and many classes, up to a crop's logits."""
 
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,16 @@ BOX = torch.tensor([[0.1, 0.3, 0.7, 0.8]])
 
 
 def dense_map(classifier: nn.Module, images: Path, size: tuple[int, int], **options: Any) -> torch.Tensor:
-    """(1, C, H, W) logits of one image, by the annotator alone."""
+    """(1, C, H, W) logits of one image, straight from the annotator."""
     squash = Squash.of_model(classifier, size)
     with torch.inference_mode():
         pixels = squash.normalise(squash(read_rgb(images / KEY))[None])
-        return fully_convolutional(classifier, size, **options)(pixels)
+        logits: torch.Tensor = fully_convolutional(classifier, size, **options)(pixels)
+    return logits
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(21_843, "uint16"), (70_000, "uint32")])
-def test_many_classes_come_through_from_annotate_to_a_crops_logits(
+def test_many_classes_survive_from_annotate_to_the_logits_of_a_crop(
     relabel_here: Relabel,
     randomised: Randomised,
     image_folder: Path,
@@ -44,17 +45,17 @@ def test_many_classes_come_through_from_annotate_to_a_crops_logits(
     dtype: str,
 ) -> None:
     torch.manual_seed(0)
-    classifier = randomised(timm.create_model("resnet10t", num_classes=classes, **THIN), size=(32, 56))
-    with torch.no_grad():  # classes that 16 bits do not hold are the ones seen, where there are any
+    classifier: Any = randomised(timm.create_model("resnet10t", num_classes=classes, **THIN), size=(32, 56))
+    with torch.no_grad():  # make the last classes win, whose indices may not fit in 16 bits
         classifier.fc.bias[classes - 100 :] += 50
     torch.save(classifier.state_dict(), tmp_path / "x.pth")
     labels = tmp_path / "labels"
-    own = ["--checkpoint", tmp_path / "x.pth", "--num-classes", classes, "--topk=3"]
-    finished = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, *own)
+    options = [*tiny_options, "--checkpoint", tmp_path / "x.pth", "--num-classes", classes, "--topk=3"]
+    finished = relabel_here("annotate", image_folder, "--labels", labels, *options)
     assert finished.returncode == 0, finished.stderr
     with h5py.File(labels / shard_name(0)) as shard:
         assert shard["classes"].dtype == dtype
-    verified = relabel_here("verify", labels)  # without the images, whose classes are three
+    verified = relabel_here("verify", labels)  # without the images, which have only three classes
     assert verified.returncode == 0 and f"top 3 of {classes} classes" in verified.stdout
     store = LabelStore.open(labels)
     maps = store.gather(store.rows([KEY]))
@@ -66,11 +67,11 @@ def test_many_classes_come_through_from_annotate_to_a_crops_logits(
     assert int(pooled.argmax()) in best.flatten().tolist()
 
 
-def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
+def test_model_folder_saved_by_timm_annotates_at_a_chosen_size(
     relabel_here: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    trained = randomised(timm.create_model("test_vit2", num_classes=3))
+    trained: Any = randomised(timm.create_model("test_vit2", num_classes=3))
     nn.init.normal_(trained.pos_embed, std=0.1)
     timm.models.save_for_hf(trained, tmp_path / "mine", safe_serialization=True)
     labels = tmp_path / "labels"
@@ -100,13 +101,13 @@ def test_folder_that_timm_saved_annotates_at_a_size_of_ones_own(
 
 
 def push(repository: Path, classifier: nn.Module, revision: str) -> None:
-    """What the cache of the Hugging Face hub holds of a repository that has been downloaded at its newest revision."""
+    """Write what the Hugging Face hub's cache contains after this revision of a repository was downloaded."""
     timm.models.save_for_hf(classifier, repository / "snapshots" / revision, safe_serialization=True)
     (repository / "refs").mkdir(exist_ok=True)
     (repository / "refs" / "main").write_text(revision)
 
 
-def test_classifier_on_the_hub_annotates_and_is_not_mixed_with_what_it_becomes(
+def test_classifier_from_the_hub_annotates_and_its_later_revisions_are_rejected(
     relabel: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -133,17 +134,17 @@ def test_classifier_on_the_hub_annotates_and_is_not_mixed_with_what_it_becomes(
     assert again.returncode == 1 and f"weights_sha256: '{sha256_of(pushed)}', not " in again.stderr
     checked = relabel(*check)
     assert checked.returncode == 1
-    assert f"the published weights of hf-hub:me/mine are not those that {labels} was made with" in checked.stderr
+    assert f"the published weights of hf-hub:me/mine have changed since {labels} was made" in checked.stderr
 
 
-def test_weights_of_a_model_folder_are_told_apart_by_their_names(tmp_path: Path) -> None:
+def test_weights_in_a_model_folder_are_chosen_by_file_name(tmp_path: Path) -> None:
     model = f"local-dir:{tmp_path}"
     (tmp_path / "config.json").touch()
     assert weights_in_folder(model) is None and weights_in_folder("resnet50") is None
     (tmp_path / "mine.pth").touch()
     assert weights_in_folder(model) == tmp_path / "mine.pth"
     (tmp_path / "yours.pth").touch()
-    with pytest.raises(InputError, match=r"several files of weights \(mine\.pth, yours\.pth\); leave one, or call"):
+    with pytest.raises(InputError, match=r"several weights files \(mine\.pth, yours\.pth\); keep only one, or rename"):
         weights_in_folder(model)
     (tmp_path / "pytorch_model.bin").touch()
     assert weights_in_folder(model) == tmp_path / "pytorch_model.bin"
@@ -151,11 +152,11 @@ def test_weights_of_a_model_folder_are_told_apart_by_their_names(tmp_path: Path)
     assert weights_in_folder(model) == tmp_path / "model.safetensors"
 
 
-def test_size_that_a_model_cannot_be_built_for_is_refused_in_one_line(
+def test_size_that_a_model_cannot_be_built_for_gets_a_one_line_message(
     relabel_here: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path
 ) -> None:
     torch.save(randomised(timm.create_model("nest_tiny_jx", num_classes=3)).state_dict(), tmp_path / "x.pth")
-    own = ["--model=nest_tiny_jx", "--checkpoint", tmp_path / "x.pth", "--num-classes=3", "--topk=1", "--device=cpu"]
-    finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *own, "--input-size=64x96")
+    options = ["--model=nest_tiny_jx", "--checkpoint", tmp_path / "x.pth", "--num-classes=3", "--topk=1", "--device=cpu"]
+    finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *options, "--input-size=64x96")
     assert finished.returncode == 1 and finished.stderr.count("\n") == 1
-    assert "cannot make nest_tiny_jx with {'img_size': (64, 96)}: Model only handles square inputs" in finished.stderr
+    assert "cannot create nest_tiny_jx with {'img_size': (64, 96)}: Model only handles square inputs" in finished.stderr

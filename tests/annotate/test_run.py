@@ -1,4 +1,4 @@
-"""`relabel annotate` from end to end: what it writes, what a rerun does, and what bad input gets."""
+"""`relabel annotate` from end to end: what it writes, what a rerun does, and how it reports bad input."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ KEYS = ["cat/cat_0.JPEG", *(f"dog/dog_{i}.JPEG" for i in range(5)), *(f"eel/eel_
 
 @pytest.fixture
 def annotate(relabel_here: Relabel, image_folder: Path, tmp_path: Path, tiny_options: list[str]) -> Relabel:
-    """Annotate the image folder into tmp_path/"labels"; further options come after the usual ones and win."""
+    """Annotate the image folder into tmp_path/"labels"; the given options override the usual ones."""
 
     def run(*more: object, images: Path = image_folder, labels: str = "labels") -> "CompletedProcess[str]":
         return relabel_here("annotate", images, "--labels", tmp_path / labels, *tiny_options, *more)
@@ -34,22 +34,22 @@ def annotate(relabel_here: Relabel, image_folder: Path, tmp_path: Path, tiny_opt
     return run
 
 
-def spoil(image: Path) -> None:
-    whole = image.read_bytes()
-    image.write_bytes(whole[:-60])  # within the pixels; the header alone is 600 bytes
+def truncate(image: Path) -> None:
+    content = image.read_bytes()
+    image.write_bytes(content[:-60])  # cuts into the pixels; the header takes 600 bytes
 
 
 # --- what is written ------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def test_every_cell_holds_the_classifiers_own_two_largest_logits_there(
+def test_every_cell_stores_the_classifiers_two_largest_logits_at_that_location(
     undisturbed: Path, image_folder: Path, tiny_checkpoint: Path
 ) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN).eval()
     classifier.load_state_dict(torch.load(tiny_checkpoint, weights_only=True))
     settings = classifier.pretrained_cfg
-    usual = transforms.Compose(
+    preprocess = transforms.Compose(
         [
             transforms.Resize((32, 56), InterpolationMode(settings["interpolation"])),
             transforms.ToTensor(),
@@ -59,7 +59,7 @@ def test_every_cell_holds_the_classifiers_own_two_largest_logits_there(
     store = LabelStore.open(undisturbed)
     assert store.keys == KEYS
     for key in KEYS:
-        features = classifier.forward_features(usual(Image.open(image_folder / key).convert("RGB"))[None])
+        features = classifier.forward_features(preprocess(Image.open(image_folder / key).convert("RGB"))[None])
         maps = store.gather(store.rows([key]))
         for row in range(4):
             for column in range(7):
@@ -70,7 +70,7 @@ def test_every_cell_holds_the_classifiers_own_two_largest_logits_there(
                 assert stored == pytest.approx(logits[[best, second, last]].tolist(), rel=2e-3, abs=2e-3)
 
 
-def test_manifest_tells_what_made_the_labels(undisturbed: Path, tiny_checkpoint: Path) -> None:
+def test_manifest_records_how_the_labels_were_made(undisturbed: Path, tiny_checkpoint: Path) -> None:
     manifest = Manifest.load(undisturbed)
     assert manifest.model == "resnet10t" and manifest.model_kwargs == {**THIN, "channels": [8, 8, 8, 16]}
     assert (manifest.weights, manifest.weights_sha256) == (tiny_checkpoint.name, sha256_of(tiny_checkpoint))
@@ -80,14 +80,14 @@ def test_manifest_tells_what_made_the_labels(undisturbed: Path, tiny_checkpoint:
     assert (manifest.timm_version, manifest.torch_version) == (timm.__version__, torch.__version__)
 
 
-def test_label_set_is_found_sound(relabel_here: Relabel, undisturbed: Path, image_folder: Path) -> None:
+def test_label_set_passes_verify(relabel_here: Relabel, undisturbed: Path, image_folder: Path) -> None:
     finished = relabel_here("verify", undisturbed, "--images", image_folder, "--min-agreement", 0)
     assert finished.returncode == 0, finished.stdout
     assert "9 label maps of 4x7 cells, top 2 of 3 classes by resnet10t (exact)" in finished.stdout
     assert finished.stdout.splitlines()[-1] == "OK"
 
 
-def test_decoding_in_workers_and_in_the_main_process_gives_the_same_bytes(
+def test_decoding_in_workers_or_in_the_main_process_gives_the_same_bytes(
     annotate: Relabel, undisturbed: Path, tmp_path: Path, contents: Contents
 ) -> None:
     finished = annotate("--workers", 0)
@@ -96,18 +96,18 @@ def test_decoding_in_workers_and_in_the_main_process_gives_the_same_bytes(
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
-def test_last_shard_holds_what_is_left_and_shard_size_changes_no_label(
+def test_last_shard_holds_the_rest_and_shard_size_changes_no_label(
     annotate: Relabel, undisturbed: Path, tmp_path: Path
 ) -> None:
     assert annotate("--shard-size", 4).returncode == 0
     assert [line.rows for line in read_shard_lines(tmp_path / "labels").values()] == [4, 4, 1]
-    mine, theirs = LabelStore.open(tmp_path / "labels"), LabelStore.open(undisturbed)
-    assert mine.keys == KEYS
-    expected = theirs.gather(theirs.rows(KEYS)).dense(3)
-    assert torch.allclose(mine.gather(mine.rows(KEYS)).dense(3), expected, rtol=2e-3, atol=2e-3)
+    store, reference = LabelStore.open(tmp_path / "labels"), LabelStore.open(undisturbed)
+    assert store.keys == KEYS
+    expected = reference.gather(reference.rows(KEYS)).dense(3)
+    assert torch.allclose(store.gather(store.rows(KEYS)).dense(3), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_bfloat16_is_recorded_and_near_float32(annotate: Relabel, undisturbed: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_recorded_and_close_to_float32(annotate: Relabel, undisturbed: Path, tmp_path: Path) -> None:
     assert annotate("--amp").returncode == 0
     assert Manifest.load(tmp_path / "labels").precision == "bfloat16"
     coarse, fine = (LabelStore.open(labels).to("cpu") for labels in (tmp_path / "labels", undisturbed))
@@ -116,7 +116,7 @@ def test_bfloat16_is_recorded_and_near_float32(annotate: Relabel, undisturbed: P
 
 
 @pytest.mark.parametrize("tail", ["mean", "logmeanexp", "zero"])
-def test_tail_asked_for_is_the_one_stored(annotate: Relabel, tmp_path: Path, tail: str) -> None:
+def test_chosen_tail_is_stored(annotate: Relabel, tmp_path: Path, tail: str) -> None:
     assert annotate("--tail", tail, "--topk", 1).returncode == 0
     assert annotate("--topk", 3, labels="whole").returncode == 0
     store, whole = LabelStore.open(tmp_path / "labels"), LabelStore.open(tmp_path / "whole")
@@ -130,7 +130,7 @@ def test_tail_asked_for_is_the_one_stored(annotate: Relabel, tmp_path: Path, tai
     assert torch.allclose(store.gather(store.rows(KEYS)).tail.float(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_two_annotators_label_sets_stand_side_by_side(
+def test_label_sets_of_two_annotators_can_be_stored_side_by_side(
     annotate: Relabel,
     relabel_here: Relabel,
     make_checkpoint: Callable[[int], Path],
@@ -153,36 +153,36 @@ def test_two_annotators_label_sets_stand_side_by_side(
 # --- reruns ---------------------------------------------------------------------------------------------------------------
 
 
-def test_rerun_of_a_finished_set_touches_no_shard(annotate: Relabel, labels: Path, contents: Contents) -> None:
+def test_rerun_of_a_finished_label_set_touches_no_shard(annotate: Relabel, labels: Path, contents: Contents) -> None:
     before = contents(labels)
     times = {p.name: p.stat().st_mtime_ns for p in labels.glob("*.h5")}
     finished = annotate()
     assert finished.returncode == 0
-    assert "all 3 shards are there and sound, nothing to do" in finished.stdout
+    assert "all 3 shards are finished and intact; nothing to do" in finished.stdout
     assert contents(labels) == before
     assert {p.name: p.stat().st_mtime_ns for p in labels.glob("*.h5")} == times
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "difference"),
     [
-        (["--topk=1"], "topk: 2, not 1 of this run"),
-        (["--amp"], "precision: 'float32', not 'bfloat16' of this run"),
-        (["--shard-size=4"], "shard_size: 3, not 4 of this run"),
-        (["--input-size=32x64"], "input_size: [32, 56], not [32, 64]; grid: [4, 7], not [4, 8] of this run"),
+        (["--topk=1"], "topk: 2, not 1 as in this run"),
+        (["--amp"], "precision: 'float32', not 'bfloat16' as in this run"),
+        (["--shard-size=4"], "shard_size: 3, not 4 as in this run"),
+        (["--input-size=32x64"], "input_size: [32, 56], not [32, 64]; grid: [4, 7], not [4, 8] as in this run"),
     ],
 )
-def test_other_options_into_the_same_folder_are_refused_with_the_difference(
-    annotate: Relabel, labels: Path, contents: Contents, options: list[str], named: str
+def test_different_options_for_the_same_folder_are_rejected_with_the_difference(
+    annotate: Relabel, labels: Path, contents: Contents, options: list[str], difference: str
 ) -> None:
     before = contents(labels)
     finished = annotate(*options)
     assert finished.returncode == 1
-    assert f"{labels} holds another label set ({named}); use another --labels" in finished.stderr
+    assert f"{labels} holds a label set with different settings ({difference}); use a different --labels" in finished.stderr
     assert contents(labels) == before
 
 
-def test_other_weights_into_the_same_folder_are_refused(
+def test_different_weights_for_the_same_folder_are_rejected(
     annotate: Relabel, labels: Path, make_checkpoint: Callable[[int], Path], tmp_path: Path
 ) -> None:
     same_name = shutil.copy(make_checkpoint(1), tmp_path / "tiny-0.pth")
@@ -190,24 +190,24 @@ def test_other_weights_into_the_same_folder_are_refused(
     assert finished.returncode == 1 and "weights_sha256: " in finished.stderr
 
 
-def test_same_weights_under_another_name_make_the_same_label_set(
+def test_same_weights_under_a_different_name_make_the_same_label_set(
     annotate: Relabel, labels: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     assert annotate("--checkpoint", shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")).returncode == 0
 
 
-def test_other_images_into_the_same_folder_are_refused(annotate: Relabel, labels: Path, image_folder: Path) -> None:
+def test_different_images_for_the_same_folder_are_rejected(annotate: Relabel, labels: Path, image_folder: Path) -> None:
     (image_folder / "dog/dog_0.JPEG").rename(image_folder / "dog/dog_00.JPEG")
     finished = annotate()
     assert finished.returncode == 1 and "image_digest: " in finished.stderr and "image_count" not in finished.stderr
 
 
-def test_image_folder_may_move(annotate: Relabel, labels: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_image_folder_may_be_moved(annotate: Relabel, labels: Path, image_folder: Path, tmp_path: Path) -> None:
     finished = annotate(images=image_folder.rename(tmp_path / "elsewhere"))
     assert finished.returncode == 0 and "nothing to do" in finished.stdout
 
 
-def test_flipped_byte_and_missing_shard_are_made_again(
+def test_damaged_and_missing_shards_are_made_again(
     annotate: Relabel, labels: Path, undisturbed: Path, contents: Contents
 ) -> None:
     flipped = bytearray((labels / shard_name(0)).read_bytes())
@@ -217,12 +217,12 @@ def test_flipped_byte_and_missing_shard_are_made_again(
     finished = annotate()
     assert finished.returncode == 0
     for shard in (0, 2):
-        assert f"{labels}/{shard_name(shard)} is missing or damaged: made again" in finished.stdout
-    assert "1 of 3 shards are there and sound, making the rest" in finished.stdout
+        assert f"{labels}/{shard_name(shard)} is missing or damaged; making it again" in finished.stdout
+    assert "1 of 3 shards are finished and intact; making the rest" in finished.stdout
     assert contents(labels) == contents(undisturbed)
 
 
-def test_what_a_killed_run_left_half_done_is_cleared_away(
+def test_unfinished_files_of_a_killed_run_are_removed(
     annotate: Relabel, labels: Path, undisturbed: Path, contents: Contents
 ) -> None:
     lines = (labels / SHARD_LINES).read_bytes().splitlines(keepends=True)
@@ -233,7 +233,7 @@ def test_what_a_killed_run_left_half_done_is_cleared_away(
     assert contents(labels) == contents(undisturbed)
 
 
-def test_label_set_of_another_format_version_is_refused_and_kept(
+def test_label_set_of_a_different_format_version_is_rejected_and_kept(
     annotate: Relabel, labels: Path, contents: Contents
 ) -> None:
     fields = json.loads((labels / MANIFEST).read_text())
@@ -245,16 +245,16 @@ def test_label_set_of_another_format_version_is_refused_and_kept(
     assert contents(labels) == before
 
 
-def test_folder_of_other_files_is_not_written_into(annotate: Relabel, tmp_path: Path, contents: Contents) -> None:
+def test_folder_with_other_files_is_not_written_to(annotate: Relabel, tmp_path: Path, contents: Contents) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "thesis.tex").write_text("years of work")
     finished = annotate()
     assert finished.returncode == 1
-    assert "is not empty and no label set (it holds thesis.tex); use an empty folder" in finished.stderr
+    assert "is not empty and is not a label set (it contains thesis.tex); use an empty folder" in finished.stderr
     assert contents(tmp_path / "labels") == {"thesis.tex": b"years of work"}
 
 
-def test_full_disk_gets_one_message_loses_no_shard_and_a_rerun_finishes(
+def test_full_disk_gives_one_message_and_loses_no_shard_and_a_rerun_finishes(
     annotate: Relabel,
     labels: Path,
     undisturbed: Path,
@@ -265,9 +265,8 @@ def test_full_disk_gets_one_message_loses_no_shard_and_a_rerun_finishes(
     with file_size_limit(2000):  # manifest and shards.jsonl still fit
         finished = annotate()
     assert finished.returncode == 1
-    assert f"annotating into {labels} stopped: [Errno 27] File too large. Finished shards are safe; rerun" in finished.stderr
-    left = contents(labels)
-    assert sorted(left) == [MANIFEST, shard_name(0), shard_name(2), SHARD_LINES]
+    assert f"annotating into {labels} stopped: [Errno 27] File too large. Finished shards are kept; rerun" in finished.stderr
+    assert sorted(contents(labels)) == [MANIFEST, shard_name(0), shard_name(2), SHARD_LINES]
     assert sorted(read_shard_lines(labels)) == [0, 2]
     assert annotate().returncode == 0
     assert contents(labels) == contents(undisturbed)
@@ -276,13 +275,13 @@ def test_full_disk_gets_one_message_loses_no_shard_and_a_rerun_finishes(
 # --- unreadable images ----------------------------------------------------------------------------------------------------
 
 
-def test_unreadable_images_are_all_named_after_the_pass_over_their_shard(
+def test_unreadable_images_of_a_shard_are_all_listed(
     annotate: Relabel, image_folder: Path, undisturbed: Path, tmp_path: Path, contents: Contents
 ) -> None:
-    sound = {key: (image_folder / key).read_bytes() for key in KEYS}
-    spoil(image_folder / KEYS[3])
+    originals = {key: (image_folder / key).read_bytes() for key in KEYS}
+    truncate(image_folder / KEYS[3])
     (image_folder / KEYS[5]).write_text("no image")
-    spoil(image_folder / KEYS[8])
+    truncate(image_folder / KEYS[8])
     finished = annotate()
     assert finished.returncode == 1
     assert "2 unreadable images in shard 1 of 3:" in finished.stderr
@@ -294,17 +293,17 @@ def test_unreadable_images_are_all_named_after_the_pass_over_their_shard(
     assert sorted(kept) == [MANIFEST, shard_name(0), SHARD_LINES]
     assert kept[shard_name(0)] == contents(undisturbed)[shard_name(0)]
     for key in KEYS:
-        (image_folder / key).write_bytes(sound[key])
+        (image_folder / key).write_bytes(originals[key])
     assert annotate().returncode == 0
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
-def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
+def test_skipped_unreadable_images_are_recorded_and_the_label_set_passes_verify(
     annotate: Relabel, relabel_here: Relabel, image_folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     bad = [KEYS[3], KEYS[5], KEYS[6], KEYS[7], KEYS[8]]  # some of shard 1, all of shard 2
     for key in bad:
-        spoil(image_folder / key)
+        truncate(image_folder / key)
     assert annotate().returncode == 1
     finished = annotate("--skip-unreadable")
     assert finished.returncode == 0
@@ -313,8 +312,8 @@ def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
     store, whole = LabelStore.open(labels), LabelStore.open(undisturbed)
     readable = [key for key in KEYS if key not in bad]
     assert store.keys == readable and list(store.unreadable) == bad
-    mine, theirs = store.gather(store.rows(readable)), whole.gather(whole.rows(readable))
-    assert torch.allclose(mine.scores.float(), theirs.scores.float(), rtol=2e-3, atol=2e-3)
+    maps, expected = store.gather(store.rows(readable)), whole.gather(whole.rows(readable))
+    assert torch.allclose(maps.scores.float(), expected.scores.float(), rtol=2e-3, atol=2e-3)
     verified = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
     assert verified.returncode == 0, verified.stdout
     assert "5 unreadable images left out" in verified.stdout
@@ -322,7 +321,7 @@ def test_skipped_unreadable_images_are_recorded_and_the_set_is_sound(
     assert relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0).returncode == 0
 
 
-def test_by_default_five_logits_are_kept_or_all_of_fewer_classes_and_a_misfit_of_classes_is_told_at_once(
+def test_default_topk_keeps_all_of_few_classes_and_a_different_number_of_image_classes_gives_a_warning(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
     shutil.rmtree(image_folder / "eel")
@@ -330,7 +329,7 @@ def test_by_default_five_logits_are_kept_or_all_of_fewer_classes_and_a_misfit_of
     finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *options)
     assert finished.returncode == 0, finished.stderr
     assert LabelStore.open(tmp_path / "labels").manifest.topk == 3
-    assert f"warning: resnet10t has 3 classes, {image_folder} 2; train takes such maps" in finished.stdout
+    assert f"warning: resnet10t has 3 classes, but {image_folder} has 2; train accepts these maps" in finished.stdout
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------------
@@ -339,12 +338,10 @@ def test_by_default_five_logits_are_kept_or_all_of_fewer_classes_and_a_misfit_of
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--topk=4"], "--topk 4: resnet10t gives 3 classes; keep at most as many"),
+        (["--topk=4"], "--topk 4: resnet10t gives only 3 classes; use at most 3"),
         (["--topk=0"], "topk is 0; expected at least 1"),
         (["--batch-size=0"], "batch_size is 0; expected at least 1"),
         (["--shard-size=-1"], "shard_size is -1; expected at least 1"),
-        (["--tail=median"], "--tail median: expected mean, logmeanexp or zero"),
-        (["--amp", "--amp-dtype=int8"], "--amp-dtype int8: expected bfloat16 or float16"),
         (["--input-size=32by56"], "--input-size 32by56: expected pixels, as N or ROWSxCOLUMNS"),
         (["--input-size=0"], "--input-size 0: expected pixels, as N or ROWSxCOLUMNS"),
         (["--num-classes=7"], "pass --num-classes 3"),
@@ -355,7 +352,7 @@ def test_by_default_five_logits_are_kept_or_all_of_fewer_classes_and_a_misfit_of
         (["--device=abacus"], "--device abacus is not available"),
     ],
 )
-def test_impossible_option_gets_one_message(annotate: Relabel, tmp_path: Path, options: list[str], message: str) -> None:
+def test_invalid_option_gets_a_one_line_message(annotate: Relabel, tmp_path: Path, options: list[str], message: str) -> None:
     finished = annotate(*options)
     assert finished.returncode == 1
     assert finished.stderr.startswith("relabel: ") and message in finished.stderr
@@ -363,30 +360,43 @@ def test_impossible_option_gets_one_message(annotate: Relabel, tmp_path: Path, o
     assert not list(tmp_path.glob("labels/*.h5"))
 
 
-def test_class_folder_without_images_stops_before_anything_is_written(
+@pytest.mark.parametrize(
+    ("option", "choices"), [("--tail=median", ["mean", "logmeanexp", "zero"]), ("--amp-dtype=int8", ["bfloat16", "float16"])]
+)
+def test_unknown_choice_is_a_usage_error_that_names_the_choices(
+    annotate: Relabel, tmp_path: Path, option: str, choices: list[str]
+) -> None:
+    finished = annotate("--amp", option)
+    assert finished.returncode == 2
+    assert all(f"'{choice}'" in finished.stderr for choice in [option.split("=")[1], *choices])
+    assert option.split("=")[0] in finished.stderr and "Traceback" not in finished.stderr
+    assert not (tmp_path / "labels").exists()
+
+
+def test_class_folder_without_images_stops_the_run_before_anything_is_written(
     annotate: Relabel, image_folder: Path, tmp_path: Path
 ) -> None:
     (image_folder / "fox").mkdir()
     finished = annotate()
-    assert finished.returncode == 1 and f"{image_folder}/fox holds no image" in finished.stderr
+    assert finished.returncode == 1 and f"{image_folder}/fox contains no images" in finished.stderr
     assert not (tmp_path / "labels").exists()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_image_folder_that_is_none_is_named(annotate: Relabel, tmp_path: Path, name: str) -> None:
+def test_message_for_a_missing_image_folder_gives_its_path(annotate: Relabel, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("a file")
     finished = annotate(images=tmp_path / name)
     assert finished.returncode == 1 and finished.stderr.startswith(f"relabel: {tmp_path / name} ")
 
 
-def test_file_in_place_of_the_label_folder_is_named(annotate: Relabel, tmp_path: Path) -> None:
+def test_message_for_a_file_in_place_of_the_label_folder_gives_its_path(annotate: Relabel, tmp_path: Path) -> None:
     (tmp_path / "labels").write_text("a file")
     finished = annotate()
     assert finished.returncode == 1 and f"{tmp_path}/labels" in finished.stderr
     assert (tmp_path / "labels").read_text() == "a file"
 
 
-def test_logits_beyond_float16_are_refused_and_not_stored_as_infinity(
+def test_logits_too_large_for_float16_are_rejected_and_not_stored_as_infinity(
     annotate: Relabel, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     weights = torch.load(tiny_checkpoint, weights_only=True)
@@ -394,5 +404,5 @@ def test_logits_beyond_float16_are_refused_and_not_stored_as_infinity(
     torch.save(weights, tmp_path / "loud.pth")
     finished = annotate("--checkpoint", tmp_path / "loud.pth")
     assert finished.returncode == 1
-    assert "logits that are not finite, or beyond float16 (65504), in shard 0" in finished.stderr
+    assert "logits that are not finite, or too large for float16 (65504), in shard 0" in finished.stderr
     assert not list((tmp_path / "labels").glob("*.h5"))

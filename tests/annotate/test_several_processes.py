@@ -1,6 +1,6 @@
-"""annotate killed, started twice, and spread over processes: the label set's bytes tell nothing of it.
+"""Runs of annotate that are killed, started twice, or use several processes all give a label set with the same bytes.
 
-A named pipe in place of an image holds a run at that image for as long as a test likes: reading it waits for bytes.
+A named pipe in place of an image makes a run wait there for as long as a test needs: reading from the pipe blocks.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ LAST_OF_SHARD_1 = "dog/dog_4.JPEG"
 
 @dataclass
 class Held:
-    """A run that waits for an image; `let_go` gives it the image."""
+    """A run that waits for an image; `let_go` supplies the image."""
 
     process: "subprocess.Popen[str]"
     pipe: int
@@ -38,7 +38,7 @@ class Held:
     def let_go(self) -> None:
         os.write(self.pipe, self.content)
         unread = struct.pack("i", len(self.content))
-        while struct.unpack("i", unread)[0]:  # else the run may not have opened it yet, and would wait for ever
+        while struct.unpack("i", unread)[0]:  # closing before the run has read it would make the run wait forever
             time.sleep(0.02)
             unread = fcntl.ioctl(self.pipe, termios.FIONREAD, unread)
         self.close()
@@ -51,62 +51,62 @@ class Held:
 
 @contextmanager
 def held_in_mid_shard(images: Path, labels: Path, options: list[str], key: str = LAST_OF_SHARD_1) -> Iterator[Held]:
-    """A run that has finished shard 0 and waits for an image of shard 1; the image is back when this is left."""
+    """A run that has finished shard 0 and waits for an image of shard 1. On exit, the image is restored."""
     image = images / key
     content = image.read_bytes()
     image.unlink()
     os.mkfifo(image)
     command = [sys.executable, "-m", "pipeline", "annotate", str(images), "--labels", str(labels), *options]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    held = Held(process, os.open(image, os.O_RDWR), content)  # we are its writer, who writes nothing before the end
+    held = Held(process, os.open(image, os.O_RDWR), content)  # we hold the writing end open, so that reads block
     try:
         deadline = time.monotonic() + 120
         while not read_shard_lines(labels):
-            assert process.poll() is None, "the run ended by itself"
+            assert process.poll() is None, "the run ended early"
             assert time.monotonic() < deadline, "no shard after two minutes"
             time.sleep(0.02)
         yield held
     finally:
         process.kill()
         process.wait()
-        held.close()  # decoding workers that outlive the run wake up, and end
+        held.close()  # decoding workers that outlive the run wake up and exit
         image.unlink()
         image.write_bytes(content)
 
 
-def test_killed_in_mid_shard_and_rerun_gives_the_bytes_of_an_undisturbed_run(
+def test_rerun_after_a_kill_in_mid_shard_gives_the_bytes_of_an_undisturbed_run(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
 ) -> None:
     labels = tmp_path / "labels"
-    again = ("annotate", image_folder, "--labels", labels, *tiny_options)
+    command = ("annotate", image_folder, "--labels", labels, *tiny_options)
     with held_in_mid_shard(image_folder, labels, tiny_options) as held:
         assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
-        second = relabel_here(*again, "--topk=1")  # were there no lock, it would stop at this and not at the held image
+        second = relabel_here(*command, "--topk=1")  # without the lock, this option would stop it, not the held image
         assert second.returncode == 1
-        assert f"another `relabel annotate` or `import-maps` is writing {labels}; wait for it" in second.stderr
+        assert f"another `relabel annotate` or `import-maps` is writing to {labels}; wait for it" in second.stderr
         held.process.send_signal(signal.SIGKILL)
         assert held.process.wait() == -signal.SIGKILL
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
-    rerun = relabel_here(*again)
+    rerun = relabel_here(*command)
     assert rerun.returncode == 0
-    assert "1 of 3 shards are there and sound, making the rest" in rerun.stdout
+    assert "1 of 3 shards are finished and intact; making the rest" in rerun.stdout
     assert contents(labels) == contents(undisturbed)
 
 
-def test_killed_runs_lock_goes_with_it_even_while_its_decoding_workers_live_on(
+def test_killed_run_releases_its_lock_even_while_its_decoding_workers_live_on(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels"
     with held_in_mid_shard(image_folder, labels, [*tiny_options, "--workers=1"]) as held:
         held.process.kill()
         held.process.wait()
-        # The image is still held, so the rerun is made to stop at its options; the lock comes first.
+        # The image is still held, so an option stops the rerun. It is checked after the lock.
         rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
     assert "is writing" not in rerun.stderr
-    assert "topk: 2, not 1 of this run" in rerun.stderr
+    assert "topk: 2, not 1 as in this run" in rerun.stderr
 
 
-def test_interrupted_run_keeps_its_shards_and_exits_as_shells_expect(
+def test_interrupted_run_keeps_its_shards_and_exits_with_130(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
 ) -> None:
     labels = tmp_path / "labels"
@@ -121,7 +121,7 @@ def torchrun(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*launcher, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
 
 
-def test_two_processes_give_the_bytes_of_one(
+def test_two_processes_give_the_same_bytes_as_one(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
 ) -> None:
     finished = torchrun("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options)
@@ -130,7 +130,7 @@ def test_two_processes_give_the_bytes_of_one(
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
-def test_unreadable_image_met_by_the_second_process_stops_both_and_is_named(
+def test_unreadable_image_in_the_second_process_is_reported_and_stops_both(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
 ) -> None:
     (image_folder / LAST_OF_SHARD_1).write_text("no image")  # shard 1 is the second process's
@@ -141,10 +141,10 @@ def test_unreadable_image_met_by_the_second_process_stops_both_and_is_named(
     assert shard_name(1) not in contents(tmp_path / "labels")
 
 
-def test_process_that_would_write_another_label_set_than_the_first_is_told_so(
+def test_process_with_different_images_than_the_first_stops_with_the_difference(
     image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
-    """As on two nodes whose disks hold different images."""
+    """This happens on two nodes whose disks hold different images."""
     other = shutil.copytree(image_folder, tmp_path / "elsewhere" / "images")
     (other / LAST_OF_SHARD_1).unlink()
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
@@ -159,16 +159,16 @@ def test_process_that_would_write_another_label_set_than_the_first_is_told_so(
         )
         for rank, images in enumerate((image_folder, other))
     ]
-    said = [process.communicate(timeout=240)[1] for process in running]
+    errors = [process.communicate(timeout=240)[1] for process in running]
     assert all(process.returncode != 0 for process in running)
-    assert "process 1 would write another label set than the first: image_count: 9, not 8" in said[1]
-    assert "another process of this run has ended" in said[0]
+    assert "rank 1's settings differ from rank 0's (image_count: 9, not 8" in errors[1]
+    assert "another process of this run has ended" in errors[0]
 
 
-def test_device_number_is_refused_where_torchrun_gives_it(
+def test_device_number_is_rejected_under_torchrun_which_assigns_it(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relabel_here: Relabel
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
     finished = relabel_here("annotate", image_folder, "--labels", tmp_path / "labels", *tiny_options, "--device=cuda:1")
     assert finished.returncode == 1
-    assert "--device cuda:1 would put all 2 processes on it; leave the number out" in finished.stderr
+    assert "--device cuda:1 would put all 2 processes on one device; leave the number out" in finished.stderr

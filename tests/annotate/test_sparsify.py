@@ -1,4 +1,4 @@
-"""The k largest logits of every cell and one value for the others, against hand sums and a slow loop."""
+"""The k largest logits of every cell and one value for the others, compared with hand sums and a slow loop."""
 
 import math
 
@@ -26,12 +26,12 @@ def test_scores_are_the_largest_logits_in_order_with_their_classes() -> None:
         ("zero", 0.0),
     ],
 )
-def test_tail_is_the_hand_sum_of_what_was_left_out(tail: Tail, expected: float) -> None:
+def test_tail_matches_a_hand_sum_over_the_logits_left_out(tail: Tail, expected: float) -> None:
     assert sparsify(CELL, 2, tail).tail.item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("tail", ["mean", "logmeanexp", "zero"])
-def test_every_cell_is_sparsified_by_itself(tail: Tail) -> None:
+def test_every_cell_is_sparsified_independently(tail: Tail) -> None:
     logits = 4 * torch.randn(2, 7, 3, 5, generator=torch.Generator().manual_seed(0)) - 3
     maps = sparsify(logits, 3, tail)
     assert maps.scores.shape == maps.classes.shape == (2, 3, 3, 5) and maps.tail.shape == (2, 3, 5)
@@ -46,7 +46,7 @@ def test_every_cell_is_sparsified_by_itself(tail: Tail) -> None:
 
 
 @pytest.mark.parametrize("tail", ["mean", "logmeanexp", "zero"])
-def test_with_all_classes_stored_the_dense_map_is_the_logits_exactly(tail: Tail) -> None:
+def test_with_all_classes_stored_the_dense_map_equals_the_logits_exactly(tail: Tail) -> None:
     logits = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0))
     maps = sparsify(logits, 6, tail)
     assert torch.equal(maps.dense(6), logits)

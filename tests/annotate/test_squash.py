@@ -1,4 +1,4 @@
-"""The annotator sees the whole image, through its own timm settings."""
+"""The annotator sees the whole image, preprocessed with its own timm settings."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def picture(rows: int = 37, columns: int = 90) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (rows, columns, 3)).astype(np.uint8))
 
 
-def model(**settings: Any) -> torch.nn.Module:
+def model(**settings: Any) -> Any:
     return timm.create_model("test_resnet", num_classes=3, pretrained_cfg_overlay=settings)
 
 
@@ -40,12 +40,12 @@ def test_result_has_rows_before_columns() -> None:
 @pytest.mark.parametrize(
     ("name", "mode"), [("bicubic", InterpolationMode.BICUBIC), ("bilinear", InterpolationMode.BILINEAR)]
 )
-def test_squash_is_torchvisions_resize_to_tensor_and_normalize(name: str, mode: InterpolationMode) -> None:
+def test_squash_equals_torchvisions_resize_to_tensor_and_normalize(name: str, mode: InterpolationMode) -> None:
     mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 0.9)
     squash = Squash((20, 44), mean, std, name)
-    usual = transforms.Compose([transforms.Resize((20, 44), mode), transforms.ToTensor(), transforms.Normalize(mean, std)])
+    theirs = transforms.Compose([transforms.Resize((20, 44), mode), transforms.ToTensor(), transforms.Normalize(mean, std)])
     ours = squash.normalise(torch.stack([squash(picture()), squash(picture(80, 21))]))
-    assert torch.allclose(ours, torch.stack([usual(picture()), usual(picture(80, 21))]), atol=1e-5)
+    assert torch.allclose(ours, torch.stack([theirs(picture()), theirs(picture(80, 21))]), atol=1e-5)
 
 
 def test_settings_come_from_the_model_and_its_crop_is_not_used() -> None:
@@ -55,5 +55,5 @@ def test_settings_come_from_the_model_and_its_crop_is_not_used() -> None:
         assert squash == Squash((64, 96), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
 
 
-def test_input_size_asked_for_comes_before_the_models() -> None:
+def test_explicit_input_size_overrides_the_models() -> None:
     assert Squash.of_model(model(input_size=(3, 64, 96)), (32, 80)).input_size == (32, 80)

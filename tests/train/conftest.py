@@ -1,4 +1,4 @@
-"""The images that the training tests share, and a run that nothing disturbed."""
+"""The images that the training tests share, and a run without interruption."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Augmentation in batch: equal to torchvision's, image by image, and a function of an image's own draws."""
+"""Augmentation of a batch equals torchvision's, image by image, and depends only on an image's own random numbers."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def unmirrored(count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.bool)
 
 
-def test_what_is_not_asked_for_leaves_the_images_as_they_are() -> None:
+def test_augmentations_that_are_off_leave_the_images_unchanged() -> None:
     images = pictures(4)
     assert augment(images, unmirrored(4), drawn(4), load_recipe("single", PLAIN)) is images
     assert augment(images, unmirrored(4), drawn(4), load_recipe("single", [*PLAIN, "hflip=0.5"])).dtype == torch.uint8
@@ -55,7 +55,7 @@ def test_jitter_equals_torchvision_with_each_images_own_factors_and_order(streng
     assert len(orders) == 6
 
 
-def test_lighting_adds_the_drawn_sum_of_components_to_every_pixel() -> None:
+def test_lighting_adds_a_random_sum_of_components_to_every_pixel() -> None:
     images, draws = pictures(5), drawn(5)
     lit = augment(images, unmirrored(len(images)), draws, load_recipe("single", [*PLAIN, "lighting=0.1"]))
     for i in range(5):
@@ -64,17 +64,17 @@ def test_lighting_adds_the_drawn_sum_of_components_to_every_pixel() -> None:
             torch.testing.assert_close(lit[i, channel], images[i, channel].float() + 255 * added, atol=1e-3, rtol=0)
 
 
-def test_components_are_orthonormal_as_principal_components_are() -> None:
+def test_principal_components_are_orthonormal() -> None:
     vectors = torch.tensor(EIGENVECTORS)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), atol=1e-3, rtol=0)
 
 
-def test_what_happens_to_an_image_does_not_depend_on_its_batch() -> None:
+def test_augmentation_of_an_image_does_not_depend_on_its_batch() -> None:
     images, draws, recipe = pictures(6), drawn(6), load_recipe("relabel")
     mirrored = torch.tensor([True, False, False, True, False, True])
     together = augment(images, mirrored, draws, recipe)
-    alone = torch.cat([augment(images[i : i + 1], mirrored[i : i + 1], draws[i : i + 1], recipe) for i in range(6)])
-    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    one_by_one = torch.cat([augment(images[i : i + 1], mirrored[i : i + 1], draws[i : i + 1], recipe) for i in range(6)])
+    torch.testing.assert_close(together, one_by_one, atol=1e-4, rtol=0)
 
 
 def test_draws_are_uniform_and_normal_where_they_should_be() -> None:

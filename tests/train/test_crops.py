@@ -1,4 +1,4 @@
-"""Crops: the box is where the pixels come from, and a crop depends on seed, epoch and image alone."""
+"""Crops: the box is where the pixels come from, and a crop depends only on seed, epoch and image."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ SMALL = load_recipe("scenes-single", ["image_size=24", "batch_size=4", "epochs=3
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    """Lopsided images whose red grows along the columns and whose green grows along the rows, from 0 to 255."""
+    """Lopsided images whose red grows along the columns and green along the rows, from 0 to 255."""
     root = tmp_path_factory.mktemp("gradients")
     for i, (rows, columns) in enumerate([(60, 90), (90, 60), (40, 41), (64, 200), (50, 50), (33, 77)]):
         red = np.broadcast_to(np.linspace(0, 255, columns)[None, :], (rows, columns))
@@ -36,16 +36,16 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, SMALL)
     for epoch in range(10):
         for index in range(len(gradients)):
-            only = crops[(epoch, index)]
-            (x0, y0, x1, y1), image = only.boxes[0].tolist(), only.images[0]
+            crop = crops[(epoch, index)]
+            (x0, y0, x1, y1), image = crop.boxes[0].tolist(), crop.images[0]
             red, green = image[0].float().mean() / 255, image[1].float().mean() / 255
-            assert float(red) == pytest.approx((x0 + x1) / 2, abs=0.02)  # the mean of a gradient is its value mid-way
+            assert float(red) == pytest.approx((x0 + x1) / 2, abs=0.02)  # the mean of a gradient is the value in its middle
             assert float(green) == pytest.approx((y0 + y1) / 2, abs=0.02)
 
 
-def test_boxes_are_within_the_image_and_of_the_recipes_area(gradients: ImageSet) -> None:
+def test_boxes_lie_within_the_image_and_have_the_recipes_area(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crop_scale=(0.3, 0.5)))
-    index = gradients.keys.index("class0/4.png")  # square: torchvision need not fall back to a centre crop
+    index = gradients.keys.index("class0/4.png")  # square, so that torchvision does not fall back to a centre crop
     boxes = torch.cat([crops[(epoch, index)].boxes for epoch in range(50)])
     assert boxes.min() >= 0 and boxes.max() <= 1
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -62,7 +62,7 @@ def test_crops_and_their_draws_do_not_depend_on_the_number_of_workers(gradients:
     assert torch.equal(boxes_and_draws(0), boxes_and_draws(2))
 
 
-def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -> None:
+def test_drawing_crops_leaves_torchs_generator_alone(gradients: ImageSet) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -70,7 +70,7 @@ def test_drawing_crops_leaves_torchs_random_numbers_alone(gradients: ImageSet) -
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_another_seed_or_epoch_is_another_crop(gradients: ImageSet) -> None:
+def test_another_seed_or_epoch_gives_another_crop(gradients: ImageSet) -> None:
     crops, again = RandomCrops(gradients, SMALL)[(0, 0)], RandomCrops(gradients, SMALL)[(0, 0)]
     assert torch.equal(again.boxes, crops.boxes) and torch.equal(again.draws, crops.draws)
     for other in (
@@ -95,15 +95,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return find_images(root)
 
 
-def test_crops_are_torchvisions_own_where_nothing_is_reduced(photographs: ImageSet) -> None:
+def test_crops_equal_torchvisions_if_nothing_is_reduced(photographs: ImageSet) -> None:
     crops = RandomCrops(photographs, dataclasses.replace(SMALL, image_size=256, hflip=0.0))
     for index in range(len(photographs)):
-        only = crops[(0, index)]
+        crop = crops[(0, index)]
         image = Image.open(photographs.name(index))
-        left, top, right, bottom = (only.boxes[0] * torch.tensor([*image.size, *image.size])).round().int().tolist()
-        if min(right - left, bottom - top) < 2 * 256:  # else it is decoded at a half
+        left, top, right, bottom = (crop.boxes[0] * torch.tensor([*image.size, *image.size])).round().int().tolist()
+        if min(right - left, bottom - top) < 2 * 256:  # otherwise it is decoded at half size
             expected = resized_crop(image, top, left, bottom - top, right - left, [256, 256])
-            assert torch.equal(only.images[0], pil_to_tensor(expected))
+            assert torch.equal(crop.images[0], pil_to_tensor(expected))
 
 
 @pytest.mark.parametrize("side", [24, 50, 100])
@@ -123,16 +123,16 @@ def test_reduced_decoding_shows_the_same_place_in_about_the_same_pixels(photogra
 
 
 def test_box_is_where_the_pixels_come_from_when_decoding_rounds_the_size_up(tmp_path: Path) -> None:
-    # 101 columns are 13 at an eighth, though 12.6 would do: whoever takes 101 / 13 for the reduction reads off the place
+    # at an eighth, 101 columns become 13, not 12.6: taking 101 / 13 for the reduction would read a shifted place
     (tmp_path / "class").mkdir()
     red = np.broadcast_to(np.linspace(0, 255, 101)[None, :, None], (93, 101, 3))
     Image.fromarray(red.round().astype(np.uint8)).save(tmp_path / "class" / "0.JPEG", quality=95)
     crops = RandomCrops(find_images(tmp_path), dataclasses.replace(SMALL, image_size=5, crop_scale=(0.4, 0.6)))
     errors = []
     for epoch in range(40):
-        only = crops[(epoch, 0)]
-        x0, _, x1, _ = only.boxes[0].tolist()
-        errors.append(abs(float(only.images[0, 0].float().mean()) / 255 - (x0 + x1) / 2))
+        crop = crops[(epoch, 0)]
+        x0, _, x1, _ = crop.boxes[0].tolist()
+        errors.append(abs(float(crop.images[0, 0].float().mean()) / 255 - (x0 + x1) / 2))
     assert max(errors) < 0.012
 
 
@@ -158,20 +158,20 @@ def test_jpeg_is_reduced_as_far_as_the_smallest_crop_allows(
     assert (image.size, reduction) == (size, by)
 
 
-def test_other_formats_are_decoded_whole(gradients: ImageSet) -> None:
+def test_other_formats_are_decoded_at_full_size(gradients: ImageSet) -> None:
     with gradients.open_image(0) as encoded:
         image, reduction = encoded.decode(8)
     assert reduction == 1 and image.size == (encoded.width, encoded.height)
 
 
-def test_a_crop_is_mirrored_if_its_draw_is_below_the_probability(gradients: ImageSet) -> None:
+def test_crop_is_mirrored_if_its_random_number_is_below_the_probability(gradients: ImageSet) -> None:
     third = RandomCrops(gradients, dataclasses.replace(SMALL, hflip=0.3))
     crops = collate([third[(epoch, index)] for epoch in range(20) for index in range(len(gradients))])
     assert torch.equal(crops.mirrored, crops.draws[:, MIRROR] < 0.3)
     assert 20 < crops.mirrored.sum() < 52  # of 120, so 36 are expected
 
 
-def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradients: ImageSet) -> None:
+def test_crops_of_one_image_differ_and_the_first_is_that_of_one_crop_per_image(gradients: ImageSet) -> None:
     one = RandomCrops(gradients, SMALL)[(0, 0)]
     four = RandomCrops(gradients, dataclasses.replace(SMALL, crops_per_image=4))[(0, 0)]
     assert torch.equal(four.images[:1], one.images) and torch.equal(four.boxes[:1], one.boxes)
@@ -180,7 +180,7 @@ def test_crops_of_one_image_differ_and_the_first_is_the_only_one_of_before(gradi
         assert float(image[0].float().mean() / 255) == pytest.approx((x0 + x1) / 2, abs=0.02)
 
 
-def test_batch_holds_all_crops_of_its_images(gradients: ImageSet) -> None:
+def test_batch_has_all_crops_of_its_images(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crops_per_image=2))
     batch = collate([crops[(0, 3)], crops[(0, 1)]])
     assert batch.images.shape == (4, 3, 24, 24) and batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -189,42 +189,44 @@ def test_batch_holds_all_crops_of_its_images(gradients: ImageSet) -> None:
     assert torch.equal(batch.images[2:], crops[(0, 1)].images)
 
 
-def stream(images: int, recipe: Recipe, first_step: int = 0, rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:
+def batches_of(
+    images: int, recipe: Recipe, first_step: int = 0, rank: int = 0, world: int = 1
+) -> list[list[tuple[int, int]]]:
     return list(TrainingBatches(images, recipe, first_step, rank, world))
 
 
 def test_every_epoch_takes_every_image_at_most_once_in_a_new_order() -> None:
-    batches = stream(14, SMALL)  # 14 images, batches of 4: 3 steps an epoch, 2 images left out
+    batches = batches_of(14, SMALL)  # 14 images, batches of 4: 3 steps per epoch, 2 images left out
     assert len(batches) == 9
     orders = []
     for epoch in range(3):
-        places = [place for batch in batches[3 * epoch : 3 * epoch + 3] for place in batch]
-        assert {e for e, _ in places} == {epoch}
-        order = [index for _, index in places]
+        pairs = [pair for batch in batches[3 * epoch : 3 * epoch + 3] for pair in batch]
+        assert {e for e, _ in pairs} == {epoch}
+        order = [index for _, index in pairs]
         assert len(set(order)) == 12 and set(order) <= set(range(14))
         orders.append(order)
     assert orders[0] != orders[1] != orders[2]
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 5, 9])
-def test_resumed_stream_is_the_rest_of_the_whole_one(first_step: int) -> None:
-    assert stream(14, SMALL, first_step) == stream(14, SMALL)[first_step:]
+def test_resumed_training_gets_the_remaining_batches(first_step: int) -> None:
+    assert batches_of(14, SMALL, first_step) == batches_of(14, SMALL)[first_step:]
 
 
-def test_several_crops_an_image_make_epochs_of_as_many_crops_from_fewer_images() -> None:
+def test_epoch_has_as_many_crops_from_fewer_images_with_several_crops_per_image() -> None:
     settings = dataclasses.replace(SMALL, crops_per_image=2, epochs=4)
-    batches = stream(14, settings)  # 2 images, 4 crops a batch; 3 steps an epoch, as with one crop an image
+    batches = batches_of(14, settings)  # 2 images, 4 crops a batch; 3 steps per epoch, as with one crop per image
     assert len(batches) == 12 and {len(batch) for batch in batches} == {2}
     assert [batch[0][0] for batch in batches] == [epoch for epoch in range(4) for _ in range(3)]
     both = [[index for batch in batches[half : half + 6] for _, index in batch] for half in (0, 6)]
-    assert all(len(set(order)) == 12 for order in both)  # two epochs take an image once
+    assert all(len(set(order)) == 12 for order in both)  # two epochs read an image at most once
     assert both[0] != both[1]
     for first_step in (1, 3, 8):
-        assert stream(14, settings, first_step) == batches[first_step:]
+        assert batches_of(14, settings, first_step) == batches[first_step:]
 
 
 def test_processes_share_every_batch_without_overlap() -> None:
-    whole, first, second = stream(14, SMALL), stream(14, SMALL, 0, 0, 2), stream(14, SMALL, 0, 1, 2)
+    whole, first, second = batches_of(14, SMALL), batches_of(14, SMALL, 0, 0, 2), batches_of(14, SMALL, 0, 1, 2)
     for batch, a, b in zip(whole, first, second, strict=True):
         assert len(a) == len(b) == 2
         assert sorted(a + b) == sorted(batch)

@@ -1,4 +1,4 @@
-"""CutMix: the same rectangle and the same pairs for any number of processes, and the shares that are really seen."""
+"""CutMix: the same rectangle and pairs for any number of processes, and targets by what is visible."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ RECIPE = load_recipe("relabel-cutmix", ["epochs=8", "warmup_epochs=1", "batch_si
 LOPSIDED = Paste(left=3, top=1, right=12, bottom=4, size=12)  # of 12 x 12 pixels; reaches the right edge
 
 
-def test_paste_depends_on_seed_and_step_and_not_on_the_batch_or_torchs_numbers() -> None:
+def test_paste_depends_only_on_seed_and_step_and_leaves_torchs_generator_alone() -> None:
     first = [draw_paste(step, 0, torch.empty(4, 3, 24, 24), RECIPE) for step in range(20)]
     torch.manual_seed(9)
     expected = torch.rand(3)
@@ -26,7 +26,7 @@ def test_paste_depends_on_seed_and_step_and_not_on_the_batch_or_torchs_numbers()
     assert [draw_paste(step, 0, torch.empty(4, 3, 24, 24), other) for step in range(20)] != first
 
 
-def test_cutmix_is_off_in_the_last_epochs_and_as_rare_as_asked() -> None:
+def test_cutmix_is_off_in_the_last_epochs_and_has_the_given_probability() -> None:
     images = torch.empty(2, 3, 24, 24)
     assert [draw_paste(7, epoch, images, RECIPE) is not None for epoch in range(8)] == [True] * 3 + [False] * 5
     third = dataclasses.replace(RECIPE, cutmix=0.3)
@@ -34,7 +34,7 @@ def test_cutmix_is_off_in_the_last_epochs_and_as_rare_as_asked() -> None:
     assert draw_paste(0, 0, images, load_recipe("relabel")) is None
 
 
-def test_share_that_is_left_is_drawn_from_the_beta_distribution() -> None:
+def test_kept_share_is_drawn_from_the_beta_distribution() -> None:
     images = torch.empty(2, 3, 224, 224)
     flat, peaked = RECIPE, dataclasses.replace(RECIPE, cutmix_beta=50.0)
     drawn = [[p.share for step in range(200) if (p := draw_paste(step, 0, images, r))] for r in (flat, peaked)]
@@ -42,7 +42,7 @@ def test_share_that_is_left_is_drawn_from_the_beta_distribution() -> None:
     assert max(drawn[1]) < 0.66 and sum(drawn[1]) / 200 < 0.5
 
 
-def test_pasted_pixels_are_the_partners_and_no_others_change() -> None:
+def test_pasted_pixels_are_the_partners_and_all_others_stay() -> None:
     images = torch.arange(4 * 3 * 12 * 12).reshape(4, 3, 12, 12)
     mixed = images.clone()
     LOPSIDED.paste_into(mixed)
@@ -68,31 +68,31 @@ def test_pairs_are_the_same_however_many_processes_share_the_batch(world: int) -
     assert all(image != other for image, other in shared.items())
 
 
-def test_targets_by_area_are_a_sum_by_hand() -> None:
+def test_targets_by_area_equal_a_sum_by_hand() -> None:
     assert LOPSIDED.share == pytest.approx(27 / 144)
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     torch.testing.assert_close(LOPSIDED.mix(target), torch.tensor([[117 / 144, 27 / 144], [27 / 144, 117 / 144]]))
 
 
 def position(box: list[float], mirror: bool, size: int) -> Tensor:
-    """(2, size, size): where in the image each pixel's centre of a crop lies, x and y."""
+    """(2, size, size): x and y in the image of the centre of each pixel of a crop."""
     along = (torch.arange(size) + 0.5) / size
     x = (box[0] + along * (box[2] - box[0])).expand(size, size)
     y = (box[1] + along * (box[3] - box[1])).unsqueeze(1).expand(size, size)
     return torch.stack([x.flip(-1) if mirror else x, y])
 
 
-def test_parts_are_where_the_rectangles_pixels_lie_in_the_image() -> None:
+def test_box_of_the_rectangle_is_where_its_pixels_lie_in_the_image() -> None:
     boxes, mirror = [[0.1, 0.2, 0.7, 0.5], [0.1, 0.2, 0.7, 0.5]], [False, True]
-    parts = LOPSIDED.boxes_of_rectangle(torch.tensor(boxes), torch.tensor(mirror))
-    for box, flipped, part in zip(boxes, mirror, parts, strict=True):
-        seen = position(box, flipped, 12)[:, LOPSIDED.top : LOPSIDED.bottom, LOPSIDED.left : LOPSIDED.right]
+    rectangles = LOPSIDED.boxes_of_rectangle(torch.tensor(boxes), torch.tensor(mirror))
+    for box, flipped, rectangle in zip(boxes, mirror, rectangles, strict=True):
+        inside = position(box, flipped, 12)[:, LOPSIDED.top : LOPSIDED.bottom, LOPSIDED.left : LOPSIDED.right]
         half = torch.tensor([0.6 / 24, 0.3 / 24])  # from a pixel's centre to its edge
-        torch.testing.assert_close(part[:2], seen.amin((1, 2)) - half)
-        torch.testing.assert_close(part[2:], seen.amax((1, 2)) + half)
+        torch.testing.assert_close(rectangle[:2], inside.amin((1, 2)) - half)
+        torch.testing.assert_close(rectangle[2:], inside.amax((1, 2)) + half)
 
 
-def test_part_never_reaches_out_of_its_crop() -> None:
+def test_rectangle_never_reaches_outside_its_crop() -> None:
     boxes = torch.rand(2000, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values.reshape(2000, 4)
     whole = Paste(0, 0, 12, 12, 12)
     for mirror in (True, False):
@@ -100,7 +100,7 @@ def test_part_never_reaches_out_of_its_crop() -> None:
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (5, 7), (1, 1)])
-def test_token_shares_are_those_of_a_count_of_small_squares(grid: tuple[int, int]) -> None:
+def test_token_shares_equal_a_count_of_small_squares(grid: tuple[int, int]) -> None:
     fine = 35 * 12  # a multiple of pixels and of all the grids' cells
     covered = torch.zeros(fine, fine)
     scale = fine // LOPSIDED.size

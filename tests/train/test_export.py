@@ -1,4 +1,4 @@
-"""Backbones for torchvision's detectors, by the very lines of docs/transfer.md, and a training step on a COCO-format set."""
+"""Backbones for torchvision's detectors, loaded by the code in docs/transfer.md, and a training step on COCO-format data."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_coco(root: Path) -> Path:
-    """Two images of unlike sizes with a rectangle and a triangle, and instances.json in COCO's format."""
+    """Two images of different sizes with a rectangle and a triangle, and instances.json in COCO's format."""
     rng = np.random.default_rng(0)
     coco: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "a"}, {"id": 90, "name": "b"}]}
     for number, (columns, rows) in enumerate([(96, 64), (64, 80)], start=1):
@@ -93,22 +93,22 @@ def backbone(run: Path, relabel_here: Relabel) -> Path:
 
 
 def detectors_of(lines: str, backbone: Path) -> dict[str, nn.Module]:
-    """What the document's lines make, once each has the classifier's own tensors in its body."""
+    """The detectors that the document's code makes, checked to have the classifier's own tensors in their backbones."""
     names: dict[str, Any] = {}
     exec(lines.replace(backbone.name, str(backbone)), names)
     classifier = timm.create_model(
         "resnet50", num_classes=37, checkpoint_path=str(backbone.with_name("weights.safetensors"))
     )
-    wanted = classifier.state_dict()
+    expected = classifier.state_dict()
     detectors = {kind: names[kind] for kind in ("faster_rcnn", "mask_rcnn")}
     for detector in detectors.values():
         body = detector.backbone.body.state_dict()
         assert len([name for name in body if "num_batches" not in name]) == 265
-        assert all(torch.equal(tensor, wanted[name]) for name, tensor in body.items())
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in body.items())
     return detectors
 
 
-def test_lines_of_the_document_put_the_backbone_into_both_detectors_and_they_train(backbone: Path, tmp_path: Path) -> None:
+def test_documented_code_loads_the_backbone_into_both_detectors_and_they_train(backbone: Path, tmp_path: Path) -> None:
     images, targets = read_coco(write_coco(tmp_path))
     for kind, detector in detectors_of(AS_FROM_IMAGENET, backbone).items():
         torch.manual_seed(0)
@@ -121,36 +121,36 @@ def test_lines_of_the_document_put_the_backbone_into_both_detectors_and_they_tra
         assert ("loss_mask" in losses) == (kind == "mask_rcnn")
         after = detector.backbone.body.state_dict()
         changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert "layer4.0.downsample.0.weight" in changed  # of the other path the last norm is zero at the start
-        assert not [name for name in changed if "bn" in name or name.startswith(("conv1", "layer1"))], "said to be frozen"
+        assert "layer4.0.downsample.0.weight" in changed  # the other path starts with a last norm of zero
+        assert not [name for name in changed if "bn" in name or name.startswith(("conv1", "layer1"))], "documented as frozen"
 
 
-def test_lines_for_the_builders_put_the_backbone_into_both_detectors_with_batch_norm_that_learns(backbone: Path) -> None:
+def test_documented_builders_load_the_backbone_into_both_detectors_with_trainable_batch_norm(backbone: Path) -> None:
     for detector in detectors_of(BY_BUILDERS, backbone).values():
         assert isinstance(detector.backbone.body.bn1, nn.BatchNorm2d)
         assert all(parameter.requires_grad for parameter in detector.backbone.body.parameters())
 
 
-def test_exported_pth_holds_the_same_as_exported_safetensors(run: Path, tmp_path: Path) -> None:
+def test_exported_pth_and_safetensors_have_the_same_tensors(run: Path, tmp_path: Path) -> None:
     for name in ("a.pth", "a.safetensors"):
         export_backbone(run / "weights.safetensors", tmp_path / name)
-    ours, theirs = torch.load(tmp_path / "a.pth", weights_only=True), load_file(tmp_path / "a.safetensors")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    pth, safetensors = torch.load(tmp_path / "a.pth", weights_only=True), load_file(tmp_path / "a.safetensors")
+    assert pth.keys() == safetensors.keys() and all(torch.equal(pth[name], safetensors[name]) for name in pth)
 
 
-def test_what_torchvision_cannot_take_is_refused_by_name(run: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_weights_that_torchvision_cannot_load_are_rejected(run: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     weights, output = run / "weights.safetensors", tmp_path / "out.pth"
-    with pytest.raises(InputError, match=r"does not say which model it is of; name it with --arch"):
+    with pytest.raises(InputError, match=r"does not record which model it is; name the model with --arch"):
         export_backbone(tiny_checkpoint, output)
-    with pytest.raises(InputError, match=r"is of resnet10t; torchvision builds detectors on resnet18, .* alone"):
+    with pytest.raises(InputError, match=r"is a checkpoint of resnet10t; torchvision builds detectors only on resnet18, "):
         export_backbone(tiny_checkpoint, output, "resnet10t")
-    with pytest.raises(InputError, match=r"no checkpoint of torchvision's resnet34: 133 tensors .*\(such as layer1"):
+    with pytest.raises(InputError, match=r"is not a checkpoint of torchvision's resnet34: 133 tensors .*\(such as layer1"):
         export_backbone(weights, output, "resnet34")
     with pytest.raises(InputError, match=r"expected a name that ends in \.safetensors or \.pth"):
         export_backbone(weights, tmp_path / "out.bin")
     assert not list(tmp_path.iterdir())
 
 
-def test_export_to_somewhere_unknown_is_refused(run: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+def test_export_to_an_unknown_library_is_rejected(run: Path, tmp_path: Path, relabel_here: Relabel) -> None:
     done = relabel_here("export", run / "weights.safetensors", tmp_path / "out.pth", "--to", "detectron2")
-    assert done.returncode == 1 and "--to detectron2: expected torchvision-detection" in done.stderr
+    assert done.returncode == 2 and "Invalid value for '--to'" in done.stderr and "'torchvision-detection'" in done.stderr

@@ -44,7 +44,7 @@ def test_interrupted_and_resumed_training_is_the_uninterrupted_one(data: Path, u
     settings = recipe(epochs=25)
     for stop, (epochs, extra_s) in enumerate([(2, 0.0), (6, 0.01), (9, 0.03)]):
         watcher = stop_in(tmp_path / "parts", epochs, extra_s)
-        with pytest.raises(Interrupted, match="--resume goes on"):
+        with pytest.raises(Interrupted, match="--resume continues"):
             run_training(data, tmp_path / "parts", settings, model_kwargs=DROPPED, resume=stop > 0)
         watcher.join()
         assert not (tmp_path / "parts" / "weights.pth").exists()
@@ -188,7 +188,7 @@ def test_full_disk_stops_the_run_and_a_freed_one_lets_it_go_on_as_if_nothing_had
     before = (run / "last.pt").read_bytes()
     with (
         file_size_limit(len(before) // 2),
-        pytest.raises(InputError, match=r"still holds the one before it\. Free the disk"),
+        pytest.raises(InputError, match=r"still holds the previous one\. Free disk space"),
     ):
         run_training(data, run, recipe(epochs=25), model_kwargs=DROPPED, resume=True)
     assert (run / "last.pt").read_bytes() == before

@@ -1,4 +1,4 @@
-"""The training loop on a few small images: it learns, resumes exactly, and refuses at the start what cannot end well."""
+"""The training loop on a few small images: it learns, resumes exactly, and rejects bad input at the start."""
 
 import functools
 import json
@@ -41,7 +41,7 @@ from train.run_dir.metrics import read_metrics
 from train.stop_signals import Interrupted
 
 
-def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Path) -> None:
+def test_both_targets_learn_and_leave_all_files_of_a_run(data: Path, tmp_path: Path) -> None:
     for name in ("scenes-single", "scenes-relabel"):
         run = tmp_path / name
         run_training(data, run, recipe(name, epochs=30), val=data / "val")
@@ -56,17 +56,17 @@ def test_both_targets_learn_and_leave_what_they_promise(data: Path, tmp_path: Pa
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
 
 
-def test_label_maps_and_not_folders_are_what_is_learnt(data: Path, tmp_path: Path) -> None:
+def test_student_learns_the_label_maps_not_the_folders(data: Path, tmp_path: Path) -> None:
     folder = find_images(data / "train")
     shifted = torch.from_numpy((folder.targets + 1) % 3).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     maps = LabelMaps(torch.full(shifted.shape, 8.0), shifted, torch.zeros(33, 2, 3))
     write_label_set(tmp_path / "labels", folder.keys, maps, 3)
     run_training(data, tmp_path / "run", recipe(epochs=20), labels=tmp_path / "labels")
     last = read_metrics(tmp_path / "run")[-1]
-    assert last["loss"] < 0.9 and last["top1"] < 30  # it says what the maps say, which is never the folder's class
+    assert last["loss"] < 0.9 and last["top1"] < 30  # it predicts the maps' class, which is never the folder's
 
 
-def test_same_seed_same_weights_and_another_seed_others(data: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_weights_and_another_seed_others(data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run_training(data, tmp_path / name, recipe("scenes-relabel", f"seed={seed}"))
     assert_same_weights(tmp_path / "a", tmp_path / "b")
@@ -74,7 +74,7 @@ def test_same_seed_same_weights_and_another_seed_others(data: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_label_set_that_does_not_fit_is_read_by_the_workers_for_the_same_weights(
+def test_label_set_too_large_for_memory_is_read_by_the_workers_and_gives_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     settings = recipe("scenes-relabel", "crops_per_image=2", epochs=2)
@@ -99,7 +99,7 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(data: Path, tmp_path
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_several_crops_an_image_train_and_resume_exactly(data: Path, tmp_path: Path) -> None:
+def test_several_crops_per_image_train_and_resume_exactly(data: Path, tmp_path: Path) -> None:
     settings = recipe("scenes-relabel", "crops_per_image=4", epochs=9)
     run_training(data, tmp_path / "whole", settings)
     watcher = stop_in(tmp_path / "parts", 2, 0.01)
@@ -111,9 +111,9 @@ def test_several_crops_an_image_train_and_resume_exactly(data: Path, tmp_path: P
     assert [m["step"] for m in read_metrics(tmp_path / "whole")] == [4 * epoch for epoch in range(1, 10)]
 
 
-def test_two_gloo_processes_are_one_but_for_rounding(data: Path, tmp_path: Path) -> None:
-    # To the last bit the same: images and crops (test_crops), steps, rates, and what is counted. Gradients are the mean of
-    # two halves' means, which rounds otherwise; and batch norm, which sees half a batch in each, is left out here
+def test_two_gloo_processes_train_as_one_does_up_to_rounding(data: Path, tmp_path: Path) -> None:
+    # Images and crops (test_crops), steps, learning rates and counts are the same to the last bit. Gradients are the mean of
+    # the means of two halves, which rounds differently. The model has no batch norm, which would see half a batch in each
     settings = ("optimizer=sgd", "lr=0.05", "epochs=3")
     options = ["--val", str(data / "val"), "--model-kwargs=norm_layer=groupnorm1", "--model-kwargs=drop_path_rate=0"]
     done = subprocess.run(
@@ -151,7 +151,7 @@ def test_image_without_a_label_map_stops_the_run_at_the_start(data: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_images_that_annotate_could_not_read_are_left_out_and_said(
+def test_images_that_annotate_could_not_read_are_left_out_with_a_message(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(data / "train", tmp_path / "train")
@@ -170,15 +170,15 @@ def test_images_that_annotate_could_not_read_are_left_out_and_said(
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        (recipe(), {"labels": None}, "reads label maps; name their folder with --labels"),
+        (recipe(), {"labels": None}, "reads label maps; give a label set with --labels"),
         (recipe("scenes-single", "batch_size=64"), {}, "has 33 images, fewer than one batch of 64"),
-        (recipe(), {"labels": Path("/nonexistent/labels")}, "is no label set"),
+        (recipe(), {"labels": Path("/nonexistent/labels")}, "is not a label set: missing manifest.json"),
         (recipe(), {"sync_bn": True}, "--sync-bn needs CUDA"),
         (recipe(), {"save_every": 0.0}, r"--save-every 0\.0: expected a positive number of minutes"),
         (recipe("scenes-relabel", "optimizer=sdg"), {}, "optimizer = 'sdg': .*list_optimizers"),
     ],
 )
-def test_run_that_cannot_start_says_why(
+def test_run_that_cannot_start_gives_the_reason(
     data: Path, tmp_path: Path, settings: Recipe, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -188,11 +188,11 @@ def test_run_that_cannot_start_says_why(
 @pytest.mark.parametrize(
     ("kwargs", "settings", "message"),
     [
-        ({}, [], r"vit_tiny_patch16_224 takes no images of image_size = 16 .*--model-kwargs img_size=16"),
-        ({"img_size": 16}, ["eval_size=32"], r"takes no images of eval_size = 32 .*; set eval_size to"),
+        ({}, [], r"vit_tiny_patch16_224 does not accept images of image_size = 16 .*--model-kwargs img_size=16"),
+        ({"img_size": 16}, ["eval_size=32"], r"does not accept images of eval_size = 32 .*; set eval_size to"),
     ],
 )
-def test_sizes_that_the_model_does_not_take_are_refused_at_the_start(
+def test_sizes_that_the_model_does_not_take_are_rejected_at_the_start(
     data: Path, tmp_path: Path, kwargs: dict[str, Any], settings: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -206,18 +206,18 @@ def test_sizes_that_the_model_does_not_take_are_refused_at_the_start(
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_images_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+def test_validation_images_of_other_classes_are_rejected(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "val", tmp_path / "val")
     (tmp_path / "val" / "red").rename(tmp_path / "val" / "rot")
     with pytest.raises(InputError, match="expected red, found rot"):
         run_training(data, tmp_path / "run", recipe(), val=tmp_path / "val")
 
 
-def test_run_folder_is_not_taken_twice(data: Path, tmp_path: Path) -> None:
+def test_run_directory_is_not_used_twice(data: Path, tmp_path: Path) -> None:
     run_training(data, tmp_path, recipe())
     with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
         run_training(data, tmp_path, recipe())
-    with pytest.raises(InputError, match=r"other settings \(recipe\.lr 0\.006, now 0\.5\)"):
+    with pytest.raises(InputError, match=r"holds a run with different settings \(recipe\.lr 0\.006, now 0\.5\)"):
         run_training(data, tmp_path, recipe("scenes-relabel", "lr=0.5"), resume=True)
 
 
@@ -230,7 +230,7 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_image_that_cannot_be_read_is_named_in_one_line(data: Path, tmp_path: Path, workers: int) -> None:
+def test_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(data / "train", tmp_path / "train")
     torn = tmp_path / "train" / "red" / "0.JPEG"
     torn.write_bytes(torn.read_bytes()[:300])

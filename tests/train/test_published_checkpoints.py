@@ -1,4 +1,4 @@
-"""Checkpoints as the reference code publishes them are evaluated as torchvision evaluates them."""
+"""Checkpoints in the reference's published form are evaluated as torchvision evaluates them."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ CENTRE_CROP = transforms.Compose(
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_reference_checkpoint_gives_the_classes_that_torchvision_gives(
+def test_reference_checkpoint_gives_torchvisions_predictions(
     image_folder: Path, tmp_path: Path, relabel_here: Relabel, prefix: str
 ) -> None:
     torch.manual_seed(1)
@@ -34,11 +34,11 @@ def test_reference_checkpoint_gives_the_classes_that_torchvision_gives(
     paths = sorted(image_folder.rglob("*.JPEG"))
     images = torch.stack([CENTRE_CROP(Image.open(path)) for path in paths])
     with torch.no_grad():
-        model(images)  # batch norm's statistics
-        model.eval().fc.bias -= model(images).mean(0)  # so that all classes are found
-        said = model(images).argmax(1).tolist()
-    assert set(said) == {0, 1, 2}
-    for path, number in zip(paths, said, strict=True):
+        model(images)  # sets batch norm's statistics
+        model.eval().fc.bias -= model(images).mean(0)  # so that all classes are predicted
+        predicted = model(images).argmax(1).tolist()
+    assert set(predicted) == {0, 1, 2}
+    for path, number in zip(paths, predicted, strict=True):
         (tmp_path / "val" / str(number)).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "val" / str(number))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -50,7 +50,7 @@ def test_reference_checkpoint_gives_the_classes_that_torchvision_gives(
         "accuracy": 72.5,
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(published, tmp_path / "rn18.pth", _use_new_zipfile_serialization=bool(prefix))  # old files are no zips
+    torch.save(published, tmp_path / "rn18.pth", _use_new_zipfile_serialization=bool(prefix))  # old files are not zips
     options = ["--arch", "resnet18.tv_in1k", "--checkpoint", tmp_path / "rn18.pth", "--device", "cpu", "--workers", "0"]
     done = relabel_here("eval", tmp_path / "val", *options)
     assert done.returncode == 0, done.stderr

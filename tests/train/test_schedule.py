@@ -1,4 +1,4 @@
-"""Learning rates, step by step, against their formulas."""
+"""The learning rate of every step against formulas."""
 
 import math
 
@@ -15,11 +15,11 @@ def rates(*settings: str) -> list[float]:
     recipe = load_recipe("single", [f"epochs={EPOCHS}", f"warmup_epochs={WARMUP}", "lr=0.4", *settings])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
     scheduler = create_schedule(optimizer, recipe, STEPS)
-    seen = []
+    found = []
     for step in range(STEPS * EPOCHS):
         scheduler.step_update(step)
-        seen.append(optimizer.param_groups[0]["lr"])
-    return seen
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
 
 
 WARM = [0.004 + 0.396 * step / (STEPS * WARMUP) for step in range(STEPS * WARMUP)]
@@ -35,5 +35,5 @@ AFTER = range(STEPS * WARMUP, STEPS * EPOCHS)
         (["schedule=constant"], [0.4 for _ in AFTER]),
     ],
 )
-def test_rates_are_those_of_the_formula(settings: list[str], after: list[float]) -> None:
+def test_rates_follow_the_formula(settings: list[str], after: list[float]) -> None:
     assert rates(*settings) == pytest.approx(WARM + after)

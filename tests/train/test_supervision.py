@@ -1,4 +1,4 @@
-"""Targets of a batch, by hand; and refusals where label set and images do not fit."""
+"""Targets of a batch against values by hand, and errors for label sets that do not fit the images."""
 
 import dataclasses
 from pathlib import Path
@@ -67,9 +67,7 @@ def test_multi_targets_are_the_softmax_of_the_pooled_logits(
 
 
 @pytest.mark.parametrize(("target", "classes"), [("localized-single", [1, 2]), ("global-single", [0, 1])])
-def test_single_targets_are_the_largest_class_of_the_pooled_logits(
-    store: LabelStore, target: str, classes: list[int]
-) -> None:
+def test_single_targets_are_the_top1_class_of_the_pooled_logits(store: LabelStore, target: str, classes: list[int]) -> None:
     targets = LabelMapTargets(store, torch.tensor([0, 1, 2]), load_recipe("relabel", [f"target={target}"]))
     assert crop_targets(targets, batch([0, 2], [RIGHT, RIGHT])).tolist() == classes
 
@@ -88,12 +86,12 @@ def test_images_without_a_map_are_counted_and_named(store: LabelStore) -> None:
         label_rows(store, folder)
 
 
-def test_label_set_of_another_class_count_is_refused(store: LabelStore) -> None:
+def test_label_set_of_another_class_count_is_rejected(store: LabelStore) -> None:
     with pytest.raises(InputError, match="expected 3 classes, found 2"):
         label_rows(store, named_images(("cat", "dog"), KEYS, [0, 0, 1]))
 
 
-def test_losses_by_hand() -> None:
+def test_losses_equal_sums_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0]])
     softmax = load_recipe("single")
@@ -133,17 +131,17 @@ def test_maps_are_gathered_once_for_crops_and_tokens(store: LabelStore, monkeypa
     supervision = Supervision(recipe, 3, LabelMapTargets(store, ROWS, recipe), token_grid=(1, 2))
     expected = supervision(crops, torch.empty(0), None)
     assert len(gathered) == 1
-    brought = dataclasses.replace(crops, maps=store.read(torch.tensor([0, 2])))
-    assert all(torch.equal(*pair) for pair in zip(supervision(brought, torch.empty(0), None), expected, strict=True))
+    crops_with_maps = dataclasses.replace(crops, maps=store.read(torch.tensor([0, 2])))
+    assert all(torch.equal(*pair) for pair in zip(supervision(crops_with_maps, torch.empty(0), None), expected, strict=True))
     assert len(gathered) == 1
 
 
-def test_folders_class_has_its_share_of_the_target(store: LabelStore) -> None:
+def test_ground_truth_label_has_folder_share_of_the_target(store: LabelStore) -> None:
     recipe = load_recipe("relabel", ["folder_share=0.25"])
     crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
     target, tokens = Supervision(recipe, 3, LabelMapTargets(store, ROWS, recipe))(crops, torch.empty(0), None)
-    of_map = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 2.0]]).softmax(1)
-    torch.testing.assert_close(target, 0.75 * of_map + 0.25 * torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    map_target = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 2.0]]).softmax(1)
+    torch.testing.assert_close(target, 0.75 * map_target + 0.25 * torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
     assert tokens is None
 
 
@@ -151,7 +149,7 @@ PASTE = Paste(left=0, top=0, right=2, bottom=4, size=4)  # the left half of the 
 
 
 @pytest.mark.parametrize("name", ["single", "relabel-cutmix", "ablation-localized-single"])
-def test_targets_of_mixed_images_weigh_both_crops_targets_by_area(store: LabelStore, name: str) -> None:
+def test_targets_of_mixed_images_are_both_crops_targets_weighted_by_area(store: LabelStore, name: str) -> None:
     recipe = load_recipe(name)
     maps = LabelMapTargets(store, ROWS, recipe) if recipe.reads_maps else None
     crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
@@ -162,15 +160,15 @@ def test_targets_of_mixed_images_weigh_both_crops_targets_by_area(store: LabelSt
     torch.testing.assert_close(mixed, 0.75 * dense + 0.25 * dense.flip(0))
 
 
-def test_regions_are_asked_only_for_what_is_seen_of_each_image(store: LabelStore) -> None:
+def test_region_targets_pool_only_the_visible_part_of_each_image(store: LabelStore) -> None:
     recipe = load_recipe("relabel-cutmix", ["cutmix_target=regions"])
     whole = [0.0, 0.0, 1.0, 1.0]
     crops = dataclasses.replace(batch([0, 2], [whole, whole]), mirrored=torch.tensor([True, True]))
     mixed = crop_targets(LabelMapTargets(store, ROWS, recipe), crops, PASTE)
-    # a mirrored crop shows the image's right half at its left: there the paste is, and the image's left half is left to see.
-    # over its half, a cell's logit counts for 7/8, and the other cell's for 1/8
-    of_a_left, of_c_right = torch.tensor([3.5, 0.25, 0.0]), torch.tensor([0.0, 0.5, 1.75])
-    expected = (of_a_left.softmax(0) + of_c_right.softmax(0)) / 2
+    # A mirrored crop shows the image's right half on its left, where the paste is; the image's left half stays visible.
+    # In a half, the logit of its own cell has a weight of 7/8, and that of the other cell 1/8
+    left_of_a, right_of_c = torch.tensor([3.5, 0.25, 0.0]), torch.tensor([0.0, 0.5, 1.75])
+    expected = (left_of_a.softmax(0) + right_of_c.softmax(0)) / 2
     torch.testing.assert_close(mixed[0], expected)
 
 
@@ -192,7 +190,7 @@ def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path:
         x0, y0, x1, y1 = boxes[i]
         column = size - 1 - column if i in (0, 3) else column
         x, y = x0 + (column + 0.5) / size * (x1 - x0), y0 + (row + 0.5) / size * (y1 - y0)
-        at = torch.tensor([[[[2 * x - 1, 2 * y - 1]]]])  # as grid_sample counts: the image's edges at -1 and 1
+        at = torch.tensor([[[[2 * x - 1, 2 * y - 1]]]])  # in grid_sample's coordinates the image's edges are -1 and 1
         dense = store.gather(torch.tensor([i])).dense(classes)
         return F.grid_sample(dense, at, padding_mode="border", align_corners=False)[0, :, 0, 0]
 
@@ -204,12 +202,12 @@ def test_region_targets_equal_a_slow_loop_over_the_mixed_images_pixels(tmp_path:
                     pasted.append(sampled((i + 2) % 4, row, column))
                 else:
                     own.append(sampled(i, row, column))
-        of_own, of_pasted = (torch.stack(part).mean(0).softmax(0) for part in (own, pasted))
-        slow = (1 - paste.share) * of_own + paste.share * of_pasted
+        own_target, pasted_target = (torch.stack(part).mean(0).softmax(0) for part in (own, pasted))
+        slow = (1 - paste.share) * own_target + paste.share * pasted_target
         torch.testing.assert_close(mixed[i], slow, atol=0.01, rtol=0)
 
 
-def test_region_targets_are_finite_where_all_or_nothing_is_pasted(store: LabelStore) -> None:
+def test_region_targets_are_finite_if_all_or_nothing_is_pasted(store: LabelStore) -> None:
     targets = LabelMapTargets(store, ROWS, load_recipe("relabel-cutmix", ["cutmix_target=regions"]))
     crops, exact = batch([0, 2], [LEFT, RIGHT]), torch.tensor([[3.5, 0.25, 0.0], [0.0, 0.5, 1.75]]).softmax(1)
     torch.testing.assert_close(crop_targets(targets, crops, Paste(0, 0, 4, 4, 4)), exact.flip(0))
@@ -224,7 +222,7 @@ def test_token_targets_are_mirrored_with_the_image(store: LabelStore) -> None:
     torch.testing.assert_close(tokens, torch.stack([torch.stack([left, right]), torch.stack([right, left])]))
 
 
-def test_token_targets_under_a_paste_are_the_partners(store: LabelStore) -> None:
+def test_targets_of_pasted_tokens_are_the_partners(store: LabelStore) -> None:
     recipe = load_recipe("relabel-cutmix", ["token_weight=0.5", "hflip=0"])
     crops = batch([0, 1], [[0.0, 0.0, 1.0, 1.0]] * 2)
     targets = LabelMapTargets(store, ROWS, recipe)
@@ -233,14 +231,14 @@ def test_token_targets_under_a_paste_are_the_partners(store: LabelStore) -> None
     torch.testing.assert_close(mixed[:, 1], plain[:, 1])
 
 
-def test_loss_with_tokens_is_the_images_and_a_share_of_the_mean_over_tokens() -> None:
+def test_loss_with_tokens_adds_the_weighted_mean_over_tokens() -> None:
     logits, target = torch.randn(2, 3), torch.tensor([0, 2])
     token_logits, token_target = torch.randn(2, 4, 3), torch.rand(2, 4, 3).softmax(2)
     recipe = load_recipe("relabel", ["token_weight=0.5"])
-    loss, said = loss_with_tokens((logits, token_logits), target, token_target, recipe)
+    loss, image_logits = loss_with_tokens((logits, token_logits), target, token_target, recipe)
     each = [target_loss(token_logits[:, t], token_target[:, t], recipe) for t in range(4)]
     torch.testing.assert_close(loss, target_loss(logits, target, recipe) + 0.5 * torch.stack(each).mean())
-    assert torch.equal(said, logits)
+    assert torch.equal(image_logits, logits)
 
 
 class MeanOfChannels(nn.Module):
@@ -248,16 +246,16 @@ class MeanOfChannels(nn.Module):
         return images.mean((2, 3))
 
 
-def test_teacher_is_asked_about_the_images_that_the_student_sees() -> None:
+def test_teacher_predicts_the_images_that_the_student_sees() -> None:
     teacher = Teacher(MeanOfChannels(), (2, 2), "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), autocast_dtype=None)
     images = torch.randint(0, 256, (2, 3, 2, 2), dtype=torch.uint8)
-    said = (images.float() / 255).mean((2, 3))
+    logits = (images.float() / 255).mean((2, 3))
     supervision = Supervision(load_recipe("distillation", ["cutmix=1", "temperature=2"]), 3, teacher=teacher)
     target, _ = supervision(batch([0, 1], [LEFT, LEFT]), images, PASTE)
-    torch.testing.assert_close(target, (said / 2).softmax(1))
+    torch.testing.assert_close(target, (logits / 2).softmax(1))
 
 
-def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(store: LabelStore) -> None:
+def test_images_whose_label_is_not_the_whole_images_top1_are_unconfirmed(store: LabelStore) -> None:
     # whole-image logits: a 2, 1, 0; b 0, 0, 3 (the mean of 4 and 2 for class 2); c 0, 2, 1
     folder = named_images(("cat", "dog", "eel"), KEYS, [0, 0, 1])
     assert unconfirmed_images(store, folder) == {"cat/b.JPEG"}
@@ -273,8 +271,8 @@ def test_images_whose_folder_is_not_the_whole_images_top_class_are_unconfirmed(s
         ["target=global-single"],
     ],
 )
-def test_a_step_reads_nothing_back_from_the_device(store: LabelStore, settings: list[str]) -> None:
-    # tensors on "meta" have no data, so whatever would wait for a device to learn a value or a shape raises
+def test_step_reads_nothing_back_from_the_device(store: LabelStore, settings: list[str]) -> None:
+    # Tensors on "meta" have no data, so code that would wait for a value or a shape from the device raises
     meta, recipe = torch.device("meta"), load_recipe("relabel", settings)
     crops = batch([0, 2], [LEFT, RIGHT])
     crops = dataclasses.replace(crops, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).to(meta)

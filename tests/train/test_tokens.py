@@ -1,4 +1,4 @@
-"""Token logits come from the model's own head, and only models with a token for every patch are taken."""
+"""Token logits come from the model's own head; only models with a token for every patch are accepted."""
 
 import pytest
 import timm
@@ -14,7 +14,7 @@ TINY = {"img_size": (16, 24), "patch_size": 8, "embed_dim": 24, "depth": 2, "num
 @pytest.mark.parametrize(
     "more", [{}, {"global_pool": "avg"}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}]
 )
-def test_image_logits_are_the_models_and_token_logits_its_heads_of_each_patch(more: dict[str, object]) -> None:
+def test_image_logits_are_the_models_and_token_logits_those_of_its_head_for_each_patch(more: dict[str, object]) -> None:
     model = timm.create_model("vit_tiny_patch16_224", **TINY, **more).eval()
     nn.init.normal_(model.head.weight)
     images = torch.randn(2, 3, 16, 24)
@@ -36,6 +36,6 @@ def test_image_logits_are_the_models_and_token_logits_its_heads_of_each_patch(mo
         ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}),
     ],
 )
-def test_model_without_a_token_for_every_patch_is_refused_by_name(name: str, more: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=rf"which {name} \(.*\) is not; take one of timm's VisionTransformer"):
+def test_model_without_a_token_for_every_patch_is_rejected_by_name(name: str, more: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=rf"{name} \(.*\) is not one. Use a VisionTransformer of timm"):
         token_grid(timm.create_model(name, **more), name)

@@ -1,4 +1,4 @@
-"""Is one model better than another, or was it luck with the images? A paired bootstrap over images tells."""
+"""The difference between two models, with a 95 % interval by a paired bootstrap over images."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from train.evaluation.measures import Measure
 
 RESAMPLES = 10_000
-DRAWN_AT_ONCE = 10_000_000  # counts in memory
+DRAWN_AT_ONCE = 10_000_000  # counts held in memory
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Difference:
 
 
 def paired_bootstrap(first: Measure, second: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """The percentile interval of the difference, over resamples of the images with replacement, the same for both models.
+    """The difference with its percentile interval, over resamples of the images with replacement, the same for both models.
 
-    Where a measure is a mean over classes, images are resampled within their class.
+    If a measure is a mean over classes, images are resampled within their class.
 
-    Drawing n images and averaging their differences is drawing how often each distinct difference comes, which is a
-    multinomial; of right and wrong answers there are only three distinct differences.
+    Instead of n images, it draws how often each distinct difference occurs, which follows a multinomial distribution; right
+    and wrong answers have only three distinct differences.
     """
-    assert np.array_equal(first.judged, second.judged), "two models are compared on the same images"
+    assert np.array_equal(first.valid, second.valid), "two models are compared on the same images"
     difference = first.values - second.values
     generator = np.random.default_rng(seed)
     groups = first.groups()

@@ -1,4 +1,4 @@
-"""How an image is shown to a classifier when it is evaluated: timm's transform, but for the normalisation.
+"""Centre crops for evaluation, by timm's transform without the normalisation.
 
 Decoding processes hand over uint8, a quarter of the bytes of floats; the device normalises.
 """
@@ -14,7 +14,7 @@ from relabel.models.preprocessing import Preprocessing
 
 
 class CentreCrops(Dataset[tuple[Tensor, int]]):
-    """((3, size, size) uint8, index) of the folder's images at `indices`."""
+    """((3, size, size) uint8, index) of the images at `indices` of an image set."""
 
     def __init__(self, image_set: ImageSet, preprocessing: Preprocessing, indices: Sequence[int]) -> None:
         self.image_set, self.indices = image_set, indices
@@ -22,7 +22,7 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
             (3, preprocessing.size, preprocessing.size),
             is_training=False,
             interpolation=preprocessing.interpolation,
-            mean=preprocessing.mean,  # of a border, where crop_mode adds one
+            mean=preprocessing.mean,  # fills the border that crop_mode "border" adds
             crop_pct=preprocessing.crop,
             crop_mode=preprocessing.crop_mode,
             normalize=False,

@@ -1,10 +1,10 @@
 """Corrupted copies of an image folder, laid out as ImageNet-C is: OUT/CORRUPTION/SEVERITY/CLASS/*.
 
-Eight of the corruptions of Hendrycks & Dietterich 2019 that need nothing but numpy and Pillow, with the strengths that its
-authors chose for images of 64 pixels (Tiny ImageNet-C, github.com/hendrycks/robustness, make_tinyimagenet_c.py): measured by
-the pixel, as blur is, they say little on larger images.
+Eight of the corruptions of Hendrycks & Dietterich 2019, those that need only numpy and Pillow, with the strengths that the
+authors chose for images of 64 pixels (Tiny ImageNet-C, github.com/hendrycks/robustness, make_tinyimagenet_c.py). Strengths
+in pixels, such as a blur's, are weak on larger images.
 
-An image's noise depends on (seed, corruption, severity, key) alone: same seed, same bytes, in any order.
+An image's noise depends only on (seed, corruption, severity, key): the same seed gives the same bytes, in any order.
 """
 
 import io
@@ -21,13 +21,13 @@ from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_folder
 
 SEVERITIES = (1, 2, 3, 4, 5)
-QUALITY = 95  # of JPEG files, above ImageNet-C's 85: the file is not the corruption that is measured
+QUALITY = 95  # of JPEG files; above ImageNet-C's 85, so that saving hardly adds to the corruption
 
-Corruption = Callable[[Image.Image, int, np.random.Generator], Image.Image]  # of a severity
+Corruption = Callable[[Image.Image, int, np.random.Generator], Image.Image]  # the int is a severity
 
 
 def from_unit(pixels: np.ndarray) -> Image.Image:
-    """(rows, columns, 3) of values in [0, 1], clipped to it."""
+    """(rows, columns, 3) values, clipped to [0, 1]."""
     return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
 
 
@@ -47,7 +47,7 @@ def shot_noise(image: Image.Image, severity: int, rng: np.random.Generator) -> I
 
 
 def impulse_noise(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
-    share = (0.01, 0.02, 0.05, 0.08, 0.14)[severity - 1]  # of the values, half of them to black and half to white
+    share = (0.01, 0.02, 0.05, 0.08, 0.14)[severity - 1]  # of the values; half of them become black, half white
     drawn = rng.random((image.height, image.width, 3))
     return from_unit(np.where(drawn < share / 2, 0.0, np.where(drawn < share, 1.0, unit(image))))
 
@@ -57,7 +57,7 @@ def gaussian_blur(image: Image.Image, severity: int, _: np.random.Generator) -> 
 
 
 def brightness(image: Image.Image, severity: int, _: np.random.Generator) -> Image.Image:
-    """Raises HSV's value, the largest of a pixel's three, and the others in proportion."""
+    """Raises the value of HSV, the largest of a pixel's three channels, and the others in proportion."""
     pixels = unit(image)
     value = pixels.max(2, keepdims=True)
     raised = (value + (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]).clip(max=1)
@@ -95,10 +95,10 @@ CORRUPTIONS: tuple[Corruption, ...] = (
 
 
 def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
-    """Write every image of an image folder under every corruption and severity, by the same keys. Returns how many files.
+    """Write every image of an image folder under every corruption and severity, by its key. Returns the number of files.
 
     Raises:
-        InputError: no image folder, `folder` is not empty or lies within it, or the disk cannot be written.
+        InputError: `images` is not an image folder, `folder` is not empty or lies within it, or the disk cannot be written.
     """
     source = find_images(images)
     if folder.resolve().is_relative_to(Path(images).resolve()):
@@ -118,7 +118,7 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """In the format that the name says; a JPEG nearly without loss."""
+    """Save in the format of the suffix; JPEG nearly without loss."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
         image.save(path, quality=QUALITY, subsampling=0)
     else:

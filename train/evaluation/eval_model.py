@@ -1,4 +1,4 @@
-"""The model that is evaluated: a run of ours, other weights of a timm model, or published ones; and the classes it knows."""
+"""The model to evaluate, with its classes: a relabel checkpoint, other weights of a timm model, or published weights."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from relabel.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A model, ready to be asked.
+    """A classifier and what has to be known to evaluate it.
 
     Attributes:
         weights: the checkpoint's path, or "published".
-        classes: what each output stands for, as class folders are named.
-        loss: that it was trained with.
+        classes: name of each output's class folder.
+        loss: what it was trained with.
     """
 
     arch: str
@@ -43,16 +43,17 @@ def load_eval_model(
     size: int | None = None,
     crop: float | None = None,
 ) -> EvalModel:
-    """Make the model and make sure that its classes are the folder's.
+    """Create the model and check that its classes are the image folder's.
 
-    A run of ours says what its classes are. Another model of 1,000 classes has ImageNet's; one of another number of classes
-    has the folder's, in order.
+    A relabel checkpoint has a model card with its classes. Other models with 1,000 classes are taken to have ImageNet's, and
+    those with another number the folder's, in order.
 
     Args:
-        checkpoint: weights of a run, or of `arch`; published weights of `arch` if None.
-        size, crop: show images otherwise than the model's own settings say.
+        checkpoint: a relabel checkpoint, or weights of `arch`; published weights of `arch` if None.
+        size, crop: override those of the model's own preprocessing.
     Raises:
-        InputError: neither checkpoint nor arch, a checkpoint that does not say its arch, other classes than the folder's.
+        InputError: neither checkpoint nor arch, a checkpoint without a model card and no arch, or classes that differ from
+            the folder's.
     """
     if checkpoint is None and arch is None:
         raise InputError("nothing to evaluate: give --checkpoint, or --arch for published weights")
@@ -81,7 +82,7 @@ def load_eval_model(
 
 
 def assumed_classes(classifier: nn.Module, image_set: ImageSet, whose: str) -> tuple[str, ...]:
-    """The classes of a model that does not say: ImageNet's for 1,000, else those of the folder, if they are as many."""
+    """The classes of a model without a card: ImageNet's if there are 1,000, else the folder's, if there are as many."""
     count = int(classifier.num_classes)  # type: ignore[arg-type]
     if count == len(imagenet_classes()):
         return imagenet_classes()

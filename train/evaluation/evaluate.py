@@ -21,10 +21,10 @@ class Evaluation:
     """What was measured on one data set.
 
     Attributes:
-        images: how many there are.
-        measures: by name, each with what every image adds to it.
-        figures: percentages that are no means over images.
-        notes: what else belongs into the JSON.
+        images: their number.
+        measures: by name, each with the values of all images.
+        figures: percentages that are not means over images.
+        notes: other entries for the JSON.
     """
 
     images: int
@@ -33,13 +33,13 @@ class Evaluation:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: images, then percentages by name; NAME_images where a measure judges fewer images than there are."""
+        """For JSON: images, then percentages by name; NAME_images if fewer images count for a measure."""
         summary: dict[str, Any] = {"images": self.images}
         for name, measure in self.measures.items():
             summary[name] = round(measure.mean(), 4)
-            judged = int(measure.judged.sum())
-            if judged != self.images:
-                summary[f"{name}_images"] = judged
+            valid = int(measure.valid.sum())
+            if valid != self.images:
+                summary[f"{name}_images"] = valid
         return summary | {name: round(value, 4) for name, value in self.figures.items()} | self.notes
 
 
@@ -58,15 +58,15 @@ def evaluate(
     autocast_dtype: torch.dtype | None = None,
     title: str = "eval",
 ) -> Evaluation:
-    """Measure over all images of a folder whose classes are the classifier's, in order.
+    """Evaluate on all images of a folder whose classes are the classifier's, in order.
 
     Args:
         multilabels: from `read_multilabels`; real: from `real_labels`.
-        attack_epsilon: attack every image by FGSM, of this strength, first.
-        average_precision_of: with multilabels, measure mean average precision too, of a classifier trained with this loss.
+        attack_epsilon: first attack every image by FGSM with this step.
+        average_precision_of: with multilabels, also measure mean average precision, of a classifier trained with this loss.
     Returns:
-        top1; top5 for more than 5 classes; and with labels of all that images show: multilabel_accuracy, or
-        multilabel_accuracy_by_class where it is a mean over classes; real; the figure multilabel_map.
+        top1; top5 if there are more than 5 classes; with `real`: real; with `multilabels`: multilabel_accuracy, or
+        multilabel_accuracy_by_class if it is a mean over classes, and the figure multilabel_map.
     """
     targets = torch.from_numpy(image_set.targets)
     predictions = predict(
@@ -96,14 +96,14 @@ def accuracies(
     multilabels: MultiLabels | None = None,
     real: MultiLabels | None = None,
 ) -> dict[str, Measure]:
-    """Those that apply, by name."""
-    best, classes_of = predictions.best, torch.from_numpy(targets)
-    measures = {"top1": top_k(best, classes_of, 1)}
+    """The accuracies that apply, by name."""
+    best, labels = predictions.best, torch.from_numpy(targets)
+    measures = {"top1": top_k(best, labels, 1)}
     if classes > BEST:
-        measures["top5"] = top_k(best, classes_of, BEST)
+        measures["top5"] = top_k(best, labels, BEST)
     if real is not None:
-        measures["real"] = multilabel_accuracy(best, real, classes_of)
+        measures["real"] = multilabel_accuracy(best, real, labels)
     if multilabels is not None:
         name = "multilabel_accuracy_by_class" if multilabels.mean_over_classes else "multilabel_accuracy"
-        measures[name] = multilabel_accuracy(best, multilabels, classes_of)
+        measures[name] = multilabel_accuracy(best, multilabels, labels)
     return measures

@@ -1,7 +1,7 @@
-"""The fast gradient sign method (Goodfellow et al. 2015): one step of every pixel, up or down, against the right class.
+"""The fast gradient sign method (Goodfellow et al. 2015): one step of every pixel, up or down, away from the right class.
 
-The strength is that of CutMix (Yun et al. 2019, by the authors of ReLabel), 8/255 of the range of a pixel; what strength the
-table of the ReLabel paper was made with could not be checked.
+The default step, 8/255 of a pixel's range, is that of the CutMix paper (Yun et al. 2019, by the authors of ReLabel). The
+step behind the ReLabel paper's table could not be checked.
 
 Shapes: B images, S pixels of an image's side.
 """
@@ -16,14 +16,14 @@ EPSILON = 8 / 255
 
 
 def fgsm(classifier: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, preprocessing: Preprocessing) -> Tensor:
-    """Attack a batch, knowing the classifier, in float32.
+    """Attack a batch in float32, with the classifier's own gradients.
 
-    So it is where the classifier then answers in half precision, too: gradients that vanish in float16 have no sign.
+    In float32 even if the classifier is evaluated in half precision: gradients that vanish in float16 have no sign.
 
     Args:
         pixels: (B, 3, S, S) uint8.
         targets: (B,) classes whose cross-entropy the step raises.
-        epsilon: the step, of pixels in [0, 1].
+        epsilon: the step, for pixels in [0, 1].
     Returns:
         (B, 3, S, S) float32 in [0, 255]: no pixel is further than epsilon * 255 from where it was.
     """

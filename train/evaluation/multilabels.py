@@ -1,9 +1,9 @@
-"""All the classes that each image shows, from a labels JSON of ours, from Shankar et al. 2020, or from ReaL.
+"""All the classes that each image shows, from relabel's labels JSON, from Shankar et al. 2020, or from ReaL.
 
-    ours           {"images": {KEY: {"classes": [NAME, ...]}}}, a key for every image of the folder
+    relabel        {"images": {KEY: {"classes": [NAME, ...]}}}, a key for every image of the folder
     Shankar et al. {"initial_annots": {FILE: {"correct": [WNID, ...], "wrong": [...], "unclear": [...]}},
                     "problematic_images": {FILE: ...}}; github.com/modestyachts/evaluating_machine_accuracy_on_imagenet
-    ReaL           Beyer et al. 2020; timm carries the labels
+    ReaL           Beyer et al. 2020; the labels come with timm
 
 Shapes: N images, C classes.
 """
@@ -22,7 +22,7 @@ from relabel.images.classes import imagenet_classes, numbered_as_imagenet
 from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
 
-LAYOUTS = '{"images": {KEY: {"classes": [NAME, ...]}}} nor that of Shankar et al. ("initial_annots")'
+LAYOUTS = 'the layout {"images": {KEY: {"classes": [NAME, ...]}}} nor that of Shankar et al. ("initial_annots")'
 VALIDATION_FILE = "ILSVRC2012_val_{:08d}"
 
 
@@ -32,21 +32,21 @@ class MultiLabels:
 
     Attributes:
         classes: (N, C) bool.
-        judged: (N,) bool: the images that count.
-        mean_over_classes: accuracy is the mean over the folders' classes of the mean over a class's images. So it is defined
-            where problematic images were left out, more of some classes than of others (Shankar et al. 2020).
+        valid: (N,) bool, the images that count.
+        mean_over_classes: accuracy is the mean over the folders' classes of the mean over a class's images. Shankar et al.
+            2020 define it so because they leave out problematic images, more of some classes than of others.
     """
 
     classes: Tensor
-    judged: Tensor
+    valid: Tensor
     mean_over_classes: bool = False
 
 
 def read_multilabels(path: Path, image_set: ImageSet) -> MultiLabels:
-    """Read a labels JSON, of either layout.
+    """Read a labels JSON of either layout.
 
     Raises:
-        InputError: no such file, another layout, images without an entry, or a class that is no folder.
+        InputError: no such file, another layout, images without an entry, or a class without a folder.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -60,66 +60,65 @@ def read_multilabels(path: Path, image_set: ImageSet) -> MultiLabels:
         images = content["images"]
         classes_of = {key: images[key]["classes"] for key in image_set.keys if key in images}
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is neither {LAYOUTS}: {type(error).__name__} {error}") from error
+        raise InputError(f"{path} has neither {LAYOUTS}: {type(error).__name__} {error}") from error
     missing = [key for key in image_set.keys if key not in classes_of]
     if missing:
         raise InputError(
-            f"{path} says nothing of {len(missing)} of {len(image_set)} images (first: {', '.join(missing[:3])})"
+            f"{path} has no entry for {len(missing)} of {len(image_set)} images (first: {', '.join(missing[:3])})"
         )
-    numbers = {name: i for i, name in enumerate(image_set.classes)}
-    shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
+    class_index = {name: i for i, name in enumerate(image_set.classes)}
+    classes = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
     for i, key in enumerate(image_set.keys):
-        shown[i, named_class_indices(classes_of[key], numbers, key, path, image_set)] = True
-    return MultiLabels(shown, torch.ones(len(image_set), dtype=torch.bool))
+        classes[i, named_class_indices(classes_of[key], class_index, key, path, image_set)] = True
+    return MultiLabels(classes, torch.ones(len(image_set), dtype=torch.bool))
 
 
 def from_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> MultiLabels:
-    """`correct` and `unclear` count as right; images that nobody annotated, and problematic ones, do not count.
+    """Classes under `correct` and `unclear` are right; problematic images and those without an annotation do not count.
 
-    Its classes are WordNet ids, also where the folder's are ImageNet's by number.
+    The classes in the file are WordNet ids, even if the class folders are named 0 ... 999.
     """
-    numbers = {
-        name: i for i, name in enumerate(imagenet_classes() if numbered_as_imagenet(image_set) else image_set.classes)
-    }
-    shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
-    judged = torch.zeros(len(image_set), dtype=torch.bool)
+    names = imagenet_classes() if numbered_as_imagenet(image_set) else image_set.classes
+    class_index = {name: i for i, name in enumerate(names)}
+    classes = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
+    valid = torch.zeros(len(image_set), dtype=torch.bool)
     try:
         annotations, problematic = content["initial_annots"], set(content["problematic_images"])
         for i, key in enumerate(image_set.keys):
             file = PurePosixPath(key).name
             if file in annotations and file not in problematic:
                 right = [*annotations[file].get("correct", []), *annotations[file].get("unclear", [])]
-                shown[i, named_class_indices(right, numbers, key, path, image_set)] = True
-                judged[i] = True
+                classes[i, named_class_indices(right, class_index, key, path, image_set)] = True
+                valid[i] = True
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f'{path} has "initial_annots", but is not of the layout of Shankar et al.: {type(error).__name__} {error}'
+            f'{path} has "initial_annots", but not the layout of Shankar et al.: {type(error).__name__} {error}'
         ) from error
-    if not judged.any():
+    if not valid.any():
         raise InputError(
             f"{path} annotates none of the {len(image_set)} images of {image_set.source} (first: {image_set.keys[0]})"
         )
-    return MultiLabels(shown, judged, mean_over_classes=True)
+    return MultiLabels(classes, valid, mean_over_classes=True)
 
 
 def named_class_indices(
-    names: Iterable[str], numbers: dict[str, int], key: str, path: Path, image_set: ImageSet
+    names: Iterable[str], class_index: dict[str, int], key: str, path: Path, image_set: ImageSet
 ) -> list[int]:
     for name in names:
-        if name not in numbers:
-            raise InputError(f"{path}: {key} shows {name!r}, which is no class folder of {image_set.source}")
-    return [numbers[name] for name in names]
+        if name not in class_index:
+            raise InputError(f"{path}: {key} shows {name!r}, which is not a class folder of {image_set.source}")
+    return [class_index[name] for name in names]
 
 
 def real_labels(image_set: ImageSet) -> MultiLabels | None:
-    """ReaL, where the folder holds images of ImageNet's validation set by class. Images without a label do not count."""
+    """ReaL labels if the folder holds ImageNet validation images by class, else None. Images without labels do not count."""
     if image_set.classes != imagenet_classes():
         return None
     data = pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json")
-    assert data is not None, "timm carries it"
+    assert data is not None, "the ReaL labels come with timm"
     labels_of = {VALIDATION_FILE.format(i): labels for i, labels in enumerate(json.loads(data), start=1)}
-    shown = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
+    classes = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
     for i, key in enumerate(image_set.keys):
-        shown[i, labels_of.get(PurePosixPath(key).stem, [])] = True
-    judged = shown.any(1)
-    return MultiLabels(shown, judged) if judged.any() else None
+        classes[i, labels_of.get(PurePosixPath(key).stem, [])] = True
+    valid = classes.any(1)
+    return MultiLabels(classes, valid) if valid.any() else None

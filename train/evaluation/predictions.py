@@ -1,4 +1,4 @@
-"""What a classifier says of every image of a folder, each image asked once however many processes share the work.
+"""A classifier's predictions for all images of a folder, one per image however many processes share the work.
 
 Shapes: N images of the folder, B of a batch, C classes.
 """
@@ -28,7 +28,7 @@ class Predictions:
 
     Attributes:
         best: (N, min(5, C)) int64 classes, the best first.
-        scores: (N, C) float32 probabilities, if they were asked for.
+        scores: (N, C) float32 probabilities, if `predict` keeps them.
     """
 
     best: Tensor
@@ -51,14 +51,14 @@ def predict(
     autocast_dtype: torch.dtype | None = None,
     title: str = "eval",
 ) -> Predictions:
-    """Ask the classifier about all images.
+    """Run the classifier on all images.
 
     Args:
-        classifier: (B, 3, size, size) -> (B, C); put in eval mode and left in the mode it came in.
+        classifier: (B, 3, size, size) -> (B, C); it runs in eval mode, and then goes back to the mode it was in.
         classes: C.
         among: (S,) the classes to choose from; all if None.
-        attack: FGSM's strength, of pixels in [0, 1], and (N,) the classes that it drives the images away from.
-        scores_of: keep each class's probability, by softmax ("ce") or by a sigmoid per class ("bce").
+        attack: FGSM's step, for pixels in [0, 1], and (N,) the classes that it moves the images away from.
+        scores_of: also keep the probability of each class, by softmax ("ce") or by a sigmoid per class ("bce").
     """
     was_training = classifier.training
     classifier.eval()
@@ -91,14 +91,14 @@ def predict(
             bar.update(len(index))
     classifier.train(was_training)
 
-    # What another process looked at is zero here, so that sums put the pieces together
+    # Entries of images that other processes had are zero here, so sums put the parts together
     seen, best = (group.sum(values.to(group.device)).cpu() for values in (seen, best))
-    assert bool((seen == 1).all()), "an image was left out, or asked about twice"
+    assert bool((seen == 1).all()), "an image was left out or predicted twice"
     return Predictions(best, None if scores is None else group.sum(scores.to(group.device)).cpu())
 
 
 def top_classes(logits: Tensor, among: Tensor | None, k: int) -> Tensor:
-    """(B, C) -> (B, k) the best classes, the best first, all or of those `among`."""
+    """(B, C) logits -> (B, k) the best classes, the best first, out of all or of those in `among`."""
     if among is None:
         return logits.topk(k, dim=1).indices
     return among[logits[:, among].topk(k, dim=1).indices]

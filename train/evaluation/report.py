@@ -20,7 +20,7 @@ HEADER_OF_TWO = [*HEADER[:3], "first", "second", "first - second", "95% interval
 
 
 def table(result: dict[str, Any]) -> str:
-    """All that was measured, and what is absent. Of two models, their difference too."""
+    """All that was measured, and what is absent. For two models, also their difference."""
     other = result.get("compared_with")
     rows = [HEADER if other is None else HEADER_OF_TWO]
     for (name, summary), (_, second) in zip(data_sets(result), data_sets(other or result), strict=True):
@@ -57,14 +57,14 @@ def data_sets(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def difference_cells(difference: dict[str, Any] | None) -> list[str]:
-    if difference is None:  # no mean over images
+    if difference is None:  # not a mean over images
         return ["", "", "not tested"]
     interval = f"{difference['low']:+.2f} to {difference['high']:+.2f}"
     return [f"{difference['difference']:+.2f}", interval, "yes" if difference["excludes_zero"] else "no"]
 
 
 def align(rows: list[list[str]]) -> list[str]:
-    """Data set, measure and verdict to the left, numbers to the right."""
+    """Align data set, measure and verdict to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = [str.ljust, str.ljust, *[str.rjust] * 5, str.ljust]
     return ["  ".join(side(cell, w) for side, cell, w in zip(sides, row, widths, strict=False)).rstrip() for row in rows]

@@ -92,10 +92,10 @@ class EvalData:
 
     Attributes:
         image_set: the images, whose classes are the models'.
-        multilabels: all the classes that each of them shows, if known; real: the same by ReaL.
+        multilabels: all the classes that each of them shows, if known; real: the same, from ReaL.
         benchmarks: the other data sets.
-        attack_epsilon: the step of FGSM, if it is to attack.
-        loading: keyword arguments of `predict` that are the same everywhere: batch size, workers, autocast.
+        attack_epsilon: the step of FGSM; no attack if None.
+        loading: keyword arguments of `predict` that are the same for all data sets: batch size, workers, autocast.
     """
 
     image_set: ImageSet
@@ -107,14 +107,14 @@ class EvalData:
 
 
 def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, Any] | None:
-    """Evaluate, write the JSON if asked to, and return the result in the first process.
+    """Evaluate, write the JSON if `options.output` is given, and return the result in the first process.
 
     Returns:
-        arch, checkpoint, precision, data, images, top1 and the other measures of the images; where they apply fgsm,
-        suite: {name: ...} and absent; lowest_top1 and highest_top1, the classes. With a second model, compared_with has the
-        same of it, and differences is next to the measures of each data set.
+        arch, checkpoint, precision, data, images, top1 and the other measures of the images; if they apply fgsm,
+        suite: {name: ...} and absent; lowest_top1 and highest_top1, the classes. With a second model, compared_with has its
+        results, and differences stands next to the measures of each data set.
     Raises:
-        InputError: no model, other classes than the images', labels of other images, a suite without data sets.
+        InputError: no model, classes that differ from the images', labels of other images, a suite without data sets.
     """
     names = ClassNames(options.class_names)
     image_set = find_images(images)
@@ -180,7 +180,7 @@ def evaluate_benchmark(model: EvalModel, benchmark: Benchmark, data: EvalData, g
         model.preprocessing,
         group,
         len(model.classes),
-        among=torch.from_numpy(benchmark.numbers) if benchmark.subset else None,
+        among=torch.from_numpy(benchmark.class_indices) if benchmark.subset else None,
         title=benchmark.name,
         **data.loading,
     )
@@ -189,8 +189,8 @@ def evaluate_benchmark(model: EvalModel, benchmark: Benchmark, data: EvalData, g
 
 
 def evaluate_corruptions(model: EvalModel, corrupted: CorruptedImages, data: EvalData, group: Processes) -> Evaluation:
-    """corruption_error, the plain mean, and its parts error_NAME; multilabel_corruption_error where the images have labels;
-    mce where all of ImageNet-C is there."""
+    """corruption_error, the plain mean, and error_NAME of each corruption; multilabel_corruption_error if the images have
+    multi-labels; mce for all of ImageNet-C."""
     preprocessing = dataclasses.replace(model.preprocessing, crop=1.0) if corrupted.published else model.preprocessing
     multilabels = data.multilabels if corrupted.images.keys == data.image_set.keys else None
     targets = torch.from_numpy(corrupted.targets)
@@ -228,11 +228,11 @@ def model_result(model: EvalModel, evaluations: dict[str, Evaluation], data: Eva
 
 
 def summary_in(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """Where the figures of an evaluation are in a model's result."""
+    """The part of a model's result that has the figures of an evaluation."""
     if name == IMAGES:
         return result
-    place: dict[str, Any] = result[FGSM] if name == FGSM else result["suite"][name]
-    return place
+    summary: dict[str, Any] = result[FGSM] if name == FGSM else result["suite"][name]
+    return summary
 
 
 def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, Any]]:
@@ -246,7 +246,7 @@ def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, An
 
 
 def best_and_worst_classes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The classes with the lowest and the highest top-1, of those with images; none if there is only one."""
+    """The classes with the lowest and the highest top-1, out of those with images; none if there is only one."""
     accuracy = class_accuracies(top1, targets, len(names))
     order = np.argsort(accuracy, kind="stable")[: np.isfinite(accuracy).sum()]  # those without images, NaN, come last
     named = min(MAX_NAMED, len(order) // 2)

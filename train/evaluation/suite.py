@@ -3,10 +3,10 @@
 imagenetv2-matched-frequency-format-val    Recht et al. 2019; folders 0 ... 999 are class numbers
 imagenetv2-threshold0.7-format-val
 imagenetv2-top-images-format-val
-imagenet-a, imagenet-r                     Hendrycks et al. 2021; 200 classes, and the model chooses among these 200
+imagenet-a, imagenet-r                     Hendrycks et al. 2021; 200 classes, and the model chooses only among these
 imagenet-sketch, or sketch                 Wang et al. 2019; all classes
 imagenet-c/CORRUPTION/SEVERITY             Hendrycks & Dietterich 2019; 15 corruptions, severities 1 ... 5
-corrupted/CORRUPTION/SEVERITY              by `relabel corrupt`, of any images
+corrupted/CORRUPTION/SEVERITY              any images, written by `relabel corrupt`
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from relabel.runtime.errors import InputError
 from train.evaluation.corruption_error import IMAGENET_C_CORRUPTIONS
 from train.evaluation.corruptions import SEVERITIES
 
-PLAIN = {  # name: the folders it may be in
+PLAIN = {  # name: possible names of its folder
     "imagenetv2-matched-frequency": ("imagenetv2-matched-frequency-format-val",),
     "imagenetv2-threshold0.7": ("imagenetv2-threshold0.7-format-val",),
     "imagenetv2-top-images": ("imagenetv2-top-images-format-val",),
@@ -39,19 +39,19 @@ class Benchmark:
     """A data set of one folder.
 
     Attributes:
-        numbers: (classes of the folder,) their places among the model's classes.
-        subset: the model chooses among these only.
+        class_indices: (number of class folders,) index of each among the model's classes.
+        subset: the model chooses only among these.
     """
 
     name: str
     image_set: ImageSet
-    numbers: np.ndarray
+    class_indices: np.ndarray
     subset: bool
 
     @property
     def targets(self) -> np.ndarray:
         """(N,) class of each image, among the model's."""
-        targets: np.ndarray = self.numbers[self.image_set.targets]
+        targets: np.ndarray = self.class_indices[self.image_set.targets]
         return targets
 
 
@@ -61,13 +61,14 @@ class CorruptedImages:
 
     Attributes:
         folders: by corruption, the folders of severity 1 to 5, all of them with the same images.
-        missing: corruptions of the benchmark that are not there, or not with all severities.
-        published: ImageNet-C itself, whose images are cropped already.
+        class_indices: (number of class folders,) index of each among the model's classes.
+        missing: corruptions of the benchmark that are absent, or lack a severity.
+        published: it is ImageNet-C itself, whose images are cropped already.
     """
 
     root: Path
     folders: dict[str, list[ImageSet]]
-    numbers: np.ndarray
+    class_indices: np.ndarray
     missing: list[str]
     published: bool
 
@@ -77,55 +78,55 @@ class CorruptedImages:
 
     @property
     def images(self) -> ImageSet:
-        """Of one corruption, for what all have in common."""
+        """The images of one corruption; keys and labels are the same in all of them."""
         return next(iter(self.folders.values()))[0]
 
     @property
     def targets(self) -> np.ndarray:
         """(N,) class of each image, among the model's."""
-        targets: np.ndarray = self.numbers[self.images.targets]
+        targets: np.ndarray = self.class_indices[self.images.targets]
         return targets
 
 
 def find_benchmarks(
     suite: Path, classes: tuple[str, ...], whose: str
 ) -> tuple[list[Benchmark | CorruptedImages], list[str]]:
-    """The data sets in a folder, and the names of those that are not there.
+    """The data sets in a folder, and the names of those that are absent.
 
     Args:
         classes: the model's, in order; whose: the model, for messages.
     Raises:
-        InputError: no such folder, none of the data sets in it, or one whose classes are not the model's.
+        InputError: no such folder, none of the data sets in it, or one whose classes differ from the model's.
     """
     if not suite.is_dir():
-        raise InputError(f"--suite {suite} is no folder; expected one that holds {', '.join([*PLAIN, *CORRUPTED])}")
+        raise InputError(f"--suite {suite} is not a folder; expected one that holds {', '.join([*PLAIN, *CORRUPTED])}")
     found: list[Benchmark | CorruptedImages] = []
-    for name, places in PLAIN.items():
-        at = next((suite / place for place in places if (suite / place).is_dir()), None)
-        if at is not None:
-            image_set = find_images(at)
+    for name, folder_names in PLAIN.items():
+        folder = next((suite / f for f in folder_names if (suite / f).is_dir()), None)
+        if folder is not None:
+            image_set = find_images(folder)
             subset = name in SUBSETS
             found.append(Benchmark(name, image_set, class_indices(image_set, classes, whose, subset=subset), subset))
     found += [find_corrupted(suite / name, classes, whose) for name in CORRUPTED if (suite / name).is_dir()]
     absent = [name for name in (*PLAIN, *CORRUPTED) if name not in {benchmark.name for benchmark in found}]
     if not found:
-        names = [place for places in PLAIN.values() for place in places]
+        names = [name for folder_names in PLAIN.values() for name in folder_names]
         raise InputError(f"--suite {suite} holds none of {', '.join([*names, *CORRUPTED])}")
     return found, absent
 
 
 def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> CorruptedImages:
-    """ROOT/CORRUPTION/SEVERITY/CLASS/*: what has all severities. Of ImageNet-C, the 15 corruptions that count towards mCE.
+    """The corruptions in ROOT/CORRUPTION/SEVERITY/CLASS/* that have all severities; of ImageNet-C, only the 15 of mCE.
 
     Raises:
-        InputError: no whole corruption, other classes than the model's, or one folder with other images than another.
+        InputError: no corruption has all severities, classes differ from the model's, or folders have different images.
     """
     published = root.name == "imagenet-c"
-    there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    subfolders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     missing = []
     folders: dict[str, list[ImageSet]] = {}
     first: ImageSet | None = None
-    for corruption in IMAGENET_C_CORRUPTIONS if published else there:
+    for corruption in IMAGENET_C_CORRUPTIONS if published else subfolders:
         absent = [severity for severity in SEVERITIES if not (root / corruption / str(severity)).is_dir()]
         if absent:
             severities = f" (severity {', '.join(map(str, absent))})" if len(absent) < len(SEVERITIES) else ""
@@ -138,11 +139,10 @@ def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> Corrupte
             if image_set.keys != first.keys:
                 differing = sorted(set(image_set.keys) ^ set(first.keys))[0]
                 raise InputError(
-                    f"{image_set.source} has not the images of {first.source} (first: {differing}); complete them"
+                    f"{image_set.source} has different images from {first.source} (first: {differing}); complete them"
                 )
-            folders[corruption].append(
-                dataclasses.replace(first, source=image_set.source, open=image_set.open)
-            )  # one list of keys for all
+            # All folders share one list of keys
+            folders[corruption].append(dataclasses.replace(first, source=image_set.source, open=image_set.open))
     if first is None:
         raise InputError(f"{root} has no corruption with severities 1 to 5; expected {root}/CORRUPTION/SEVERITY/CLASS/*")
     return CorruptedImages(root, folders, class_indices(first, classes, whose), missing, published)

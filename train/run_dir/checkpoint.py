@@ -23,7 +23,7 @@ SAFETENSORS = "weights.safetensors"
 
 
 def save_weights(path: Path, state_dict: dict[str, Tensor], card: ModelCard | None = None) -> None:
-    """Write a state dict as .safetensors or .pth, by the ending of the path.
+    """Write a state dict as .safetensors or .pth, depending on the suffix of the path.
 
     Raises:
         InputError: the disk is full or read-only.
@@ -35,14 +35,14 @@ def save_weights(path: Path, state_dict: dict[str, Tensor], card: ModelCard | No
     if path.suffix == ".safetensors":
         write_checkpoint(path, safetensors.torch.save(tensors, {"format": "pt"} | metadata))
         return
-    modules: dict[str, dict[str, Any]] = dict(getattr(state_dict, "_metadata", {}))  # where torch keeps layers' versions
+    modules: dict[str, dict[str, Any]] = dict(getattr(state_dict, "_metadata", {}))  # torch keeps layers' versions here
     modules[""] = modules.get("", {}) | metadata  # "" is the whole model
     tensors._metadata = modules  # type: ignore[attr-defined]
     save_checkpoint(path, tensors)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint completely or not at all; the one it replaces stays until the new one is on the disk.
+    """Write a checkpoint completely or not at all; the one it replaces stays until this one is on the disk.
 
     Raises:
         InputError: the disk is full or read-only; the last good checkpoint is untouched.

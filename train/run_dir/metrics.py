@@ -10,7 +10,7 @@ from relabel.runtime.files import atomic_write
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
-MAX_MARKERS = 40  # evaluations; of more than these a curve shows no dots
+MAX_MARKERS = 40  # with more evaluations than this, a curve is drawn without dots
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -35,14 +35,14 @@ def append_metrics(run: Path, metrics: dict[str, Any]) -> None:
 
 
 def truncate_metrics(run: Path, epochs: int) -> None:
-    """Keep the first epochs only: what a resumed run will write again goes."""
+    """Keep only the first epochs; a resumed run writes the others again."""
     lines = "".join(json.dumps(line) + "\n" for line in read_metrics(run) if line["epoch"] <= epochs)
     atomic_write(run / METRICS, lines.encode())
 
 
 def metrics_error(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"cannot write {path}: {error.strerror}. What was learnt is saved; free the disk and run again with --resume"
+        f"cannot write {path}: {error.strerror}. Checkpoint saved; free disk space and run again with --resume"
     )
 
 
@@ -61,9 +61,9 @@ def draw_curves(run: Path) -> None:
     epochs = read_metrics(run)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
     x = [e["epoch"] for e in epochs]
-    marker = "o" if len(x) < 2 else None  # a lone point is no line
+    marker = "o" if len(x) < 2 else None  # a single point draws no line
     left.plot(x, [e["loss"] for e in epochs], marker=marker)
-    middle.plot(x, [e["top1"] for e in epochs], marker=marker, label="training crops, top-1 against the folder's class")
+    middle.plot(x, [e["top1"] for e in epochs], marker=marker, label="training crops, top-1")
     for name, title in (("top1", "top-1"), ("top5", "top-5"), ("multilabel_accuracy", "multi-label accuracy")):
         points = [(e["epoch"], e["val"][name]) for e in epochs if name in e.get("val", {})]
         if points:
@@ -76,7 +76,7 @@ def draw_curves(run: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)  # beside no curve
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)  # hides no curve
     figure.suptitle(str(run))
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)

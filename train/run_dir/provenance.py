@@ -1,7 +1,7 @@
-"""run.json: what made a run's weights, and when, where and by which code it was started and resumed.
+"""run.json: what determines a run's weights, and when, where and by which code the run was started and resumed.
 
-What decides the weights has to be the same for a run to be resumed: recipe, model, images, labels and teacher. The rest is
-recorded, an entry in "starts" for the start and for every resume, and hinders none.
+A run is resumed only with the same recipe, model, images, labels and teacher, which determine its weights. Everything else
+may differ: it is recorded in "starts", one entry for the start and one for every resume.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ from train.training_set import TrainingSet
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-PATH_FIELDS = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # digests identify what lies there
-INFORMATION_FIELDS = {"val", "val_digest"}  # these do not affect the weights: a resumed run may validate on other images
-CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")  # of a start: they may change the weights a little
+PATH_FIELDS = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # their content is identified by digests
+INFORMATION_FIELDS = {"val", "val_digest"}  # do not affect the weights: a resumed run may validate on other images
+CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")  # of a start; these may change the weights a little
 
 
 def run_settings(card: ModelCard, recipe: Recipe, data: TrainingSet, options: TrainOptions) -> dict[str, Any]:
@@ -70,19 +70,19 @@ def run_settings(card: ModelCard, recipe: Recipe, data: TrainingSet, options: Tr
 
 
 def label_set_digest(labels: Path) -> str:
-    """sha256 of the manifest and the shard lines, as of `cat manifest.json shards.jsonl`.
+    """sha256 of the manifest and the lines of shards.jsonl in the order of the shards.
 
-    The lines hold each shard's sha256, so that it stands for every label of the set without reading them.
+    The lines hold the sha256 of each shard, so the digest covers every label without reading any.
     """
     lines = read_shard_lines(labels)
-    said = (labels / MANIFEST).read_bytes() + b"".join(lines[i].to_json().encode() for i in sorted(lines))
-    return hashlib.sha256(said).hexdigest()
+    content = (labels / MANIFEST).read_bytes() + b"".join(lines[i].to_json().encode() for i in sorted(lines))
+    return hashlib.sha256(content).hexdigest()
 
 
 def start_run(
     run: Path, settings: dict[str, Any], conditions: dict[str, Any], resume: bool, group: Processes
 ) -> dict[str, Any] | None:
-    """Make the run's folder, or continue in it, and record the start in run.json.
+    """Create the run directory, or continue in it, and record the start in run.json.
 
     Args:
         settings: from `run_settings`.
@@ -90,8 +90,8 @@ def start_run(
     Returns:
         what last.pt holds, or None if there is none yet.
     Raises:
-        InputError: the folder holds a run and `resume` is not set, or a run with other settings; or the processes do not
-            share the folder.
+        InputError: the folder holds a run and `resume` is not set, or a run with different settings; or the processes do
+            not share the folder.
     """
     settings = json.loads(json.dumps(settings))  # as they read back: lists for tuples
     path, last = run / RUN_FILE, run / LAST
@@ -101,11 +101,11 @@ def start_run(
             earlier = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged; delete the folder and train again") from error
-        free = PATH_FIELDS | INFORMATION_FIELDS
-        changed = [key for key in settings if key not in free and earlier.get(key) != settings[key]]
+        may_differ = PATH_FIELDS | INFORMATION_FIELDS
+        changed = [key for key in settings if key not in may_differ and earlier.get(key) != settings[key]]
         if changed:
             changes = "; ".join(describe_change(key, earlier.get(key), settings[key]) for key in changed)
-            raise InputError(f"{run} holds a run with other settings ({changes}); use another --run-dir, or delete it")
+            raise InputError(f"{run} holds a run with different settings ({changes}); use another --run-dir, or delete it")
         if last.exists() and not resume:
             raise InputError(f"{run} already holds a run; continue it with --resume, use another --run-dir, or delete it")
         starts = earlier.get("starts", [])
@@ -147,7 +147,7 @@ def describe_change(key: str, before: Any, now: Any) -> str:
 
 
 def start_record(step: int, group: Processes) -> dict[str, Any]:
-    """An entry of "starts": the command that runs now, from which step, when, by which code and on what."""
+    """An entry of "starts": the first step, the time, the command, the hardware and the versions of this start."""
     start: dict[str, Any] = {
         "step": step,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -161,15 +161,14 @@ def start_record(step: int, group: Processes) -> dict[str, Any]:
 
 
 def git_state(file: Path) -> dict[str, Any] | None:
-    """The commit that a file is checked out from, and whether anything there was changed since; None where git tracks no
-    such file."""
+    """The commit of a file's checkout, and whether the checkout has changes; None if git does not track the file."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", file.name)  # not an installed copy that lies within somebody else's checkout
+        git("ls-files", "--error-unmatch", file.name)  # fails for an installed copy inside another project's checkout
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):  # no git, no checkout, no commit yet
         return None

@@ -1,4 +1,4 @@
-"""A run's metrics for TensorBoard, by option: nothing else asks for the tensorboard package."""
+"""A run's metrics for TensorBoard. Only --tensorboard needs the tensorboard package."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ FOLDER = "tensorboard"
 
 
 def require_tensorboard() -> None:
-    """Raises InputError where the tensorboard package is missing."""
+    """Raises InputError if the tensorboard package is missing."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
@@ -17,14 +17,14 @@ def require_tensorboard() -> None:
 
 
 def open_writer(run: Path, epochs: int) -> Any:
-    """A SummaryWriter on RUN/tensorboard that takes the place of all that was written after so many epochs."""
+    """A SummaryWriter on RUN/tensorboard; it replaces what was written there after this many epochs."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(run / FOLDER, purge_step=epochs + 1)
 
 
 def write_epoch(writer: Any, metrics: dict[str, Any]) -> None:
-    """Every number of a line of metrics.jsonl, over epochs; those of the validation as val/NAME."""
+    """Write every number of a line of metrics.jsonl; those of the validation as val/NAME."""
     validation = {f"val/{name}": number for name, number in metrics.get("val", {}).items()}
     for name, number in (metrics | validation).items():
         if name not in ("epoch", "val") and not name.endswith("images"):

@@ -1,4 +1,4 @@
-"""Published maps, one .pt per image, become a label set: from a folder or a tar, safely, and by either order of axes."""
+"""Published maps, one .pt per image, become a label set: from a folder or a tar, safely, with either axis order."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def maps(tmp_path: Path) -> Path:
     for i, name in enumerate(NAMES):
         path = tmp_path / "top3" / f"{name}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(published(i, half=i % 2 == 1), path)  # some of theirs are float16
+        torch.save(published(i, half=i % 2 == 1), path)  # some published maps are float16
     return tmp_path / "top3"
 
 
@@ -54,20 +54,20 @@ def test_folder_and_tar_give_the_same_label_set(maps: Path, tmp_path: Path) -> N
     with tarfile.open(tmp_path / "maps.tar", "w") as tar:
         for name in NAMES[::-1]:  # in another order
             tar.add(maps / f"{name}.pt", f"imagenet_top3/{name}.pt")
-    import_maps(maps, tmp_path / "of_folder", CLASSES, shard_size=2)
-    import_maps(tmp_path / "maps.tar", tmp_path / "of_tar", CLASSES, shard_size=2, workers=0)
-    assert_holds_the_maps(tmp_path / "of_folder")
-    assert_holds_the_maps(tmp_path / "of_tar")
-    for shard in (tmp_path / "of_folder").glob("*.h5"):
-        assert shard.read_bytes() == (tmp_path / "of_tar" / shard.name).read_bytes()
+    import_maps(maps, tmp_path / "from_folder", CLASSES, shard_size=2)
+    import_maps(tmp_path / "maps.tar", tmp_path / "from_tar", CLASSES, shard_size=2, workers=0)
+    assert_holds_the_maps(tmp_path / "from_folder")
+    assert_holds_the_maps(tmp_path / "from_tar")
+    for shard in (tmp_path / "from_folder").glob("*.h5"):
+        assert shard.read_bytes() == (tmp_path / "from_tar" / shard.name).read_bytes()
 
 
-def test_transposed_maps_are_turned(maps: Path, tmp_path: Path) -> None:
+def test_transposed_maps_are_transposed_back(maps: Path, tmp_path: Path) -> None:
     import_maps(maps, tmp_path / "labels", CLASSES, axes="xy")
     assert_holds_the_maps(tmp_path / "labels", transposed=True)
 
 
-def test_class_that_is_not_stored_counts_as_zero_as_for_their_authors(maps: Path, tmp_path: Path) -> None:
+def test_class_that_is_not_stored_counts_as_zero_as_in_the_papers_code(maps: Path, tmp_path: Path) -> None:
     import_maps(maps, tmp_path / "labels", CLASSES)
     store = LabelStore.open(tmp_path / "labels")
     pooled = label_pool(store.gather(store.rows(["cat/a.JPEG"])), whole_image(1), CLASSES)
@@ -88,17 +88,15 @@ def test_images_give_the_keys_their_true_extensions(maps: Path, tmp_path: Path) 
         import_maps(maps, tmp_path / "other", CLASSES, images=tmp_path / "images")
 
 
-def test_unfit_files_are_named_together_and_a_rerun_keeps_finished_shards(maps: Path, tmp_path: Path) -> None:
+def test_invalid_files_are_all_listed_and_a_rerun_keeps_finished_shards(maps: Path, tmp_path: Path) -> None:
     torch.save(torch.zeros(2, 3, 4, 2), maps / "dog/c.pt")
     (maps / "dog/d.pt").write_bytes((maps / "dog/d.pt").read_bytes()[:40])
     with pytest.raises(InputError) as caught:
         import_maps(maps, tmp_path / "labels", CLASSES, shard_size=2)
     message = str(caught.value)
-    assert (
-        "2 unfit maps in shard 1 of 3" in message
-        and "dog/c.pt: [2, 3, 4, 2]" in message
-        and "dog/d.pt: no tensor" in message
-    )
+    assert "2 invalid maps in shard 1 of 3" in message
+    assert "dog/c.pt: shape [2, 3, 4, 2], but the first map has [2, 3, 2, 4]" in message
+    assert "dog/d.pt: not a tensor file" in message
     before = (tmp_path / "labels" / "shard-00000.h5").stat().st_mtime_ns
     torch.save(published(2), maps / "dog/c.pt")
     torch.save(published(3), maps / "dog/d.pt")
@@ -108,14 +106,14 @@ def test_unfit_files_are_named_together_and_a_rerun_keeps_finished_shards(maps: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_file_that_is_gone_when_it_is_read_is_named(maps: Path, tmp_path: Path, workers: int) -> None:
+def test_file_that_disappears_before_it_is_read_is_reported(maps: Path, tmp_path: Path, workers: int) -> None:
     (maps / "cat/c.pt").symlink_to("gone.pt")
-    with pytest.raises(InputError, match=r"1 unfit maps in shard 0 of 1:\n  .*cat/c\.pt: No such file or directory\nMend"):
+    with pytest.raises(InputError, match=r"1 invalid maps in shard 0 of 1:\n  .*cat/c\.pt: No such file or directory\nFix"):
         import_maps(maps, tmp_path / "labels", CLASSES, workers=workers)
 
 
-def test_indices_that_their_type_cannot_hold_are_refused(maps: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"class indices as torch\.float16, which holds whole numbers to 2048 alone"):
+def test_class_indices_that_their_dtype_cannot_represent_are_rejected(maps: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class indices are torch\.float16, which is exact only up to 2048"):
         import_maps(maps, tmp_path / "labels", 2050)
     import_maps(maps, tmp_path / "other", 2049)
 
@@ -128,21 +126,21 @@ class Malice:
         return os.mkdir, (str(self.trace),)
 
 
-def test_file_with_code_is_refused_and_not_run(maps: Path, tmp_path: Path) -> None:
+def test_file_with_code_is_rejected_and_not_run(maps: Path, tmp_path: Path) -> None:
     torch.save(Malice(tmp_path / "ran"), maps / "cat/b.pt")
-    with pytest.raises(InputError, match=r"cat/b\.pt: no tensor"):
+    with pytest.raises(InputError, match=r"cat/b\.pt: not a tensor file"):
         import_maps(maps, tmp_path / "labels", CLASSES)
     assert not (tmp_path / "ran").exists()
 
 
-def test_sources_that_are_none_are_named(maps: Path, tmp_path: Path) -> None:
+def test_unusable_source_is_rejected_with_the_reason(maps: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty holds no \.pt file"):
+    with pytest.raises(InputError, match=r"empty contains no \.pt files"):
         import_maps(tmp_path / "empty", tmp_path / "labels", CLASSES)
     with pytest.raises(InputError, match="nowhere does not exist"):
         import_maps(tmp_path / "nowhere", tmp_path / "labels", CLASSES)
     packed = shutil.make_archive(str(tmp_path / "maps"), "gztar", maps)
-    with pytest.raises(InputError, match="no uncompressed tar"):
+    with pytest.raises(InputError, match="not an uncompressed tar"):
         import_maps(Path(packed), tmp_path / "labels", CLASSES)
     with pytest.raises(InputError, match="class indices below 3; check --num-classes"):
         import_maps(maps, tmp_path / "labels", 3)
@@ -151,7 +149,7 @@ def test_sources_that_are_none_are_named(maps: Path, tmp_path: Path) -> None:
         import_maps(maps, tmp_path / "labels", CLASSES)
 
 
-def test_exported_maps_come_back_as_they_were(
+def test_imported_and_exported_maps_equal_the_originals(
     maps: Path, tmp_path: Path, relabel_here: Callable[..., "CompletedProcess[str]"]
 ) -> None:
     options = ["--labels", tmp_path / "labels", "--num-classes", CLASSES, "--shard-size", 2]
@@ -161,5 +159,5 @@ def test_exported_maps_come_back_as_they_were(
         exported = torch.load(tmp_path / "exported" / f"{name}.pt", weights_only=True)
         assert exported.shape == (2, 3, 2, 4)
         torch.testing.assert_close(exported, published(i), atol=2e-3, rtol=1e-3)
-    refused = relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported")
-    assert refused.returncode == 1 and "is not empty" in refused.stderr
+    failed = relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported")
+    assert failed.returncode == 1 and "is not empty" in failed.stderr

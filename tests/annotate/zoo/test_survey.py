@@ -1,6 +1,6 @@
-"""One small classifier of every family of timm through the conversion: it is of the kind listed, and its map fits the image.
+"""Convert one small classifier of every timm family: it has the listed kind, and its map fits the image.
 
-Weights are random, norms and heads too (at their first zeros and ones every map would look right).
+All weights are random, including norms and heads: with their initial zeros and ones, every map would look right.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ import torch
 from timm.models import is_model_in_modules
 from torch import nn
 
-from annotate.convert import REFUSED, fully_convolutional
+from annotate.convert import REJECTED, fully_convolutional
 from annotate.zoo.survey import probe
 from annotate.zoo.table import SUPPORTED, load_table
 from relabel.models.classifier import create_classifier
 from relabel.runtime.errors import InputError
 
 SIZE = (64, 96)
-# Module of timm.models: the smallest classifier it has weights for (or the smallest, made thin), cells of its map, and
-# pixels where 64x96 will not do (windows or stems that want more, patches of 14, position tables that want a square,
-# efficientformer's own size alone).
+# By module of timm.models: the smallest classifier with published weights (or the smallest one, made thin), the cells of its
+# map, and the pixels where 64x96 does not work (larger windows or stems, patches of 14, position tables that need a square,
+# efficientformer's only size).
 FAMILIES: dict[str, tuple[Any, ...]] = {
     "beit": ("beit_base_patch16_224", (4, 6)),
     "byoanet": ("eca_botnext26ts_256", (2, 3)),
@@ -71,7 +71,7 @@ FAMILIES: dict[str, tuple[Any, ...]] = {
     "metaformer": ("caformer_s18", (2, 3)),
     "mlp_mixer": ("resmlp_12_224", (4, 6)),
     "mobilenetv3": ("mobilenetv3_small_050", (2, 3)),
-    "mobilenetv5": ("mobilenetv5_base", (16, 16)),  # whatever the image's size
+    "mobilenetv5": ("mobilenetv5_base", (16, 16)),  # for any image size
     "mobilevit": ("mobilevit_xxs", (2, 3)),
     "mvitv2": ("mvitv2_tiny", (2, 2), (64, 64)),
     "naflexvit": ("naflexvit_base_patch16_parfac_gap", (4, 6)),
@@ -119,7 +119,7 @@ FAMILIES: dict[str, tuple[Any, ...]] = {
     "xcit": ("xcit_nano_12_p8_224", (8, 12)),
 }
 THIN = {"depth": 1, "embed_dim": 64, "num_heads": 2}
-KWARGS: dict[str, dict[str, Any]] = {  # where even the smallest is too large for a test
+KWARGS: dict[str, dict[str, Any]] = {  # for families whose smallest model is too large for a test
     "deepseek_vit": THIN,
     "gemma4_vit": THIN,
     "mobilenetv5": {"channel_multiplier": 0.1},
@@ -127,15 +127,15 @@ KWARGS: dict[str, dict[str, Any]] = {  # where even the smallest is too large fo
     "vgg": {"mlp_ratio": 0.02},
     "vision_transformer_sam": THIN,
 }
-WITHOUT_A_MAP = {  # and the reason
-    "coat": ("coat_tiny", "its features (list) are not one map over the image"),
-    "crossvit": ("crossvit_tiny_240", "its features (list) are not one map over the image"),
-    "efficientvim": ("efficientvim_m1", "its features (list) are not one map over the image"),
-    "pit": ("pit_ti_224", "its features are a class token, not a map over the image"),
+WITHOUT_A_MAP = {  # with the reason
+    "coat": ("coat_tiny", "its features (list) are not a single feature map"),
+    "crossvit": ("crossvit_tiny_240", "its features (list) are not a single feature map"),
+    "efficientvim": ("efficientvim_m1", "its features (list) are not a single feature map"),
+    "pit": ("pit_ti_224", "its features are a class token, not a feature map"),
 }
 
 
-def test_every_family_of_timm_is_in_the_sweep_or_left_out_with_a_reason() -> None:
+def test_every_timm_family_is_tested_or_listed_with_a_reason() -> None:
     known = [*FAMILIES, *WITHOUT_A_MAP]
     assert len(known) == len(set(known))
     assert [model for model in timm.list_models() if not is_model_in_modules(model, known)] == []
@@ -143,15 +143,13 @@ def test_every_family_of_timm_is_in_the_sweep_or_left_out_with_a_reason() -> Non
 
 @pytest.fixture(scope="module")
 def listed() -> dict[str, str]:
-    """Kind by architecture, of the published."""
-    return {
-        row.model.split(".")[0]: row.kind for row in load_table() if row.kind
-    }  # the rest is refused without a measurement
+    """The kind of each published architecture in the table that was measured."""
+    return {row.model.split(".")[0]: row.kind for row in load_table() if row.kind}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_family_is_of_the_kind_listed_and_its_map_has_the_grid_and_the_mean(
+def test_family_has_the_listed_kind_and_its_map_has_the_expected_grid_and_mean(
     family: str, listed: dict[str, str], randomised: Callable[..., nn.Module]
 ) -> None:
     model, cells, size = (*FAMILIES[family], SIZE)[:3]
@@ -164,14 +162,14 @@ def test_family_is_of_the_kind_listed_and_its_map_has_the_grid_and_the_mean(
     if kind not in SUPPORTED:
         with pytest.raises(InputError) as caught:
             fully_convolutional(classifier, size, class_token=True)
-        assert REFUSED[kind] in str(caught.value)
+        assert REJECTED[kind] in str(caught.value)
         return
     annotator = fully_convolutional(classifier, size, class_token=True)
     assert annotator.kind == kind
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     logits, maps = classifier(images), annotator(images)
     assert maps.shape == (2, 7, *cells)
-    assert maps.std((2, 3)).mean() > 1e-3 * logits.std(), "else any map would do"
+    assert maps.std((2, 3)).mean() > 1e-3 * logits.std(), "a uniform map would prove nothing"
     difference = float((maps.mean((2, 3)) - logits).abs().max() / logits.std())
     assert difference < 1e-4 if kind == "exact" else difference > 1e-2
     annotator.recentre = True
@@ -179,7 +177,7 @@ def test_family_is_of_the_kind_listed_and_its_map_has_the_grid_and_the_mean(
 
 
 @pytest.mark.parametrize("family", WITHOUT_A_MAP)
-def test_family_without_a_map_is_refused_with_its_reason(family: str, randomised: Callable[..., nn.Module]) -> None:
+def test_family_without_a_map_is_rejected_with_the_reason(family: str, randomised: Callable[..., nn.Module]) -> None:
     model, reason = WITHOUT_A_MAP[family]
     with pytest.raises(InputError) as caught:
         fully_convolutional(randomised(create_classifier(model, num_classes=7)), class_token=True)

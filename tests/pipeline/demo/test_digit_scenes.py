@@ -1,4 +1,4 @@
-"""The embedded digit scenes: same seed same bytes, honest boxes, nothing shared between the splits."""
+"""The embedded digit scenes: same seed same bytes, correct boxes, nothing shared between the splits."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def test_same_seed_same_bytes_and_another_seed_others(scenes: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(scenes: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "again", 200, 100, 100, seed=0)
     write_scenes(tmp_path / "other", 200, 100, 100, seed=1)
     assert digest(tmp_path / "again") == digest(scenes) != digest(tmp_path / "other")
@@ -49,11 +49,11 @@ def test_folder_names_one_of_the_objects_and_all_are_of_different_classes(scenes
             assert len(set(image["classes"])) == len(image["classes"]) == len(image["boxes"])
             counts.append(len(image["classes"]))
     assert set(counts) == {1, 2, 3}
-    alone = json.loads((scenes / "annotator" / "train.json").read_text())["images"].values()
-    assert {len(image["classes"]) for image in alone} == {1}
+    annotator_scenes = json.loads((scenes / "annotator" / "train.json").read_text())["images"].values()
+    assert {len(image["classes"]) for image in annotator_scenes} == {1}
 
 
-def test_boxes_are_of_the_stated_size_within_the_scene_and_apart() -> None:
+def test_boxes_have_the_stated_size_lie_within_the_scene_and_do_not_overlap() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         squares = [(d.left, d.top, d.left + d.side, d.top + d.side) for d in place_digits(3, rng)]
@@ -65,7 +65,7 @@ def test_boxes_are_of_the_stated_size_within_the_scene_and_apart() -> None:
 
 
 def test_digits_lie_in_their_boxes(scenes: Path) -> None:
-    # Ink is further from mid-grey than any background (contrast halved), but for what JPEG blurs
+    # Ink is further from mid-grey than any background (whose contrast is halved), except where JPEG blurs it
     inked = {True: 0, False: 0}
     pixels_of = {True: 0, False: 0}
     for key, image in json.loads((scenes / "train.json").read_text())["images"].items():
@@ -91,13 +91,13 @@ def test_splits_share_no_glyph() -> None:
         assert len(set(identities)) == len(glyphs[c])
 
 
-def test_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_not_empty_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(InputError, match="is not empty"):
         write_scenes(tmp_path, 200, 100, 100, seed=0)
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_too_few_scenes_are_refused(tmp_path: Path) -> None:
+def test_too_few_scenes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="50 val images; expected at least 100"):
         write_scenes(tmp_path / "data", 200, 50, 100, seed=0)

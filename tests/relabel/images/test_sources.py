@@ -1,4 +1,4 @@
-"""One set of images in a folder, a list, tars and a data set: the same keys, classes and pixels; and what is no source."""
+"""The same images in a folder, a list, tars and a data set give the same keys, classes and pixels; and invalid sources."""
 
 import io
 import multiprocessing
@@ -46,73 +46,75 @@ def test_numeric_class_folders_sort_as_numbers_and_targets_stay_with_their_keys(
     }
 
 
-def test_other_files_and_hidden_ones_are_no_images(tmp_path: Path) -> None:
+def test_other_files_and_hidden_files_are_not_listed_as_images(tmp_path: Path) -> None:
     put(tmp_path, "a/x.JPEG", "a/.hidden.JPEG")
     for name in ("notes.txt", "x.JPEG.part", "JPEG"):
-        (tmp_path / "a" / name).write_text("no image")
+        (tmp_path / "a" / name).write_text("not an image")
     (tmp_path / "list.JPEG").write_text("beside the class folders")
     assert find_images(tmp_path).keys == ("a/x.JPEG",)
 
 
-def test_nonexistent_folder_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}/nowhere does not exist; expected a folder"):
         find_images(tmp_path / "nowhere")
 
 
-def test_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+def test_file_instead_of_a_folder_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "train.zip").write_bytes(b"zip")
-    with pytest.raises(InputError, match=r"train\.zip is no \.tar and no \.txt list; expected a folder"):
+    with pytest.raises(InputError, match=r"train\.zip is not a folder, \.tar or \.txt list; expected a folder"):
         find_images(tmp_path / "train.zip")
 
 
-def test_folder_without_class_folders_is_told_the_layout(tmp_path: Path) -> None:
+def test_error_for_a_folder_without_class_folders_describes_the_layout(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "x.JPEG")
     with pytest.raises(InputError, match=r"has no sub-folders; expected .*ROOT/CLASS/\*\.JPEG"):
         find_images(tmp_path)
 
 
-def test_class_folder_without_images_is_named(tmp_path: Path) -> None:
+def test_class_folder_without_images_is_named_in_the_error(tmp_path: Path) -> None:
     put(tmp_path, "a/x.JPEG", "c/x.JPEG")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes.txt").write_text("soon")
-    with pytest.raises(InputError, match=rf"{tmp_path}/b holds no image \(.*\.jpeg.*\); fill it or remove it"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/b contains no images \(.*\.jpeg.*\); fill it or remove it"):
         find_images(tmp_path)
 
 
-def test_folder_above_the_split_is_told_to_name_the_split(tmp_path: Path) -> None:
+def test_error_for_the_folder_above_the_split_suggests_the_split(tmp_path: Path) -> None:
     put(tmp_path, "train/a/x.JPEG", "train/b/x.JPEG")
-    with pytest.raises(InputError, match=f"it holds 2 folders: did you mean {tmp_path}/train?"):
+    with pytest.raises(InputError, match=f"it contains 2 folders: did you mean {tmp_path}/train?"):
         find_images(tmp_path)
 
 
-def test_images_deeper_than_their_class_folder_are_not_left_out_unsaid(tmp_path: Path) -> None:
+def test_images_deeper_than_their_class_folder_are_an_error(tmp_path: Path) -> None:
     put(tmp_path, "a/x.JPEG", "a/more/y.JPEG", "b/x.JPEG", "b/.thumbnails/x.JPEG")
-    with pytest.raises(InputError, match=rf"{tmp_path}/a/more holds images within the folder of class a; .* move them up"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/a/more contains images, but lies inside the folder of class a; .* move the images up"
+    ):
         find_images(tmp_path)
     (tmp_path / "a" / "more" / "y.JPEG").unlink()
     assert find_images(tmp_path).keys == ("a/x.JPEG", "b/x.JPEG")
 
 
-def test_file_name_that_is_not_utf8_gets_one_message(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf8_is_an_input_error(tmp_path: Path) -> None:
     put(tmp_path, "a/x.JPEG")
     (tmp_path / "a" / "x.JPEG").rename(tmp_path / "a" / b"caf\xe9.JPEG".decode(errors="surrogateescape"))
     with pytest.raises(InputError, match="UTF-8"):
         keys_digest(find_images(tmp_path).keys)
 
 
-def test_without_leaves_images_out_and_keeps_classes(tmp_path: Path) -> None:
+def test_without_removes_images_and_keeps_classes(tmp_path: Path) -> None:
     rest = find_images(put(tmp_path, "a/x.JPEG", "b/x.JPEG", "b/y.JPEG")).without({"a/x.JPEG", "b/x.JPEG"})
     assert (rest.keys, rest.targets.tolist(), rest.classes) == (("b/y.JPEG",), [1], ("a", "b"))
 
 
-def test_digest_depends_on_keys_and_their_order_not_on_the_folder(tmp_path: Path) -> None:
+def test_digest_depends_on_the_keys_and_their_order_but_not_on_the_folder(tmp_path: Path) -> None:
     here, there = (find_images(put(tmp_path / where, "a/x.JPEG", "b/x.JPEG")) for where in ("here", "there"))
     assert keys_digest(here.keys) == keys_digest(there.keys)
     assert keys_digest(["a", "b"]) != keys_digest(["b", "a"])
     assert keys_digest(["a", "bc"]) != keys_digest(["ab", "c"])
 
 
-# --- the same images elsewhere ------------------------------------------------------------------------------------------
+# --- the same images in other sources -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +129,13 @@ def as_tar(root: Path, out: Path) -> str:
 
 
 def as_tar_of_tars(root: Path, out: Path) -> str:
-    """As ImageNet's training images are published: no folders, a tar per class within the tar."""
+    """As ImageNet's training images are published: no folders, and one tar per class inside the tar."""
     with tarfile.open(out / "train.tar", "w") as tar:
         for folder in root.iterdir():
             inner = io.BytesIO()
-            with tarfile.open(fileobj=inner, mode="w") as of_class:
+            with tarfile.open(fileobj=inner, mode="w") as class_tar:
                 for image in folder.iterdir():
-                    of_class.add(image, image.name)
+                    class_tar.add(image, image.name)
             header = tarfile.TarInfo(f"{folder.name}.tar")
             header.size = inner.tell()
             inner.seek(0)
@@ -177,7 +179,7 @@ def elsewhere(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pyte
         yield find_images(request.param(root, out))
 
 
-def test_keys_classes_targets_and_pixels_are_those_of_the_folder(elsewhere: ImageSet, root: Path) -> None:
+def test_keys_classes_targets_and_pixels_equal_those_of_the_folder(elsewhere: ImageSet, root: Path) -> None:
     folder = find_images(root)
     assert len(folder) == sum(CLASS_SIZES.values())
     assert (elsewhere.keys, elsewhere.classes) == (folder.keys, folder.classes)
@@ -186,7 +188,7 @@ def test_keys_classes_targets_and_pixels_are_those_of_the_folder(elsewhere: Imag
         np.testing.assert_array_equal(np.asarray(elsewhere.read(i)), np.asarray(folder.read(i)))
 
 
-def test_label_set_has_the_bytes_of_the_folders(
+def test_label_set_has_the_same_bytes_as_that_of_the_folder(
     relabel_here: Relabel,
     elsewhere: ImageSet,
     tmp_path: Path,
@@ -199,22 +201,23 @@ def test_label_set_has_the_bytes_of_the_folders(
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
-def first_pixels(images: ImageSet, index: int) -> bytes:
-    return images.read(index).tobytes()
+def pixels_of(images: ImageSet, index: int) -> bytes:
+    pixels: bytes = images.read(index).tobytes()
+    return pixels
 
 
-def test_processes_forked_after_a_read_do_not_disturb_one_another(elsewhere: ImageSet) -> None:
-    expected = [first_pixels(elsewhere, i) for i in range(len(elsewhere))]
+def test_processes_forked_after_a_read_all_read_the_right_pixels(elsewhere: ImageSet) -> None:
+    expected = [pixels_of(elsewhere, i) for i in range(len(elsewhere))]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for _ in range(5):
             jobs = [(elsewhere, i) for i in range(len(elsewhere))]
-            assert pool.starmap(first_pixels, jobs, chunksize=1) == expected
+            assert pool.starmap(pixels_of, jobs, chunksize=1) == expected
 
 
-def test_images_left_out_take_their_places_with_them(elsewhere: ImageSet) -> None:
+def test_remaining_images_keep_their_pixels_when_others_are_removed(elsewhere: ImageSet) -> None:
     rest = elsewhere.without({elsewhere.keys[0], elsewhere.keys[4]})
-    assert [first_pixels(rest, i) for i in range(len(rest))] == [
-        first_pixels(elsewhere, i) for i in range(len(elsewhere)) if i not in (0, 4)
+    assert [pixels_of(rest, i) for i in range(len(rest))] == [
+        pixels_of(elsewhere, i) for i in range(len(elsewhere)) if i not in (0, 4)
     ]
 
 
@@ -225,16 +228,16 @@ def test_index_finds_every_key_and_no_other(elsewhere: ImageSet) -> None:
             elsewhere.index(stranger)
 
 
-def test_tars_beside_class_folders_are_left_alone(tmp_path: Path) -> None:
+def test_tars_beside_class_folders_are_ignored(tmp_path: Path) -> None:
     put(tmp_path, "cat/x.JPEG")
     (tmp_path / "cat.tar").write_bytes(b"what the folder was unpacked from")
     assert find_images(tmp_path).keys == ("cat/x.JPEG",)
 
 
-# --- what goes wrong ------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------------
 
 
-def test_torn_image_within_a_tar_is_named_by_tar_and_key(tmp_path: Path, root: Path) -> None:
+def test_truncated_image_in_a_tar_is_named_by_tar_and_key(tmp_path: Path, root: Path) -> None:
     whole = (root / "dog" / "dog_1.JPEG").read_bytes()
     (tmp_path / "dog_1.JPEG").write_bytes(whole[: len(whole) // 2])
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
@@ -243,45 +246,45 @@ def test_torn_image_within_a_tar_is_named_by_tar_and_key(tmp_path: Path, root: P
         find_images(tmp_path / "x.tar").read(0)
 
 
-def test_tar_that_went_away_is_an_unreadable_image(tmp_path: Path, root: Path) -> None:
+def test_image_of_a_deleted_tar_is_unreadable(tmp_path: Path, root: Path) -> None:
     images = find_images(as_tar(root, tmp_path))
     (tmp_path / "train.tar").unlink()
     with pytest.raises(UnreadableImage, match=r"train\.tar:cat/cat_0\.JPEG: .*No such file"):
         images.read(0)
 
 
-def test_tar_that_is_damaged_or_cut_anywhere_never_lists_fewer_images(tmp_path: Path, root: Path) -> None:
+def test_damaged_or_truncated_tar_is_an_error_and_never_lists_fewer_images(tmp_path: Path, root: Path) -> None:
     whole = Path(as_tar(root, tmp_path)).read_bytes()
     with tarfile.open(tmp_path / "train.tar") as tar:
         headers = [member.offset for member in tar][2:]
     damaged = tmp_path / "damaged.tar"
     for place in headers:
         for content in (
-            whole[:place] + b"\xff" * 8 + whole[place + 8 :],  # a header that is none
-            whole[: place + 100],  # cut within a header
+            whole[:place] + b"\xff" * 8 + whole[place + 8 :],  # a damaged header
+            whole[: place + 100],  # truncated in a header
             whole[:place],  # between two members
-            whole[: place - 700],  # within an image, or a header
+            whole[: place - 700],  # in an image or a header
         ):
             damaged.write_bytes(content)
-            with pytest.raises(InputError, match=r"damaged\.tar is no uncompressed tar, or a damaged one"):
+            with pytest.raises(InputError, match=r"damaged\.tar is not an uncompressed tar, or is damaged"):
                 find_images(damaged)
 
 
-def test_compressed_tar_is_named(tmp_path: Path, root: Path) -> None:
+def test_compressed_tar_is_named_in_the_error(tmp_path: Path, root: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.add(root, "train")
-    with pytest.raises(InputError, match=r"x\.tar is no uncompressed tar.*decompress it"):
+    with pytest.raises(InputError, match=r"x\.tar is not an uncompressed tar.*decompress it"):
         find_images(tmp_path / "x.tar")
 
 
-def test_tar_without_images_is_told_what_counts_as_one(tmp_path: Path) -> None:
+def test_error_for_a_tar_without_images_lists_the_image_extensions(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("cat/notes.txt"))
-    with pytest.raises(InputError, match=r"x\.tar holds no images \(.*\.jpeg"):
+    with pytest.raises(InputError, match=r"x\.tar contains no images \(.*\.jpeg"):
         find_images(tmp_path / "x.tar")
 
 
-def test_two_images_of_one_key_in_a_tar_are_both_named(tmp_path: Path, root: Path) -> None:
+def test_two_images_in_a_tar_with_the_same_key_are_both_named(tmp_path: Path, root: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for split in ("train", "val"):
             tar.add(root / "cat", f"{split}/cat")
@@ -292,27 +295,27 @@ def test_two_images_of_one_key_in_a_tar_are_both_named(tmp_path: Path, root: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "lists no image"),
-        ("cat/x.JPEG\n\nnotes.md\n", "line 3: 'notes.md' is no path of an image"),
+        ("", "lists no images; expected one path per line"),
+        ("cat/x.JPEG\n\nnotes.md\n", "line 3: 'notes.md' is not the path of an image"),
         ("a/cat/x.JPEG\nb/cat/x.JPEG\n", r"line 2: .*b/cat/x\.JPEG and .*a/cat/x\.JPEG have the same key cat/x\.JPEG"),
     ],
 )
-def test_list_is_told_which_line_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+def test_error_for_a_list_names_the_wrong_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "list.txt").write_text(content)
     with pytest.raises(InputError, match=rf"list\.txt.*{message}"):
         find_images(tmp_path / "list.txt")
 
 
-def test_paths_that_climb_keep_the_class_they_lead_to(tmp_path: Path, root: Path) -> None:
+def test_path_with_dot_dot_gets_the_class_of_the_folder_it_leads_to(tmp_path: Path, root: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{root}/cat/../dog/dog_1.JPEG\n")
     assert find_images(tmp_path / "list.txt").keys == ("dog/dog_1.JPEG",)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(root / "cat" / "cat_0.JPEG", "cat/../../x.JPEG")
-    with pytest.raises(InputError, match="leads out of its class's folder"):
+    with pytest.raises(InputError, match="leads outside its class folder"):
         find_images(tmp_path / "x.tar")
 
 
-def test_data_set_without_labels_is_refused(tmp_path: Path) -> None:
+def test_data_set_without_labels_is_rejected(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     jpeg = io.BytesIO()
     Image.new("RGB", (3, 2)).save(jpeg, "JPEG")
@@ -323,14 +326,14 @@ def test_data_set_without_labels_is_refused(tmp_path: Path) -> None:
         find_images(f"hfds/{tmp_path / 'data'}:test")
 
 
-def test_data_set_that_cannot_be_had_is_one_message(tmp_path: Path) -> None:
+def test_data_set_that_cannot_be_loaded_is_an_input_error(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     with pytest.raises(InputError, match="cannot read hfds/nowhere"):
         find_images(f"hfds/nowhere-{tmp_path.name}")
 
 
-def test_imagenet_of_the_hub_has_the_keys_of_the_folder(tmp_path: Path) -> None:
-    """There, a file is n01440764_10026_n01440764.JPEG and its class a lemma; the synset is at the name's end."""
+def test_imagenet_from_the_hub_has_the_same_keys_as_the_folder(tmp_path: Path) -> None:
+    """On the hub, a file is n01440764_10026_n01440764.JPEG and its class a lemma; the WordNet id ends the file name."""
     datasets = pytest.importorskip("datasets")
     jpeg = io.BytesIO()
     Image.new("RGB", (3, 2)).save(jpeg, "JPEG")

@@ -1,4 +1,4 @@
-"""Label pooling against torchvision's RoIAlign on the dense map, which is its definition, and against sums by hand."""
+"""Label pooling compared with its definition, torchvision's RoIAlign on the dense map, and with sums by hand."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def thin_boxes(count: int, rows: int, columns: int, seed: int) -> Tensor:
 
 
 def edge_boxes(count: int, rows: int, columns: int, seed: int) -> Tensor:
-    """Boxes whose edges lie on cell borders and on the image's own."""
+    """Boxes whose edges lie on cell borders or on the edges of the image."""
     generator = torch.Generator().manual_seed(seed)
     boxes = []
     for cells in (columns, rows):
@@ -74,7 +74,7 @@ def test_sparse_pooling_equals_roi_align_on_the_dense_map(
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 7), (14, 4)])
 @pytest.mark.parametrize(("rows", "columns"), [(6, 9), (15, 15), (1, 4)])
-def test_pooling_to_a_grid_equals_roi_align_of_that_output_size(rows: int, columns: int, grid: tuple[int, int]) -> None:
+def test_pooling_to_a_grid_equals_roi_align_with_that_output_size(rows: int, columns: int, grid: tuple[int, int]) -> None:
     maps = random_maps(BATCH, 7, 2, rows, columns)
     for boxes in (random_boxes(BATCH, 0), thin_boxes(BATCH, rows, columns, 1), edge_boxes(BATCH, rows, columns, 2)):
         numbered = torch.cat([torch.arange(BATCH).unsqueeze(1).float(), boxes * torch.tensor([columns, rows] * 2)], 1)
@@ -83,7 +83,7 @@ def test_pooling_to_a_grid_equals_roi_align_of_that_output_size(rows: int, colum
 
 
 def by_points(dense: Tensor, inside: Callable[[float, float], bool], per_side: int = 200) -> Tensor:
-    """(C,) mean of the interpolated (C, H, W) map over the points of a fine grid that are inside, one by one."""
+    """(C,) mean of the interpolated (C, H, W) map over those points of a fine grid for which `inside` is true, by a loop."""
     _, height, width = dense.shape
     total, count = torch.zeros(len(dense)), 0
     for i in range(per_side):
@@ -118,7 +118,7 @@ def test_area_weights_of_a_crop_with_a_hole_equal_a_slow_loop_over_its_points(ro
         torch.testing.assert_close(pooled, by_points(maps.dense(4)[0], inside), atol=0.02, rtol=0)
 
 
-def test_area_weights_sum_to_the_area_are_nowhere_negative_and_near_roi_aligns() -> None:
+def test_area_weights_sum_to_the_area_are_not_negative_and_are_close_to_roi_align() -> None:
     boxes = random_boxes(BATCH, 4)
     weight = area_weights(boxes, 6, 9)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * 54
@@ -126,12 +126,12 @@ def test_area_weights_sum_to_the_area_are_nowhere_negative_and_near_roi_aligns()
     half = torch.cat([boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2], 1)
     assert (weight - area_weights(half, 6, 9)).min() > -1e-5
     maps = random_maps(BATCH, 5, 2, 6, 9)
-    large = area > 8  # of many points, whose mean is near the integral
+    large = area > 8  # many points, whose mean is close to the integral
     difference = weighted_sum(maps, weight / area.view(-1, 1, 1), 5) - label_pool(maps, boxes, 5)
     assert difference[large].abs().mean() < 0.05
 
 
-def test_stored_types_pool_like_their_float32_values() -> None:
+def test_pooling_stored_types_equals_pooling_their_float32_values() -> None:
     maps = random_maps(BATCH, 30, 5, 6, 9)
     stored = LabelMaps(maps.scores.half(), maps.classes.to(torch.uint16), maps.tail.half())
     widened = LabelMaps(stored.scores.float(), stored.classes.long(), stored.tail.float())
@@ -140,7 +140,7 @@ def test_stored_types_pool_like_their_float32_values() -> None:
 
 
 def one_hot_cell(row: int, column: int) -> LabelMaps:
-    """A 6x9 map, 4 classes: logit 1 for class 2 in one cell, 0 for everything else."""
+    """A 6x9 map of 4 classes: the logit of class 2 is 1 in one cell, and all others are 0."""
     scores, classes = torch.zeros(1, 1, 6, 9), torch.full((1, 1, 6, 9), 3)
     scores[0, 0, row, column], classes[0, 0, row, column] = 1.0, 2
     return LabelMaps(scores, classes, torch.zeros(1, 6, 9))
@@ -160,29 +160,29 @@ def test_crop_of_left_third_reads_left_columns() -> None:
     assert label_pool(one_hot_cell(0, 8), left_third, 4).abs().max() == 0
 
 
-def test_box_between_two_cell_centres_reads_both_by_distance() -> None:
-    # In a row of 4 cells, the box from 0.25 to 0.45 spans cells 1.0 to 1.8: one point, at 1.4 - 0.5 = 0.9 between centres
+def test_box_between_two_cell_centres_weights_both_cells_by_distance() -> None:
+    # In a row of 4 cells, the box from 0.25 to 0.45 spans 1.0 to 1.8: one sampling point, at 1.4 - 0.5 = 0.9 in cell centres
     weights = roi_align_weights(torch.tensor([0.25]), torch.tensor([0.45]), 4)
     torch.testing.assert_close(weights, torch.tensor([[[0.1, 0.9, 0.0, 0.0]]]))
 
 
-def test_pooling_the_whole_image_is_the_mean_of_the_map() -> None:
+def test_pooling_the_whole_image_gives_the_mean_of_the_map() -> None:
     maps = random_maps(20, 11, 3, 6, 9)
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(20, 4)
     torch.testing.assert_close(label_pool(maps, whole, 11), maps.dense(11).mean((2, 3)))
 
 
 @pytest.mark.parametrize("topk", [1, 4, 7])
-def test_with_the_tail_as_mean_the_sum_over_classes_is_exact_for_any_k(topk: int) -> None:
+def test_with_a_mean_tail_the_sum_over_classes_is_exact_for_any_k(topk: int) -> None:
     logits = torch.randn(BATCH, 7, 6, 9)
     boxes = random_boxes(BATCH, 3)
-    every = label_pool(sparsify(logits, 7, "mean"), boxes, 7)
+    full = label_pool(sparsify(logits, 7, "mean"), boxes, 7)
     torch.testing.assert_close(
-        label_pool(sparsify(logits, topk, "mean"), boxes, 7).sum(1), every.sum(1), atol=1e-4, rtol=1e-4
+        label_pool(sparsify(logits, topk, "mean"), boxes, 7).sum(1), full.sum(1), atol=1e-4, rtol=1e-4
     )
 
 
-def test_with_all_classes_stored_pooled_logits_are_those_of_the_full_map() -> None:
+def test_with_all_classes_stored_pooled_logits_equal_those_of_the_full_map() -> None:
     logits = torch.randn(BATCH, 7, 6, 9)
     boxes = random_boxes(BATCH, 3)
     maps = sparsify(logits, 7, "logmeanexp")
@@ -191,21 +191,21 @@ def test_with_all_classes_stored_pooled_logits_are_those_of_the_full_map() -> No
     torch.testing.assert_close(label_pool(maps, boxes, 7), exact, atol=1e-5, rtol=1e-5)
 
 
-def test_mirroring_image_and_box_leaves_the_target_as_it_is() -> None:
+def test_mirroring_the_image_and_the_box_does_not_change_the_target() -> None:
     maps = random_maps(BATCH, 11, 3, 6, 9)
     mirrored = LabelMaps(maps.scores.flip(-1), maps.classes.flip(-1), maps.tail.flip(-1))
     x0, y0, x1, y1 = random_boxes(BATCH, 5).unbind(1)
-    there = label_pool(maps, torch.stack([x0, y0, x1, y1], 1), 11)
-    back = label_pool(mirrored, torch.stack([1 - x1, y0, 1 - x0, y1], 1), 11)
-    # 1 - x is rounded, which may change RoIAlign's number of points where a box spans a whole number of cells
-    assert ((there - back).abs().amax(1) < 1e-4).float().mean() > 0.99
+    original = label_pool(maps, torch.stack([x0, y0, x1, y1], 1), 11)
+    flipped = label_pool(mirrored, torch.stack([1 - x1, y0, 1 - x0, y1], 1), 11)
+    # 1 - x is rounded, which may change RoIAlign's number of points if a box spans a whole number of cells
+    assert ((original - flipped).abs().amax(1) < 1e-4).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(
     "box",
     [[0.5, 0.2, 0.5, 0.4], [0.6, 0.2, 0.5, 0.4], [-0.1, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.1], [0.0, float("nan"), 1.0, 1.0]],
 )
-def test_box_that_is_empty_or_outside_is_named(box: list[float]) -> None:
+def test_box_that_is_empty_or_outside_the_image_is_named_in_the_error(box: list[float]) -> None:
     with pytest.raises(ValueError, match="box 1 is"):
         label_pool(random_maps(2, 4, 2, 6, 9), torch.tensor([[0.0, 0.0, 1.0, 1.0], box]), 4)
 

@@ -1,4 +1,4 @@
-"""Shards on disk and the store that reads them: what goes in comes out, and what is damaged is refused by name."""
+"""Shards on disk and the store that reads them: maps read back as written, and damage is reported by file name."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from relabel.labels.maps import MAPS, LabelMaps
+from relabel.labels.maps import MAPS, LabelMaps, class_dtype
 from relabel.labels.shard_lines import SHARD_LINES, append_shard_line, read_shard_lines
 from relabel.labels.shards import MappedShard, shard_name, write_shard
 from relabel.labels.store import LabelStore
@@ -41,7 +41,7 @@ def assert_same(mine: LabelMaps, theirs: LabelMaps) -> None:
     assert torch.equal(mine.tail.float(), theirs.tail.half().float())
 
 
-# --- what goes in comes out ---------------------------------------------------------------------------------------------
+# --- writing and reading back -------------------------------------------------------------------------------------------
 
 
 def test_stored_maps_read_back_up_to_float16_rounding(label_set: Path) -> None:
@@ -50,17 +50,17 @@ def test_stored_maps_read_back_up_to_float16_rounding(label_set: Path) -> None:
     assert_same(store.gather(store.rows(KEYS)), random_maps(5, 7))
 
 
-def test_rows_follow_the_keys_asked_for(label_set: Path) -> None:
+def test_rows_are_in_the_order_of_the_requested_keys(label_set: Path) -> None:
     store = LabelStore.open(label_set)
     assert store.rows([KEYS[4], KEYS[0], KEYS[2]]).tolist() == [4, 0, 2]
 
 
-def test_missing_key_is_named(label_set: Path) -> None:
+def test_missing_key_is_named_in_the_error(label_set: Path) -> None:
     with pytest.raises(KeyError, match=r"dog/nowhere\.JPEG"):
         LabelStore.open(label_set).rows([KEYS[0], "dog/nowhere.JPEG", "another"])
 
 
-def test_keys_out_of_order_are_found_all_the_same(tmp_path: Path) -> None:
+def test_keys_are_found_in_a_set_that_is_not_sorted(tmp_path: Path) -> None:
     mixed = [KEYS[i] for i in (3, 0, 4, 2, 1)]
     write_label_set(tmp_path / "set", mixed, random_maps(5, 7), 7, shard_size=2)
     store = LabelStore.open(tmp_path / "set")
@@ -71,7 +71,7 @@ def test_keys_out_of_order_are_found_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [7, 70_000])  # uint16, uint32
-def test_gather_gives_the_same_maps_and_types_wherever_the_set_is(tmp_path: Path, num_classes: int) -> None:
+def test_gather_returns_the_same_maps_and_types_from_files_and_from_memory(tmp_path: Path, num_classes: int) -> None:
     write_label_set(tmp_path / "set", KEYS, random_maps(5, 7), num_classes, shard_size=2)
     rows = torch.tensor([4, 0, 3, 3, 1, 2, 4])
     expected = LabelMaps(*(t[rows] for t in vars(random_maps(5, 7)).values()))
@@ -86,8 +86,17 @@ def test_gather_gives_the_same_maps_and_types_wherever_the_set_is(tmp_path: Path
         assert store.nbytes == 5 * 3 * 5 * (2 * (2 + {7: 2, 70_000: 4}[num_classes]) + 2)
 
 
+@pytest.mark.parametrize(("classes", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
+def test_class_dtype_can_represent_the_largest_class(classes: int, dtype: type) -> None:
+    chosen = class_dtype(classes)
+    assert chosen == dtype
+    assert np.array(classes - 1).astype(chosen) == classes - 1
+
+
 @pytest.mark.parametrize(("num_classes", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
-def test_largest_class_survives_in_the_smallest_type_that_holds_it(tmp_path: Path, num_classes: int, dtype: type) -> None:
+def test_largest_class_is_stored_in_the_smallest_type_that_can_represent_it(
+    tmp_path: Path, num_classes: int, dtype: type
+) -> None:
     classes = torch.tensor([num_classes - 1, 0, 3, 40_000]).view(2, 2, 1, 1)
     write_label_set(
         tmp_path / "set", KEYS[:2], LabelMaps(torch.zeros(2, 2, 1, 1), classes, torch.zeros(2, 1, 1)), num_classes
@@ -98,7 +107,7 @@ def test_largest_class_survives_in_the_smallest_type_that_holds_it(tmp_path: Pat
         assert torch.equal(store.gather(torch.tensor([0, 1])).classes.long(), classes)
 
 
-def test_dense_map_puts_each_score_at_its_class_and_the_tail_everywhere_else() -> None:
+def test_dense_map_has_each_score_at_its_class_and_the_tail_everywhere_else() -> None:
     maps = random_maps(2, 6, k=3, grid=(2, 5))
     expected = np.empty((2, 6, 2, 5), dtype=np.float32)
     for image, c, row, column in np.ndindex(expected.shape):
@@ -125,12 +134,12 @@ def test_same_maps_give_the_same_bytes(tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_line_of_a_shard_holds_the_hash_of_its_file(label_set: Path) -> None:
+def test_shard_line_contains_the_sha256_of_the_shard_file(label_set: Path) -> None:
     for line in read_shard_lines(label_set).values():
         assert line.sha256 == sha256_of(label_set / line.file)
 
 
-def test_shard_says_what_it_is_to_anybody_with_h5py(label_set: Path) -> None:
+def test_shard_is_self_describing_hdf5(label_set: Path) -> None:
     with h5py.File(label_set / shard_name(0)) as file:
         assert dict(file.attrs) == {"format": 1, "num_classes": 7}
         assert [key.decode() for key in file["keys"]] == KEYS[:2]
@@ -145,18 +154,18 @@ def test_shard_says_what_it_is_to_anybody_with_h5py(label_set: Path) -> None:
 
 
 def write_with_unreadable(labels: Path, readable: list[list[int]]) -> None:
-    """The five images in shards of two; what is not readable in a shard is recorded there."""
+    """The five images in shards of two; each shard's line lists its unreadable images."""
     maps = random_maps(5, 7)
     manifest = manifest_of(KEYS, maps, 7, shard_size=2)
     labels.mkdir()
     manifest.save(labels)
     for shard, rows in enumerate(readable):
         part = LabelMaps(maps.scores[rows], maps.classes[rows], maps.tail[rows])
-        skipped = [KEYS[i] for i in range(shard * 2, min(shard * 2 + 2, 5)) if i not in rows]
-        append_shard_line(labels, write_shard(labels, shard, [KEYS[i] for i in rows], part, manifest, skipped))
+        unreadable = [KEYS[i] for i in range(shard * 2, min(shard * 2 + 2, 5)) if i not in rows]
+        append_shard_line(labels, write_shard(labels, shard, [KEYS[i] for i in rows], part, manifest, unreadable))
 
 
-def test_shard_whose_images_were_all_unreadable_is_empty_and_harmless(tmp_path: Path) -> None:
+def test_shard_with_only_unreadable_images_is_empty_and_the_others_are_read(tmp_path: Path) -> None:
     write_with_unreadable(tmp_path / "set", [[1], [], [4]])
     mapped, resident = LabelStore.open(tmp_path / "set"), LabelStore.open(tmp_path / "set").to("cpu", resident=True)
     assert mapped.keys == [KEYS[1], KEYS[4]]
@@ -167,42 +176,42 @@ def test_shard_whose_images_were_all_unreadable_is_empty_and_harmless(tmp_path: 
         assert_same(maps, LabelMaps(whole.scores[[4, 1]], whole.classes[[4, 1]], whole.tail[[4, 1]]))
 
 
-def test_set_whose_images_were_all_unreadable_opens_without_rows(tmp_path: Path) -> None:
+def test_set_with_only_unreadable_images_opens_with_no_rows(tmp_path: Path) -> None:
     write_with_unreadable(tmp_path / "set", [[], [], []])
     store = LabelStore.open(tmp_path / "set").to("cpu")
     assert len(store) == 0 and list(store.unreadable) == KEYS
 
 
-# --- what is damaged ----------------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------------------------------
 
 
-def test_incomplete_set_is_refused_with_the_first_missing_shard(label_set: Path) -> None:
+def test_error_for_an_incomplete_set_names_the_first_missing_shard(label_set: Path) -> None:
     lines = (label_set / SHARD_LINES).read_text().splitlines(keepends=True)
     (label_set / SHARD_LINES).write_text(lines[0])
     with pytest.raises(InputError, match=r"incomplete: 2 of 3 shards are missing \(first: shard-00001\.h5\); run the"):
         LabelStore.open(label_set)
 
 
-def test_missing_shard_file_is_named(label_set: Path) -> None:
+def test_missing_shard_file_is_named_in_the_error(label_set: Path) -> None:
     (label_set / shard_name(1)).unlink()
     with pytest.raises(InputError, match=rf"{label_set}/shard-00001\.h5 is missing.*run the command that made"):
         LabelStore.open(label_set)
 
 
-def test_shard_cut_anywhere_is_refused_by_name(label_set: Path) -> None:
+def test_shard_truncated_anywhere_is_named_in_the_error(label_set: Path) -> None:
     path = label_set / shard_name(1)
     whole = path.read_bytes()
     for length in [0, 1, 7, *range(8, len(whole), 97), len(whole) - 1]:
         path.unlink()  # not rewritten in place: an earlier map of the file may still be alive
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"shard-00001\.h5 is cut short or no HDF5 file .*delete it and run"):
+        with pytest.raises(InputError, match=r"shard-00001\.h5 is truncated or not an HDF5 file .*delete it and run"):
             LabelStore.open(label_set)
 
 
-def test_damaged_structure_is_refused_by_name_or_leaves_structure_sound(label_set: Path) -> None:
+def test_flipped_byte_in_a_shard_is_an_input_error_or_leaves_its_structure_valid(label_set: Path) -> None:
     path, line, manifest = label_set / shard_name(0), read_shard_lines(label_set)[0], LabelStore.open(label_set).manifest
     whole = path.read_bytes()
-    strangers = {}
+    other_errors = {}
     for place in range(0, len(whole), 5):
         damaged = bytearray(whole)
         damaged[place] ^= 255
@@ -213,11 +222,11 @@ def test_damaged_structure_is_refused_by_name_or_leaves_structure_sound(label_se
         except InputError as error:
             assert "shard-00000.h5" in str(error)
         except Exception as error:
-            strangers[place] = repr(error)
-    assert strangers == {}
+            other_errors[place] = repr(error)
+    assert other_errors == {}
 
 
-def test_shard_of_another_shape_is_refused_with_both_shapes(label_set: Path) -> None:
+def test_error_for_a_shard_of_another_shape_names_both_shapes(label_set: Path) -> None:
     manifest = LabelStore.open(label_set).manifest
     dataclasses.replace(manifest, grid=(5, 3)).save(label_set)
     with pytest.raises(
@@ -231,14 +240,14 @@ def rewrite(path: Path, change: Callable[[h5py.File], object]) -> None:
         change(file)
 
 
-def test_shard_made_for_another_class_count_is_refused_with_both(label_set: Path) -> None:
+def test_error_for_a_shard_of_another_class_count_names_both_counts(label_set: Path) -> None:
     manifest = LabelStore.open(label_set).manifest
     dataclasses.replace(manifest, num_classes=8).save(label_set)
     with pytest.raises(InputError, match=r"shard-00000\.h5: format and num_classes are 1 and 7, the manifest says 1 and 8;"):
         LabelStore.open(label_set)
 
 
-def test_shard_of_another_class_type_is_refused_with_both_types(label_set: Path) -> None:
+def test_error_for_a_shard_of_another_class_dtype_names_both_dtypes(label_set: Path) -> None:
     def widen(file: h5py.File) -> None:
         classes = file["classes"][()]
         del file["classes"]
@@ -251,13 +260,13 @@ def test_shard_of_another_class_type_is_refused_with_both_types(label_set: Path)
         LabelStore.open(label_set)
 
 
-def test_shard_without_a_dataset_is_refused_with_its_name(label_set: Path) -> None:
+def test_error_for_a_shard_without_a_dataset_names_the_dataset(label_set: Path) -> None:
     rewrite(label_set / shard_name(2), lambda file: file.pop("tail"))
     with pytest.raises(InputError, match=r"shard-00002\.h5 has no dataset 'tail'; delete it and run"):
         LabelStore.open(label_set)
 
 
-def test_compressed_shard_cannot_be_mapped_and_is_refused(label_set: Path) -> None:
+def test_compressed_shard_is_rejected_because_it_cannot_be_mapped(label_set: Path) -> None:
     def compress(file: h5py.File) -> None:
         tail = file["tail"][()]
         del file["tail"]
@@ -268,7 +277,7 @@ def test_compressed_shard_cannot_be_mapped_and_is_refused(label_set: Path) -> No
         LabelStore.open(label_set)
 
 
-def test_shard_that_cannot_be_written_leaves_nothing_behind(
+def test_failed_shard_write_leaves_no_file(
     tmp_path: Path, file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]]
 ) -> None:
     maps = random_maps(5, 7)
@@ -277,10 +286,10 @@ def test_shard_that_cannot_be_written_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_store_sent_to_another_process_opens_the_files_there(undisturbed: Path) -> None:
+def test_pickled_store_is_small_and_opens_the_files_again(undisturbed: Path) -> None:
     store = LabelStore.open(undisturbed).to("cpu", resident=True)
-    sent = pickle.dumps(store)
-    assert len(sent) < 1000
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 1000
     rows = torch.tensor([8, 0, 3])
     for name in MAPS:
-        assert torch.equal(getattr(pickle.loads(sent).read(rows), name), getattr(store.gather(rows), name))
+        assert torch.equal(getattr(pickle.loads(pickled).read(rows), name), getattr(store.gather(rows), name))

@@ -1,4 +1,4 @@
-"""The paired bootstrap against one that draws images by index."""
+"""The paired bootstrap against a slow one that draws image indices."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def outcomes(seed: int, images: int, share: float) -> np.ndarray:
     return 100.0 * (np.random.default_rng(seed).random(images) < share)
 
 
-def slow(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
+def slow_interval(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
     rng = np.random.default_rng(1)
     means = []
     for _ in range(4000):
@@ -25,11 +25,11 @@ def slow(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> tuple[flo
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_interval_is_that_of_drawing_images_by_index(classes: int) -> None:
+def test_interval_equals_that_of_drawing_image_indices(classes: int) -> None:
     first, second = outcomes(0, 300, 0.7), outcomes(1, 300, 0.6)
     strata = (np.arange(300) ** 2) % classes if classes > 1 else np.zeros(300, dtype=int)
     found = paired_bootstrap(Measure(first, strata), Measure(second, strata))
-    low, high = slow(first, second, strata)
+    low, high = slow_interval(first, second, strata)
     assert found.difference == pytest.approx(Measure(first, strata).mean() - Measure(second, strata).mean())
     assert (found.low, found.high) == (pytest.approx(low, abs=0.7), pytest.approx(high, abs=0.7))
     assert high - low > 10
@@ -52,15 +52,15 @@ def test_same_model_does_not_differ_from_itself() -> None:
     assert (found.difference, found.low, found.high, found.excludes_zero) == (0, 0, 0, False)
 
 
-def test_images_that_are_not_judged_are_never_drawn() -> None:
+def test_images_that_do_not_count_are_never_drawn() -> None:
     first, second = outcomes(0, 40, 0.9), outcomes(1, 40, 0.2)
     first[20:], second[20:] = np.nan, np.nan
     found = paired_bootstrap(Measure(first), Measure(second))
-    alone = paired_bootstrap(Measure(first[:20]), Measure(second[:20]))
-    assert found == alone
+    without_them = paired_bootstrap(Measure(first[:20]), Measure(second[:20]))
+    assert found == without_them
 
 
-def test_same_seed_same_interval_however_much_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_seed_gives_the_same_interval_however_much_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     first, second = Measure(rng.random(30)), Measure(rng.random(30))
     at_once = paired_bootstrap(first, second)

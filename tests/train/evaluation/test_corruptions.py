@@ -1,4 +1,4 @@
-"""Corrupted images: laid out as ImageNet-C, the same for the same seed, worse with every severity, and each by hand."""
+"""Corrupted images: laid out as in ImageNet-C, equal for equal seeds, worse with every severity, and checked by hand."""
 
 import itertools
 import shutil
@@ -27,7 +27,7 @@ def image() -> Image.Image:
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_every_severity_takes_the_image_further_from_itself(image: Image.Image, corruption: Corruption) -> None:
+def test_every_severity_changes_the_image_more_than_the_one_before(image: Image.Image, corruption: Corruption) -> None:
     original = np.asarray(image).astype(float)
     distances = []
     for severity in SEVERITIES:
@@ -38,12 +38,12 @@ def test_every_severity_takes_the_image_further_from_itself(image: Image.Image, 
     assert all(a < b for a, b in itertools.pairwise(distances)), distances
 
 
-def of_one_colour(rgb: tuple[int, int, int]) -> Image.Image:
+def plain_image(rgb: tuple[int, int, int]) -> Image.Image:
     return Image.new("RGB", (64, 64), rgb)
 
 
-def test_noise_is_of_the_stated_strength() -> None:
-    grey = of_one_colour((127, 127, 127))
+def test_noise_has_the_stated_strength() -> None:
+    grey = plain_image((127, 127, 127))
     gaussian = np.asarray(corruptions.gaussian_noise(grey, 2, np.random.default_rng(0))) / 255
     assert gaussian.std() == pytest.approx(0.08, rel=0.03)
     shot = np.asarray(corruptions.shot_noise(grey, 2, np.random.default_rng(0))) / 255
@@ -55,15 +55,13 @@ def test_noise_is_of_the_stated_strength() -> None:
 
 
 def test_brightness_raises_hsv_value_and_keeps_hue_and_saturation() -> None:
-    bright = np.asarray(corruptions.brightness(of_one_colour((100, 50, 0)), 1, np.random.default_rng(0)))[0, 0]
+    bright = np.asarray(corruptions.brightness(plain_image((100, 50, 0)), 1, np.random.default_rng(0)))[0, 0]
     assert bright.tolist() == pytest.approx([125.5, 62.75, 0], abs=1)  # value 100 + 25.5, the others in proportion
-    assert (
-        np.asarray(corruptions.brightness(of_one_colour((0, 0, 0)), 2, np.random.default_rng(0)))[0, 0].tolist() == [51] * 3
-    )
+    assert np.asarray(corruptions.brightness(plain_image((0, 0, 0)), 2, np.random.default_rng(0)))[0, 0].tolist() == [51] * 3
 
 
 def test_contrast_shrinks_towards_the_mean_of_each_channel() -> None:
-    halves = of_one_colour((200, 100, 0))
+    halves = plain_image((200, 100, 0))
     halves.paste((100, 100, 0), (0, 0, 32, 64))
     flat = np.asarray(corruptions.contrast(halves, 4, np.random.default_rng(0)))
     assert flat[0, 0].tolist() == pytest.approx([145, 100, 0], abs=1) and flat[0, 63].tolist() == pytest.approx(
@@ -82,22 +80,22 @@ def test_corrupted_folder_has_the_same_keys_under_every_corruption_and_severity(
     key = source.keys[4]
     written = read_rgb(tmp_path / "out" / "contrast" / "3" / key)
     expected = corruptions.contrast(read_rgb(image_folder / key), 3, np.random.default_rng(0))
-    assert np.abs(np.asarray(written).astype(int) - np.asarray(expected)).mean() < 2, "the file itself costs nearly nothing"
+    assert np.abs(np.asarray(written).astype(int) - np.asarray(expected)).mean() < 2, "saving changes nearly nothing"
 
 
-def test_same_seed_same_bytes_and_other_images_do_not_matter(image_folder: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_whatever_other_images_there_are(image_folder: Path, tmp_path: Path) -> None:
     write_corrupted(image_folder, tmp_path / "a")
     (image_folder / "dog" / "dog_0.JPEG").unlink()
     shutil.copy(image_folder / "dog" / "dog_3.JPEG", image_folder / "dog" / "dog_9.JPEG")
     write_corrupted(image_folder, tmp_path / "b")
     write_corrupted(image_folder, tmp_path / "c", seed=1)
-    place = Path("gaussian_noise/2/dog/dog_3.JPEG")
-    assert (tmp_path / "a" / place).read_bytes() == (tmp_path / "b" / place).read_bytes()
-    assert (tmp_path / "a" / place).read_bytes() != (tmp_path / "c" / place).read_bytes()
-    assert (tmp_path / "b" / place).read_bytes() != (tmp_path / "b" / place).with_name("dog_9.JPEG").read_bytes()
+    file = Path("gaussian_noise/2/dog/dog_3.JPEG")
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert (tmp_path / "a" / file).read_bytes() != (tmp_path / "c" / file).read_bytes()
+    assert (tmp_path / "b" / file).read_bytes() != (tmp_path / "b" / file).with_name("dog_9.JPEG").read_bytes()
 
 
-def test_command_refuses_what_would_be_overwritten_or_become_a_class(
+def test_command_rejects_folders_that_would_be_overwritten_or_become_a_class(
     image_folder: Path, tmp_path: Path, relabel_here: Callable[..., "CompletedProcess[str]"]
 ) -> None:
     (tmp_path / "mine").mkdir()

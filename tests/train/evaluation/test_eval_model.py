@@ -1,4 +1,4 @@
-"""The models that can be evaluated, and what is said of those that cannot."""
+"""The models that can be evaluated, and the errors for those that cannot."""
 
 from pathlib import Path
 
@@ -22,34 +22,36 @@ def folder(image_folder: Path) -> ImageSet:
     return find_images(image_folder)
 
 
-def test_checkpoint_of_torchvisions_names_within_ddp_loads_by_arch(folder: ImageSet, tmp_path: Path) -> None:
+def test_ddp_checkpoint_with_torchvisions_names_loads_by_arch(folder: ImageSet, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=3).eval()
     state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
     published = {"epoch": 300, "arch": "resnet18", "state_dict": state, "best_acc1": torch.tensor(78.9), "optimizer": {}}
     torch.save(published, tmp_path / "relabel.pth.tar")
-    subject = load_eval_model(tmp_path / "relabel.pth.tar", "resnet18", None, folder)
+    model = load_eval_model(tmp_path / "relabel.pth.tar", "resnet18", None, folder)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(subject.classifier(images), theirs(images), rtol=1e-4, atol=1e-4)
-    assert (subject.classes, subject.loss) == (("cat", "dog", "eel"), "ce")
-    with pytest.raises(InputError, match=r"relabel\.pth\.tar does not say which model it is of; name it with --arch"):
+        torch.testing.assert_close(model.classifier(images), theirs(images), rtol=1e-4, atol=1e-4)
+    assert (model.classes, model.loss) == (("cat", "dog", "eel"), "ce")
+    with pytest.raises(InputError, match=r"relabel\.pth\.tar does not record which model it is; name the model with --arch"):
         load_eval_model(tmp_path / "relabel.pth.tar", None, None, folder)
 
 
-def test_run_says_its_own_arch_classes_view_and_loss(folder: ImageSet, tmp_path: Path) -> None:
+def test_relabel_checkpoint_gives_its_own_arch_classes_preprocessing_and_loss(folder: ImageSet, tmp_path: Path) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
     card = ModelCard("resnet10t", THIN, ("cat", "dog", "eel"), PREPROCESSING, "bce")
     checkpoint.save_weights(tmp_path / "weights.pth", classifier.state_dict(), card)
-    subject = load_eval_model(tmp_path / "weights.pth", None, None, folder)
-    assert (subject.arch, subject.classes, subject.preprocessing, subject.loss) == (
+    model = load_eval_model(tmp_path / "weights.pth", None, None, folder)
+    assert (model.arch, model.classes, model.preprocessing, model.loss) == (
         "resnet10t",
         card.classes,
         PREPROCESSING,
         "bce",
     )
     other = load_eval_model(tmp_path / "weights.pth", "resnet50", None, folder, size=32, crop=0.5)
-    assert (other.arch, other.preprocessing.size, other.preprocessing.crop) == ("resnet10t", 32, 0.5), "a run knows better"
+    assert (other.arch, other.preprocessing.size, other.preprocessing.crop) == ("resnet10t", 32, 0.5), (
+        "the model card wins over --arch"
+    )
 
 
 def test_safetensors_load_by_arch(folder: ImageSet, tmp_path: Path) -> None:
@@ -59,8 +61,10 @@ def test_safetensors_load_by_arch(folder: ImageSet, tmp_path: Path) -> None:
     assert all(torch.equal(value, loaded[name]) for name, value in classifier.state_dict().items())
 
 
-def test_run_of_other_classes_is_refused_with_those_that_differ(folder: ImageSet, tmp_path: Path) -> None:
+def test_relabel_checkpoint_of_other_classes_is_rejected_with_those_that_differ(folder: ImageSet, tmp_path: Path) -> None:
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN)
     weights = save_run(tmp_path / "weights.pth", classifier, ("cow", "dog", "emu"))
-    with pytest.raises(InputError, match=r"classes of .*weights\.pth: .*expected cow, found cat; expected emu, found eel"):
+    with pytest.raises(
+        InputError, match=r"not have the classes of .*weights\.pth: .*expected cow, found cat; expected emu, found eel"
+    ):
         load_eval_model(weights, None, None, folder)

@@ -30,30 +30,30 @@ CLASSES = 7
 
 
 class ReadsRed(nn.Module):
-    """Ranks class round(red / 10) first, and the others by how near they are below and above, lower first."""
+    """Predicts class round(red / 10); ranks the others by their distance from it, lower ones first."""
 
     def forward(self, images: Tensor) -> Tensor:
-        said = images[:, 0].mean((1, 2)) * 255 / 10
-        numbers = torch.arange(CLASSES)
-        return -(numbers - said.unsqueeze(1) + 0.1).abs()
+        predicted = images[:, 0].mean((1, 2)) * 255 / 10
+        classes = torch.arange(CLASSES)
+        return -(classes - predicted.unsqueeze(1) + 0.1).abs()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> ImageSet:
-    """8 plain images; each one's folder is its class, its red what ReadsRed will say."""
-    for i, (target, said) in enumerate([(0, 0), (0, 1), (1, 1), (2, 6), (3, 3), (4, 0), (5, 5), (6, 6)]):
+    """8 images of one colour each; the folder is the label, the red is what ReadsRed predicts."""
+    for i, (target, predicted) in enumerate([(0, 0), (0, 1), (1, 1), (2, 6), (3, 3), (4, 0), (5, 5), (6, 6)]):
         (tmp_path / str(target)).mkdir(exist_ok=True)
-        Image.new("RGB", (12, 9), (10 * said, 0, 0)).save(tmp_path / str(target) / f"{i}.png")
+        Image.new("RGB", (12, 9), (10 * predicted, 0, 0)).save(tmp_path / str(target) / f"{i}.png")
     return find_images(tmp_path)
 
 
-def test_counts_are_those_by_hand(folder: ImageSet, tmp_path: Path) -> None:
-    # right: images 0, 2, 4, 6, 7. Among the five best: image 1 (says 1, then 0), 3 (says 6 down to 2), 5 (says 0 up to 4)
+def test_counts_equal_those_by_hand(folder: ImageSet, tmp_path: Path) -> None:
+    # right: images 0, 2, 4, 6, 7. In the top 5: image 1 (predicted 1, then 0), 3 (6 down to 2), 5 (0 up to 4)
     shown = {key: {"classes": [key.split("/")[0]]} for key in folder.keys}
-    shown["0/1.png"]["classes"] = ["0", "1"]  # what it says is shown too
-    shown["2/3.png"]["classes"] = ["2", "5"]  # what it says is not
-    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
-    multilabels = read_multilabels(tmp_path / "shown.json", folder)
+    shown["0/1.png"]["classes"] = ["0", "1"]  # the predicted class is shown too
+    shown["2/3.png"]["classes"] = ["2", "5"]  # the predicted class is not
+    (tmp_path / "multilabels.json").write_text(json.dumps({"images": shown}))
+    multilabels = read_multilabels(tmp_path / "multilabels.json", folder)
     result = evaluate(ReadsRed(), folder, PREPROCESSING, ALONE, multilabels=multilabels, batch_size=3)
     assert result.summary() == {"images": 8, "top1": 62.5, "top5": 100.0, "multilabel_accuracy": 75.0}
 
@@ -63,22 +63,22 @@ def test_average_precision_ranks_by_the_probability_that_was_trained(
     folder: ImageSet, tmp_path: Path, loss: Literal["ce", "bce"]
 ) -> None:
     shown = {key: {"classes": [key.split("/")[0], "3"] if i % 2 else ["6"]} for i, key in enumerate(folder.keys)}
-    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
-    multilabels = read_multilabels(tmp_path / "shown.json", folder)
+    (tmp_path / "multilabels.json").write_text(json.dumps({"images": shown}))
+    multilabels = read_multilabels(tmp_path / "multilabels.json", folder)
 
     class Shifts(ReadsRed):
-        """Adds to all classes alike, which a softmax does not see."""
+        """Adds the same number to all logits, which does not change a softmax."""
 
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) + images[:, 0, 0, :1] * 100
 
     result = evaluate(Shifts(), folder, PREPROCESSING, ALONE, multilabels=multilabels, average_precision_of=loss)
-    red = torch.tensor([0, 1, 1, 6, 3, 0, 5, 6]).view(8, 1, 1, 1) * 10 / 255  # what each image says
+    red = torch.tensor([0, 1, 1, 6, 3, 0, 5, 6]).view(8, 1, 1, 1) * 10 / 255  # the red of each image
     logits = Shifts()(red)
-    of_classes = multilabels.classes.numpy()
-    present = np.flatnonzero(of_classes.any(0))
+    positive = multilabels.classes.numpy()
+    present = np.flatnonzero(positive.any(0))
     expected = {
-        name: 100 * np.mean([average_precision_score(of_classes[:, c], scores[:, c]) for c in present])
+        name: 100 * np.mean([average_precision_score(positive[:, c], scores[:, c]) for c in present])
         for name, scores in (("ce", logits.softmax(1).numpy()), ("bce", logits.sigmoid().numpy()))
     }
     assert result.figures["multilabel_map"] == pytest.approx(expected[loss])
@@ -86,13 +86,13 @@ def test_average_precision_ranks_by_the_probability_that_was_trained(
 
 
 def test_top5_counts_only_the_five_best(folder: ImageSet, tmp_path: Path) -> None:
-    Image.new("RGB", (9, 9), (0, 0, 0)).save(tmp_path / "6" / "far.png")  # says 0 to 4; 6 is the seventh
+    Image.new("RGB", (9, 9), (0, 0, 0)).save(tmp_path / "6" / "far.png")  # predicted: 0 to 4; 6 is the seventh
     assert evaluate(ReadsRed(), find_images(tmp_path), PREPROCESSING, ALONE).summary()["top5"] == pytest.approx(
         100 * 8 / 9, abs=1e-3
     )
 
 
-def test_model_comes_back_in_the_mode_it_came_in(folder: ImageSet) -> None:
+def test_model_is_left_in_the_mode_it_was_in(folder: ImageSet) -> None:
     model = ReadsRed().train()
     evaluate(model, folder, PREPROCESSING, ALONE)
     assert model.training
@@ -118,26 +118,26 @@ def test_centre_crop_keeps_the_centre(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "is neither"),
+        ("{}", "has neither the layout"),
         ("no json", "is not JSON"),
-        ('{"images": {}}', "says nothing of 8 of 8 images"),
-        ('{"images": {"0/0.png": {"names": []}}}', "is neither"),
+        ('{"images": {}}', "has no entry for 8 of 8 images"),
+        ('{"images": {"0/0.png": {"names": []}}}', "has neither the layout"),
     ],
 )
-def test_multilabel_file_of_another_layout_is_refused(folder: ImageSet, tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "shown.json").write_text(content)
+def test_multilabel_file_of_another_layout_is_rejected(folder: ImageSet, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "multilabels.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        read_multilabels(tmp_path / "shown.json", folder)
+        read_multilabels(tmp_path / "multilabels.json", folder)
 
 
-def test_multilabel_class_that_is_no_folder_is_named(folder: ImageSet, tmp_path: Path) -> None:
+def test_multilabel_class_without_a_folder_is_named(folder: ImageSet, tmp_path: Path) -> None:
     shown = {key: {"classes": ["zebra"]} for key in folder.keys}
-    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
-    with pytest.raises(InputError, match=r"0/0\.png shows 'zebra', which is no class folder"):
-        read_multilabels(tmp_path / "shown.json", folder)
+    (tmp_path / "multilabels.json").write_text(json.dumps({"images": shown}))
+    with pytest.raises(InputError, match=r"0/0\.png shows 'zebra', which is not a class folder"):
+        read_multilabels(tmp_path / "multilabels.json", folder)
 
 
-def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageSet) -> None:
+def test_other_class_names_are_rejected_with_the_first_that_differ(folder: ImageSet) -> None:
     with pytest.raises(InputError, match="expected one, found 1; expected three, found 3"):
         check_classes(folder, ("0", "one", "2", "three", "4", "5", "6"), "weights.pth")
     with pytest.raises(
@@ -147,9 +147,9 @@ def test_other_class_names_are_refused_with_the_first_that_differ(folder: ImageS
         check_classes(folder, ("0", "1"), "weights.pth")
 
 
-def test_decoding_process_that_dies_gets_a_message(folder: ImageSet, tmp_path: Path) -> None:
+def test_decoding_process_that_dies_is_reported(folder: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "3" / "4.png").unlink()
-    os.mkfifo(tmp_path / "3" / "4.png")  # holds the worker that reads it
+    os.mkfifo(tmp_path / "3" / "4.png")  # blocks the worker that reads it
     children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
     before = children.read_text().split()
 

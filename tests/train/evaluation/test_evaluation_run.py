@@ -28,7 +28,7 @@ from train.evaluation.run import EvalOptions, best_and_worst_classes, evaluate_c
 
 @pytest.fixture
 def three_classes(image_folder: Path, tmp_path: Path, randomised: Randomised) -> Callable[[int], Path]:
-    """`three_classes(seed)`: a run on the image folder's classes."""
+    """`three_classes(seed)`: weights of a run on the image folder's classes."""
 
     def save(seed: int) -> Path:
         torch.manual_seed(seed)
@@ -39,7 +39,7 @@ def three_classes(image_folder: Path, tmp_path: Path, randomised: Randomised) ->
 
 
 def errors_in(root: Path, classifier: nn.Module, preprocessing: Preprocessing) -> dict[str, float]:
-    """By corruption, mean over severities, from a slow loop."""
+    """The error of each corruption, averaged over severities, from a slow loop."""
     errors = {}
     for corruption in sorted(p.name for p in root.iterdir()):
         wrong = []
@@ -51,7 +51,7 @@ def errors_in(root: Path, classifier: nn.Module, preprocessing: Preprocessing) -
     return errors
 
 
-def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callable[[int], Path], tmp_path: Path) -> None:
+def test_mce_is_given_only_for_a_complete_imagenet_c(three_classes: Callable[[int], Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for corruption in ALEXNET_ERROR:
         for severity in "12345":
@@ -66,9 +66,8 @@ def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callab
     assert whole is not None
     classifier = timm.create_model("resnet10t", num_classes=3, **THIN).eval()
     classifier.load_state_dict(load_torch_file(weights))
-    errors = errors_in(
-        tmp_path / "suite" / "imagenet-c", classifier, PREPROCESSING
-    )  # cropped already: crop 1, whatever was asked for
+    # The images are cropped already, so eval_crop does not apply
+    errors = errors_in(tmp_path / "suite" / "imagenet-c", classifier, PREPROCESSING)
     assert len(set(errors.values())) > 3
     found = whole["suite"]["imagenet-c"]
     assert {name: found[f"error_{name}"] for name in ALEXNET_ERROR} == pytest.approx(errors, abs=1e-3)
@@ -87,7 +86,7 @@ def test_imagenet_c_gives_mce_only_when_all_of_it_is_there(three_classes: Callab
     assert found["corruption_error"] == pytest.approx(np.mean(list(errors.values())), abs=1e-3)
 
     (tmp_path / "suite" / "imagenet-c" / "snow" / "3" / "cat" / "a.JPEG").rename(images.parent / "3" / "cat" / "b.JPEG")
-    with pytest.raises(InputError, match=r"snow/3 has not the images of .*gaussian_noise/1 \(first: cat/a.JPEG\)"):
+    with pytest.raises(InputError, match=r"snow/3 has different images from .*gaussian_noise/1 \(first: cat/a.JPEG\)"):
         evaluate_checkpoint(images, EvalOptions(**given))
 
 
@@ -97,11 +96,11 @@ def everything(image_folder: Path, three_classes: Callable[[int], Path], tmp_pat
     write_corrupted(image_folder, tmp_path / "suite" / "corrupted")
     folder = find_images(image_folder)
     shown = {key: {"classes": [key.split("/")[0], *(["eel"] if i % 2 else [])]} for i, key in enumerate(folder.keys)}
-    (tmp_path / "shown.json").write_text(json.dumps({"images": shown}))
+    (tmp_path / "multilabels.json").write_text(json.dumps({"images": shown}))
     models = [f"--checkpoint={three_classes(0)}", f"--compare={three_classes(1)}"]
     return [
         *("eval", image_folder, *models, f"--suite={tmp_path / 'suite'}", "--fgsm", "--fgsm-epsilon=2/255"),
-        *(f"--multilabels={tmp_path / 'shown.json'}", "--workers=0", "--device=cpu", "--batch-size=4"),
+        *(f"--multilabels={tmp_path / 'multilabels.json'}", "--workers=0", "--device=cpu", "--batch-size=4"),
     ]
 
 
@@ -113,7 +112,7 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
         checkpoint=tmp_path / "weights-1.pth",
         suite=tmp_path / "suite",
         fgsm_epsilon=2 / 255,
-        multilabels=tmp_path / "shown.json",
+        multilabels=tmp_path / "multilabels.json",
         workers=0,
         device="cpu",
     )
@@ -122,14 +121,14 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
     assert {**both["compared_with"], "absent": second["absent"]} == {
         name: value for name, value in second.items() if not name.endswith("est_top1")
     }
-    for place, other in (
+    for mine, other in (
         (both, second),
         (both["fgsm"], second["fgsm"]),
         (both["suite"]["corrupted"], second["suite"]["corrupted"]),
     ):
-        assert len(place["differences"]) >= 2 and "multilabel_map" not in place["differences"]
-        for measure, found in place["differences"].items():
-            assert found["difference"] == pytest.approx(place[measure] - other[measure], abs=2e-4)
+        assert len(mine["differences"]) >= 2 and "multilabel_map" not in mine["differences"]
+        for measure, found in mine["differences"].items():
+            assert found["difference"] == pytest.approx(mine[measure] - other[measure], abs=2e-4)
             assert found["low"] <= found["difference"] <= found["high"]
             assert found["excludes_zero"] == (found["low"] > 0 or found["high"] < 0)
     for words in (
@@ -141,7 +140,7 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
     assert "absent: imagenetv2-matched-frequency, " in done.stdout and "corrupted" not in done.stdout.split("absent: ")[1]
 
 
-def test_two_processes_find_what_one_finds(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
+def test_two_processes_give_the_result_of_one(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
     assert relabel_here(*everything, f"--output={tmp_path / 'one.json'}").returncode == 0
     launched = [*TORCHRUN, "-m", "pipeline"]
     command = [*launched, *map(str, everything), f"--output={tmp_path / 'two.json'}"]
@@ -151,28 +150,33 @@ def test_two_processes_find_what_one_finds(everything: list[object], relabel_her
     assert done.stdout.count("data set") == 1
 
 
-def test_models_of_other_classes_and_impossible_options_are_refused(
+def test_models_of_other_classes_and_impossible_options_are_rejected(
     image_folder: Path, three_classes: Callable[[int], Path], relabel_here: Relabel, tmp_path: Path
 ) -> None:
     mine = f"--checkpoint={three_classes(0)}"
     other = timm.create_model("resnet10t", num_classes=3, **THIN)
     save_run(tmp_path / "other.pth", other, ("cat", "cow", "eel"))
     for options, message in (
-        ([mine, f"--compare={tmp_path / 'other.pth'}"], "expected cow, found dog"),
+        (
+            [mine, f"--compare={tmp_path / 'other.pth'}"],
+            "other.pth: different class names or order: expected cow, found dog",
+        ),
         ([mine, "--fgsm-epsilon=4/255"], "--fgsm-epsilon is the step of --fgsm; give --fgsm too"),
-        ([mine, "--compare-arch=resnet10t"], "--compare-arch resnet10t: there is no --compare"),
-        ([mine, "--amp-dtype=float16"], "--amp-dtype float16 does nothing"),
+        ([mine, "--compare-arch=resnet10t"], "--compare-arch resnet10t is the model of --compare; give that too"),
+        ([mine, "--amp-dtype=float16"], "--amp-dtype float16 has no effect in float32"),
         ([mine, "--fgsm", "--fgsm-epsilon=8/0"], "--fgsm-epsilon 8/0: expected a fraction"),
         ([mine, "--fgsm", "--fgsm-epsilon=8"], "--fgsm-epsilon 8: expected a share"),
         ([mine, "--eval-crop=2"], "--eval-crop 2.0: expected a share"),
-        ([mine, f"--suite={image_folder / 'none'}"], "is no folder; expected one that holds"),
+        ([mine, f"--suite={image_folder / 'none'}"], "is not a folder; expected one that holds"),
         ([], "nothing to evaluate"),
     ):
         done = relabel_here("eval", image_folder, *options, "--workers=0", "--device=cpu")
         assert done.returncode == 1 and message in done.stderr, (options, done.stderr)
 
 
-def test_two_foreign_checkpoints_may_be_of_two_archs(image_folder: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+def test_two_checkpoints_without_a_card_may_have_different_archs(
+    image_folder: Path, tmp_path: Path, relabel_here: Relabel
+) -> None:
     for arch in ("resnet10t", "resnet14t"):
         torch.manual_seed(0)
         torch.save(timm.create_model(arch, num_classes=3, **THIN).state_dict(), tmp_path / f"{arch}.pth")
@@ -186,6 +190,6 @@ def test_two_foreign_checkpoints_may_be_of_two_archs(image_folder: Path, tmp_pat
         assert (result["arch"], result["precision"]) == (arch, "bfloat16")
 
 
-def test_classes_without_images_are_neither_the_best_nor_the_worst() -> None:
+def test_classes_without_images_are_neither_best_nor_worst() -> None:
     found = best_and_worst_classes(Measure(np.array([100.0, 0.0, 50.0])), np.array([0, 2, 4]), ["a", "b", "c", "d", "e"])
     assert found == {"lowest_top1": [{"name": "c", "top1": 0.0}], "highest_top1": [{"name": "a", "top1": 100.0}]}

@@ -11,7 +11,7 @@ PREPROCESSING = Preprocessing(2, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.
 
 
 class Weighs(nn.Module):
-    """Class 1 against class 0 by a weighted sum of the pixels."""
+    """Scores class 1 against class 0 by a weighted sum of the pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,10 +22,10 @@ class Weighs(nn.Module):
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def test_step_goes_against_the_class_by_the_gradients_sign() -> None:
+def test_step_moves_away_from_the_class_by_the_sign_of_the_gradient() -> None:
     pixels = torch.full((2, 3, 2, 2), 100, dtype=torch.uint8)
     attacked = fgsm(Weighs(), pixels, torch.tensor([1, 0]), 8 / 255, PREPROCESSING)
-    # of class 1, red helps and green harms: red goes down, green up; blue has no say. Of class 0 the other way round
+    # for class 1, red helps, green harms and blue does nothing: red goes down, green up; for class 0 the other way round
     assert attacked[0, :, 0, 0].tolist() == pytest.approx([92, 108, 100])
     assert attacked[1, :, 0, 0].tolist() == pytest.approx([108, 92, 100])
 
@@ -36,7 +36,7 @@ def test_pixels_stay_valid() -> None:
     assert attacked[0, :, 1, 1].tolist() == pytest.approx([0, 255, 7])
 
 
-def test_attack_is_the_slow_one_in_normalised_units() -> None:
+def test_attack_equals_a_slow_one_in_normalised_units() -> None:
     torch.manual_seed(0)
     classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
     preprocessing = Preprocessing(6, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))

@@ -1,4 +1,4 @@
-"""Measures against sums by hand, slow loops, scikit-learn, and timm's own ReaL class."""
+"""Measures against sums by hand, slow loops, scikit-learn and timm's ReaL class."""
 
 import json
 import pkgutil
@@ -23,8 +23,6 @@ from train.evaluation.measures import (
 )
 from train.evaluation.multilabels import MultiLabels, read_multilabels, real_labels
 
-ALL = torch.ones(3, dtype=torch.bool)
-
 
 def validation_folder(count: int) -> ImageSet:
     """The listing of ImageNet's validation set, spread over its classes; the files need not be there."""
@@ -33,7 +31,7 @@ def validation_folder(count: int) -> ImageSet:
     return named_images(classes, tuple(keys), [i % 1000 for i in range(count)])
 
 
-def test_top_k_is_that_by_hand() -> None:
+def test_top_k_equals_a_count_by_hand() -> None:
     best = torch.tensor([[2, 0, 1], [1, 2, 0], [0, 1, 2]])
     targets = torch.tensor([2, 2, 2])
     assert top_k(best, targets, 1).values.tolist() == [100, 0, 0]
@@ -41,7 +39,7 @@ def test_top_k_is_that_by_hand() -> None:
     assert top_k(best, targets, 2).mean() == pytest.approx(200 / 3)
 
 
-def test_real_accuracy_is_that_of_timms_class_on_random_predictions() -> None:
+def test_real_accuracy_equals_timms_on_random_predictions() -> None:
     folder = validation_folder(50_000)
     generator = torch.Generator().manual_seed(0)
     logits = torch.rand(50_000, 1000, generator=generator)
@@ -52,21 +50,21 @@ def test_real_accuracy_is_that_of_timms_class_on_random_predictions() -> None:
             logits[i, labels[i][-1]] = 2
     theirs = RealLabelsImagenet(names, topk=(1,))
     theirs.add_result(logits)
-    shown = real_labels(folder)
-    assert shown is not None
-    measure = multilabel_accuracy(logits.topk(5).indices, shown, torch.from_numpy(folder.targets))
+    multilabels = real_labels(folder)
+    assert multilabels is not None
+    measure = multilabel_accuracy(logits.topk(5).indices, multilabels, torch.from_numpy(folder.targets))
     assert measure.mean() == pytest.approx(theirs.get_accuracy(1))
-    assert measure.judged.sum() == len(theirs.is_correct[1]) == 46_837
+    assert measure.valid.sum() == len(theirs.is_correct[1]) == 46_837
     assert 45 < measure.mean() < 55
 
 
-def test_images_without_a_real_label_do_not_count_and_other_folders_have_none() -> None:
+def test_images_without_a_real_label_do_not_count_and_other_folders_have_no_real_labels() -> None:
     folder = validation_folder(3)  # ReaL gives the first of them no label
-    shown = real_labels(folder)
-    assert shown is not None and shown.judged.tolist() == [False, True, True]
-    assert shown.classes[1].nonzero().flatten().tolist() == [795, 970]
+    multilabels = real_labels(folder)
+    assert multilabels is not None and multilabels.valid.tolist() == [False, True, True]
+    assert multilabels.classes[1].nonzero().flatten().tolist() == [795, 970]
     best = torch.tensor([[3], [970], [4]])
-    measure = multilabel_accuracy(best, shown, torch.zeros(3).long())
+    measure = multilabel_accuracy(best, multilabels, torch.zeros(3).long())
     assert np.isnan(measure.values[0]) and measure.values[1:].tolist() == [100, 0]
     digits = named_images(("0", "1"), folder.keys, [0, 1, 0])
     assert real_labels(digits) is None
@@ -96,16 +94,16 @@ def test_shankar_accuracy_is_the_mean_over_classes_with_unclear_as_right(tmp_pat
     classes = imagenet_classes()
     keys = tuple(f"{classes[t]}/ILSVRC2012_val_{i:08d}.JPEG" for i, t in enumerate([0, 1, 0, 0, 0, 1, 2]))
     folder = named_images(classes, keys, [0, 1, 0, 0, 0, 1, 2])
-    shown = read_multilabels(shankar_file(tmp_path / "human_accuracy.json", keys), folder)
-    assert shown.judged.tolist() == [True, True, True, True, False, False, False]
+    multilabels = read_multilabels(shankar_file(tmp_path / "human_accuracy.json", keys), folder)
+    assert multilabels.valid.tolist() == [True, True, True, True, False, False, False]
     by_number = named_images(tuple(map(str, range(1000))), keys, folder.targets.tolist())
-    assert torch.equal(read_multilabels(tmp_path / "human_accuracy.json", by_number).classes, shown.classes)
+    assert torch.equal(read_multilabels(tmp_path / "human_accuracy.json", by_number).classes, multilabels.classes)
     best = torch.tensor([[5], [9], [1], [1], [0], [1], [2]])  # right: the first (correct) and the second (unclear)
-    measure = multilabel_accuracy(best, shown, torch.from_numpy(folder.targets))
+    measure = multilabel_accuracy(best, multilabels, torch.from_numpy(folder.targets))
     assert measure.mean() == pytest.approx(100 * (1 / 3 + 1 / 1) / 2)  # class 0: one of three; class 1: one of one
 
 
-def test_mean_over_classes_is_that_of_a_slow_loop_on_random_images() -> None:
+def test_mean_over_classes_equals_a_slow_loop_on_random_images() -> None:
     rng = np.random.default_rng(0)
     values, strata = 100.0 * rng.integers(0, 2, 500), rng.integers(0, 20, 500) ** 2
     values[rng.random(500) < 0.3] = np.nan
@@ -114,26 +112,26 @@ def test_mean_over_classes_is_that_of_a_slow_loop_on_random_images() -> None:
     assert Measure(values).mean() == pytest.approx(np.nanmean(values))
 
 
-def test_average_precision_is_that_by_hand() -> None:
+def test_average_precision_equals_a_sum_by_hand() -> None:
     # ranks: right, wrong, right -> (1/1 + 2/3) / 2
     assert average_precision(np.array([0.9, 0.1, 0.5]), np.array([True, True, False])) == pytest.approx((1 + 2 / 3) / 2)
     # a tie of right and wrong counts as one step: precision 1/2 at recall 1
     assert average_precision(np.array([0.5, 0.5]), np.array([True, False])) == pytest.approx(0.5)
 
 
-def test_average_precision_is_scikit_learns_on_random_scores_with_ties() -> None:
+def test_average_precision_equals_scikit_learns_on_random_scores_with_ties() -> None:
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 12, (60, 7)) / 12
     positive = rng.random((60, 7)) < np.array([0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0])
     positive[3, 0] = True
-    shown = MultiLabels(torch.from_numpy(positive), torch.ones(60, dtype=torch.bool))
+    multilabels = MultiLabels(torch.from_numpy(positive), torch.ones(60, dtype=torch.bool))
     expected = np.mean([average_precision_score(positive[:, c], scores[:, c]) for c in range(6)])  # the seventh has no image
-    assert mean_average_precision(torch.from_numpy(scores), shown) == pytest.approx(100 * expected)
+    assert mean_average_precision(torch.from_numpy(scores), multilabels) == pytest.approx(100 * expected)
 
 
-def test_average_precision_leaves_out_what_is_not_judged() -> None:
-    shown = MultiLabels(torch.tensor([[True], [False], [True]]), torch.tensor([True, True, False]))
-    assert mean_average_precision(torch.tensor([[0.9], [0.5], [0.1]]), shown) == 100
+def test_average_precision_leaves_out_images_that_do_not_count() -> None:
+    multilabels = MultiLabels(torch.tensor([[True], [False], [True]]), torch.tensor([True, True, False]))
+    assert mean_average_precision(torch.tensor([[0.9], [0.5], [0.1]]), multilabels) == 100
 
 
 def test_class_accuracies_are_means_over_each_class() -> None:

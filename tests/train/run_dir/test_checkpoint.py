@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, plain weights only, and taken by timm as they are."""
+"""Checkpoints: complete or absent, without code in them, and loaded by timm and torchvision as they are."""
 
 import os
 import pickle
@@ -32,7 +32,7 @@ KINDS = ("weights.safetensors", "weights.pth")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_card_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+def test_card_is_read_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
     checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)}, CARD)
     assert find_card(tmp_path / name) == CARD
     checkpoint.save_weights(tmp_path / name, {"weight": torch.zeros(2)})
@@ -40,14 +40,14 @@ def test_card_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_timm_takes_our_weights_as_they_are(tmp_path: Path, name: str) -> None:
+def test_timm_loads_saved_weights_as_they_are(tmp_path: Path, name: str) -> None:
     model = timm.create_model(CARD.arch, num_classes=2, **CARD.model_kwargs).to(memory_format=torch.channels_last)
     checkpoint.save_weights(tmp_path / name, model.state_dict(), CARD)
     loaded = timm.create_model(CARD.arch, num_classes=2, checkpoint_path=str(tmp_path / name), **CARD.model_kwargs)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
-def test_torchvision_takes_our_weights_as_they_are_and_says_the_same(tmp_path: Path) -> None:
+def test_torchvision_loads_saved_weights_as_they_are_and_gives_the_same_logits(tmp_path: Path) -> None:
     model = timm.create_model("resnet50", num_classes=7, zero_init_last=False).to(memory_format=torch.channels_last).eval()
     for name in KINDS:
         checkpoint.save_weights(tmp_path / name, model.state_dict(), CARD)
@@ -58,7 +58,7 @@ def test_torchvision_takes_our_weights_as_they_are_and_says_the_same(tmp_path: P
         torch.testing.assert_close(theirs(images), model(images), rtol=1e-4, atol=1e-5)
 
 
-def test_names_and_shapes_agree_with_torchvision_for_every_resnet_that_it_has() -> None:
+def test_names_and_shapes_agree_with_torchvision_for_each_of_its_resnets() -> None:
     assert len(RESNETS) == 10
     for arch in RESNETS:
         with torch.device("meta"):
@@ -67,7 +67,7 @@ def test_names_and_shapes_agree_with_torchvision_for_every_resnet_that_it_has() 
         assert shapes[0] == shapes[1], arch
 
 
-def test_weights_whose_tensors_share_memory_are_saved(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     tied = torch.rand(3)
     for name in KINDS:
         checkpoint.save_weights(tmp_path / name, {"a": tied, "b": tied})
@@ -88,7 +88,7 @@ except InputError as error:
 """
 
 
-def test_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+def test_full_disk_leaves_only_the_last_good_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save_checkpoint(path, {"step": 7})
     done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, cwd=REPOSITORY)
@@ -105,16 +105,16 @@ class Malice:
         return os.mkdir, (str(self.trace),)
 
 
-def test_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_checkpoint_with_code_is_rejected_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": Malice(tmp_path / "ran")}, tmp_path / "evil.pt")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malice(tmp_path / "ran")))
     for name in ("evil.pt", "evil.pkl"):
-        with pytest.raises(InputError, match=f"{name} is damaged, or no checkpoint of weights alone"):
+        with pytest.raises(InputError, match=f"{name} is damaged, or contains more than weights"):
             load_torch_file(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
-def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
+def test_missing_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pt does not exist"):
         load_torch_file(tmp_path / "none.pt")
     checkpoint.save_checkpoint(tmp_path / "cut.pt", {"state_dict": {"weight": torch.zeros(1000)}})
@@ -125,8 +125,8 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
         find_card(tmp_path / "none.safetensors")
     checkpoint.save_weights(tmp_path / "cut.safetensors", {"weight": torch.zeros(1000)}, CARD)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"cut\.safetensors is cut short"):
+    with pytest.raises(InputError, match=r"cut\.safetensors is truncated"):
         find_card(tmp_path / "cut.safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(InputError, match=r"list\.pt holds a list"):
+    with pytest.raises(InputError, match=r"list\.pt contains a list"):
         load_torch_file(tmp_path / "list.pt")

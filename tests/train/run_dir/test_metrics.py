@@ -1,4 +1,4 @@
-"""What is recorded of a run where the disk takes no more."""
+"""Metrics and curves of a run on a full disk."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,13 +12,14 @@ from train.run_dir.metrics import CURVES, METRICS, append_metrics, draw_curves, 
 EPOCH = {"epoch": 1, "step": 4, "loss": 1.5, "top1": 40.0, "lr": 0.1}
 
 
-def test_full_disk_is_told_where_metrics_are_appended(tmp_path: Path) -> None:
+def test_full_disk_is_reported_when_metrics_are_appended(tmp_path: Path) -> None:
     (tmp_path / METRICS).symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: No space left .* run again with --resume"):
+    message = r"cannot write .*metrics\.jsonl: No space left .*Checkpoint saved; free disk space and run again with --resume"
+    with pytest.raises(InputError, match=message):
         append_metrics(tmp_path, EPOCH)
 
 
-def test_curves_that_do_not_fit_leave_the_earlier_ones(
+def test_curves_that_do_not_fit_on_the_disk_leave_the_earlier_ones(
     tmp_path: Path, file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]]
 ) -> None:
     append_metrics(tmp_path, EPOCH)

@@ -1,4 +1,4 @@
-"""run.json says what made the weights, and a resume looks only at what decides them."""
+"""run.json records what determines the weights, and only that has to stay the same for a resume."""
 
 import hashlib
 import json
@@ -40,28 +40,28 @@ def label_set(image_folder: Path, tmp_path: Path) -> Path:
 
 
 def run_training(images: Path, labels: Path, run: Path, *more: str, **options: Any) -> dict[str, Any]:
-    """Train, and read run.json."""
+    """Train, and return the content of run.json."""
     recipe = load_recipe("scenes-relabel", [*SETTINGS, *more])
     train(
         images, run, "resnet10t", recipe, TrainOptions(labels=labels, model_kwargs=THIN, workers=0, device="cpu", **options)
     )
-    said: dict[str, Any] = json.loads((run / "run.json").read_text())
-    return said
+    content: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return content
 
 
-def test_run_file_says_recipe_versions_labels_command_and_hardware(
+def test_run_file_has_recipe_versions_labels_command_and_hardware(
     image_folder: Path, label_set: Path, tmp_path: Path, relabel: Relabel
 ) -> None:
     kwargs = model_options(THIN)
     options = [*kwargs, *(f"--set={setting}" for setting in SETTINGS), "--arch=resnet10t", "--device=cpu", "--workers=0"]
     done = relabel("train", image_folder, "--labels", label_set, "--run-dir", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
-    said = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert said["recipe"]["epochs"] == 2 and said["recipe"]["target"] == "localized-multi"
-    assert (said["arch"], said["model_kwargs"]["stem_width"], said["initial_weights"]) == ("resnet10t", 8, "random")
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert content["recipe"]["epochs"] == 2 and content["recipe"]["target"] == "localized-multi"
+    assert (content["arch"], content["model_kwargs"]["stem_width"], content["initial_weights"]) == ("resnet10t", 8, "random")
     whole = (label_set / "manifest.json").read_bytes() + (label_set / "shards.jsonl").read_bytes()
-    assert said["label_digest"] == hashlib.sha256(whole).hexdigest()
-    (start,) = said["starts"]
+    assert content["label_digest"] == hashlib.sha256(whole).hexdigest()
+    (start,) = content["starts"]
     assert start["step"] == 0 and start["processes"] == 1 and start["device"]
     assert "-m pipeline train" in start["command"] and "--set=epochs=2" in start["command"]
     installed = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "Pillow": PIL}
@@ -71,33 +71,33 @@ def test_run_file_says_recipe_versions_labels_command_and_hardware(
     assert start.get("git") == git_state(REPOSITORY / "train" / "run_dir" / "provenance.py")
 
 
-def test_every_resume_is_recorded_and_other_versions_and_places_hinder_none(
+def test_every_resume_is_recorded_and_may_have_other_versions_and_paths(
     image_folder: Path, label_set: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    said = run_training(image_folder, label_set, run)
+    content = run_training(image_folder, label_set, run)
     elsewhere = {"versions": {"torch": "1.0"}, "device": "an abacus", "git": {"commit": "0", "dirty": True}}
-    said["starts"] = [said["starts"][0] | elsewhere]
-    (run / "run.json").write_text(json.dumps(said))
+    content["starts"] = [content["starts"][0] | elsewhere]
+    (run / "run.json").write_text(json.dumps(content))
     images = shutil.move(image_folder, tmp_path / "moved-images")
     labels = shutil.move(label_set, tmp_path / "moved-labels")
     resumed = run_training(images, labels, run, resume=True)
-    assert resumed["starts"][0] == said["starts"][0]
+    assert resumed["starts"][0] == content["starts"][0]
     assert [start["step"] for start in resumed["starts"]] == [0, 2]
     assert resumed["starts"][1]["versions"]["torch"] == torch.__version__
     assert resumed["label_folder"] == str(labels)
 
 
-def test_other_labels_of_the_same_manifest_are_refused(image_folder: Path, label_set: Path, tmp_path: Path) -> None:
+def test_other_labels_with_the_same_manifest_are_rejected(image_folder: Path, label_set: Path, tmp_path: Path) -> None:
     run_training(image_folder, label_set, tmp_path / "run")
     lines = read_shard_lines(label_set)
     (label_set / "shards.jsonl").unlink()
     write_shard_lines(label_set, {i: type(line)(line.shard, line.file, line.rows, "0" * 64) for i, line in lines.items()})
-    with pytest.raises(InputError, match=r"other settings \(label_digest "):
+    with pytest.raises(InputError, match=r"holds a run with different settings \(label_digest "):
         run_training(image_folder, label_set, tmp_path / "run", resume=True)
 
 
-def test_label_set_digest_does_not_tell_who_wrote_which_shard_when(label_set: Path) -> None:
+def test_label_set_digest_does_not_depend_on_the_order_in_which_shards_were_written(label_set: Path) -> None:
     before = label_set_digest(label_set)
     lines = read_shard_lines(label_set)
     assert len(lines) == 3
@@ -107,19 +107,19 @@ def test_label_set_digest_does_not_tell_who_wrote_which_shard_when(label_set: Pa
     assert label_set_digest(label_set) == before
 
 
-def test_initial_weights_are_known_by_their_bytes_not_their_name(
+def test_initial_weights_are_identified_by_their_bytes_not_their_name(
     image_folder: Path, label_set: Path, tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any
 ) -> None:
     run = tmp_path / "run"
-    said = run_training(image_folder, label_set, run, initial_weights=tiny_checkpoint)
-    assert said["initial_weights"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
+    content = run_training(image_folder, label_set, run, initial_weights=tiny_checkpoint)
+    assert content["initial_weights"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
     shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")
     run_training(image_folder, label_set, run, initial_weights=tmp_path / "renamed.pth", resume=True)
-    with pytest.raises(InputError, match=r"other settings \(initial_weights "):
+    with pytest.raises(InputError, match=r"holds a run with different settings \(initial_weights "):
         run_training(image_folder, label_set, run, initial_weights=make_checkpoint(1), resume=True)
 
 
-def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
+def test_teacher_is_identified_by_its_bytes_and_a_resume_may_have_other_validation_images(
     image_folder: Path, tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any
 ) -> None:
     def distil(weights: Path, **options: Any) -> dict[str, Any]:
@@ -127,30 +127,30 @@ def test_teacher_is_known_by_its_bytes_and_validation_images_hinder_no_resume(
         teacher = TeacherChoice("resnet10t", weights, THIN, (32, 56))
         kwargs = {"model_kwargs": THIN, "workers": 0, "device": "cpu"}
         train(image_folder, tmp_path / "run", "resnet10t", recipe, TrainOptions(teacher=teacher, **kwargs, **options))
-        said: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
-        return said
+        content: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
+        return content
 
-    said = distil(tiny_checkpoint)
-    assert said["teacher"]["checkpoint"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
-    assert (said["teacher_file"], said["val"], said["val_digest"]) == (str(tiny_checkpoint), None, None)
+    content = distil(tiny_checkpoint)
+    assert content["teacher"]["checkpoint"] == f"sha256 {hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}"
+    assert (content["teacher_file"], content["val"], content["val_digest"]) == (str(tiny_checkpoint), None, None)
     renamed = shutil.copy(tiny_checkpoint, tmp_path / "renamed.pth")
-    said = distil(Path(renamed), val=image_folder, resume=True)
-    assert (said["val"], said["val_digest"]) == (str(image_folder), said["image_digest"])
-    with pytest.raises(InputError, match=r"other settings \(teacher\.checkpoint "):
+    content = distil(Path(renamed), val=image_folder, resume=True)
+    assert (content["val"], content["val_digest"]) == (str(image_folder), content["image_digest"])
+    with pytest.raises(InputError, match=r"holds a run with different settings \(teacher\.checkpoint "):
         distil(make_checkpoint(1), resume=True)
 
 
-def test_resume_in_another_precision_is_told_and_recorded(
+def test_resume_in_another_precision_is_logged_and_recorded(
     image_folder: Path, label_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
     run_training(image_folder, label_set, run)
     run_training(image_folder, label_set, run, resume=True)
     assert "different settings" not in caplog.text
-    said = run_training(image_folder, label_set, run, resume=True, amp=True)
+    content = run_training(image_folder, label_set, run, resume=True, amp=True)
     assert f"resuming {run} with different settings: precision 'float32', now 'bfloat16'" in caplog.text
-    assert [start["precision"] for start in said["starts"]] == ["float32", "float32", "bfloat16"]
-    assert (said["starts"][0]["sync_bn"], said["starts"][0]["compile"]) == (False, False)
+    assert [start["precision"] for start in content["starts"]] == ["float32", "float32", "bfloat16"]
+    assert (content["starts"][0]["sync_bn"], content["starts"][0]["compile"]) == (False, False)
     with pytest.raises(InputError, match="--amp-dtype float16 does nothing"):
         run_training(image_folder, label_set, run, resume=True, amp_dtype="float16")
 
@@ -162,13 +162,13 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def test_git_state_is_the_checkouts_and_absent_outside_of_one(tmp_path: Path) -> None:
-    code = tmp_path / "checkout" / "room" / "code.py"
+def test_git_state_is_that_of_the_checkout_and_absent_outside_of_one(tmp_path: Path) -> None:
+    code = tmp_path / "checkout" / "package" / "code.py"
     code.parent.mkdir(parents=True)
     code.write_text("a = 1\n")
-    assert git_state(code) is None, "no checkout"
+    assert git_state(code) is None, "not in a checkout"
     git(tmp_path / "checkout", "init")
-    assert git_state(code) is None, "an installed copy within a checkout of something else"
+    assert git_state(code) is None, "an installed copy inside another checkout"
     git(tmp_path / "checkout", "add", ".")
     git(tmp_path / "checkout", "commit", "-m", "first")
     commit = git(tmp_path / "checkout", "rev-parse", "HEAD")

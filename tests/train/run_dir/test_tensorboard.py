@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard: every epoch once, over a resumed run too; and what is said where the package is missing."""
+"""Metrics for TensorBoard: every epoch once, even in a resumed run; and the error if the package is missing."""
 
 import sys
 from pathlib import Path
@@ -30,23 +30,23 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_every_epoch_is_there_as_in_metrics_jsonl(image_folder: Path, tmp_path: Path) -> None:
+def test_tensorboard_has_every_epoch_of_metrics_jsonl(image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     recipe = load_recipe("scenes-single", ["image_size=16", "eval_size=16", "batch_size=4", "epochs=3", "warmup_epochs=1"])
     options: dict[str, Any] = {"val": image_folder, "workers": 0, "device": "cpu", "tensorboard": True}
     options["model_kwargs"] = {"stem_width": 8, "channels": (8, 8, 8, 16)}
-    (tmp_path / CURVES).mkdir()  # the last thing that is written of an epoch; it stops the run after the last one
+    (tmp_path / CURVES).mkdir()  # blocks the last file that is written for an epoch, so the run stops after the last epoch
     with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
         train(image_folder, tmp_path, "resnet10t", recipe, TrainOptions(**options))
     (tmp_path / CURVES).rmdir()
     train(image_folder, tmp_path, "resnet10t", recipe, TrainOptions(**options, resume=True))
     assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
-    shown, metrics = scalars(tmp_path), read_metrics(tmp_path)
-    assert shown["loss"] == [(m["epoch"], pytest.approx(m["loss"])) for m in metrics]
-    assert shown["val/top1"] == [(3, pytest.approx(metrics[-1]["val"]["top1"]))]
+    logged, metrics = scalars(tmp_path), read_metrics(tmp_path)
+    assert logged["loss"] == [(m["epoch"], pytest.approx(m["loss"])) for m in metrics]
+    assert logged["val/top1"] == [(3, pytest.approx(metrics[-1]["val"]["top1"]))]
 
 
-def test_epoch_that_a_resumed_run_trains_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_epoch_that_a_resumed_run_trains_again_replaces_the_first(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for epochs, losses in ((0, [3.0, 2.0, 9.0]), (2, [1.0])):
         writer = open_writer(tmp_path, epochs)

@@ -1,4 +1,4 @@
-"""Decoding whatever lies in an image file."""
+"""Decoding of every kind of image file, including damaged ones."""
 
 import io
 import random
@@ -24,14 +24,14 @@ def decoded(path: Path) -> np.ndarray:
     return np.asarray(image)
 
 
-def test_grey_image_has_its_grey_in_all_three_channels(tmp_path: Path) -> None:
+def test_grey_image_has_the_same_values_in_all_three_channels(tmp_path: Path) -> None:
     grey = np.array([[0, 7, 255], [128, 64, 1]], dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "x.png")
     assert (decoded(tmp_path / "x.png") == grey[:, :, None]).all()
 
 
 @pytest.mark.parametrize("transparency", [None, 0, b"\x00\x80\xff"])
-def test_palette_image_has_its_palettes_colours(tmp_path: Path, transparency: int | bytes | None) -> None:
+def test_palette_image_has_the_colours_of_its_palette(tmp_path: Path, transparency: int | bytes | None) -> None:
     image = Image.fromarray(np.array([[0, 1, 2], [2, 2, 0]], dtype=np.uint8), "P")
     image.putpalette([200, 0, 0, 0, 150, 0, 9, 8, 7])
     image.save(tmp_path / "x.png", **({} if transparency is None else {"transparency": transparency}))
@@ -39,7 +39,7 @@ def test_palette_image_has_its_palettes_colours(tmp_path: Path, transparency: in
     assert decoded(tmp_path / "x.png").tolist() == [[red, green, dark], [dark, dark, red]]
 
 
-def test_rgba_image_keeps_its_colours_however_transparent(tmp_path: Path) -> None:
+def test_rgba_image_keeps_its_colours_whatever_its_transparency(tmp_path: Path) -> None:
     alpha = np.array([[0, 128, 255], [255, 0, 1]], dtype=np.uint8)
     Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / "x.png")
     assert (decoded(tmp_path / "x.png") == RGB).all()
@@ -63,7 +63,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, form: str, order
     assert decoded(tmp_path / "x.JPEG").tolist() == [[[v, v, v] for v in row] for row in expected]
 
 
-def test_grey_in_32_bits_is_read_as_16_where_it_fits_them(tmp_path: Path) -> None:
+def test_32_bit_grey_is_read_as_16_bit_if_its_values_fit(tmp_path: Path) -> None:
     deep = np.array([[0, 255, 256, 511], [32768, 40000, 65279, 65535]], dtype=np.int32)
     Image.fromarray(deep).save(tmp_path / "x.JPEG", "TIFF")
     expected = [[v // 256 for v in row] for row in deep.tolist()]
@@ -71,7 +71,7 @@ def test_grey_in_32_bits_is_read_as_16_where_it_fits_them(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("values", [np.array([[0, 70_000]], dtype=np.int32), np.array([[0.0, 0.5]], dtype=np.float32)])
-def test_grey_whose_white_nobody_knows_is_unreadable_and_not_guessed(tmp_path: Path, values: np.ndarray) -> None:
+def test_grey_without_a_defined_white_is_unreadable(tmp_path: Path, values: np.ndarray) -> None:
     Image.fromarray(values).save(tmp_path / "x.JPEG", "TIFF")
     with pytest.raises(
         UnreadableImage,
@@ -80,7 +80,7 @@ def test_grey_whose_white_nobody_knows_is_unreadable_and_not_guessed(tmp_path: P
         read_rgb(tmp_path / "x.JPEG")
 
 
-def test_png_named_jpeg_is_decoded_for_what_it_is(tmp_path: Path) -> None:
+def test_png_named_jpeg_is_decoded_as_png(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "x.JPEG", "PNG")
     assert (decoded(tmp_path / "x.JPEG") == RGB).all()
 
@@ -93,7 +93,7 @@ def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
     assert read_rgb(tmp_path / "x.JPEG").size == (30, 20)
 
 
-def jpeg_cut_short() -> bytes:
+def truncated_jpeg() -> bytes:
     whole = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)).save(whole, "JPEG")
     return whole.getvalue()[: len(whole.getvalue()) // 2]
@@ -117,15 +117,15 @@ def dds_of_unknown_pixel_format() -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (jpeg_cut_short(), "truncated"),
+        (truncated_jpeg(), "truncated"),
         (b"<html>404 not found</html>", "cannot identify image file"),
         (b"", "cannot identify image file"),
         (png_of_400_megapixels(), "exceeds limit"),
         (dds_of_unknown_pixel_format(), "pixel format"),
     ],
-    ids=["cut short", "text", "empty", "bomb", "unknown pixel format"],
+    ids=["truncated", "text", "empty", "bomb", "unknown pixel format"],
 )
-def test_file_that_is_no_whole_image_is_unreadable_by_name_and_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_unreadable_file_is_reported_with_its_name_and_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "x.JPEG"
     path.write_bytes(content)
     with pytest.raises(UnreadableImage, match=reason) as caught:
@@ -135,13 +135,13 @@ def test_file_that_is_no_whole_image_is_unreadable_by_name_and_reason(tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_missing_image_is_unreadable_by_name_and_reason(tmp_path: Path) -> None:
+def test_missing_image_is_reported_with_its_name_and_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=rf"{tmp_path}/x\.JPEG: .*No such file or directory$"):
         read_rgb(tmp_path / "x.JPEG")
 
 
 @pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P"), ("GIF", "P")])
-def test_damaged_image_is_decoded_or_unreadable_and_nothing_else(tmp_path: Path, form: str, mode: str) -> None:
+def test_damaged_image_is_decoded_or_raises_unreadable_image(tmp_path: Path, form: str, mode: str) -> None:
     whole = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3)).astype(np.uint8)
     Image.fromarray(pixels).convert(mode).save(whole, form)
@@ -155,7 +155,7 @@ def test_damaged_image_is_decoded_or_unreadable_and_nothing_else(tmp_path: Path,
             damaged[rng.randrange(min(len(damaged), 400))] = rng.randrange(256)
         (tmp_path / "x.JPEG").write_bytes(damaged)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about what it could mend
+            warnings.simplefilter("ignore")  # from Pillow, about damage that it could work around
             try:
                 assert read_rgb(tmp_path / "x.JPEG").mode == "RGB"
             except UnreadableImage:

@@ -1,4 +1,4 @@
-"""What the classifier is shown is what timm's own transform would show it."""
+"""Centre crops equal those of timm's own transform."""
 
 from dataclasses import astuple
 from pathlib import Path
@@ -29,7 +29,9 @@ def folder(tmp_path: Path) -> ImageSet:
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_uint8_normalised_on_the_device_is_timms_transform(folder: ImageSet, crop_mode: str, interpolation: str) -> None:
+def test_uint8_crops_normalised_on_the_device_equal_timms_transform(
+    folder: ImageSet, crop_mode: str, interpolation: str
+) -> None:
     preprocessing = Preprocessing(16, 0.875, interpolation, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_mode)
     theirs = create_transform(
         (3, 16, 16),
@@ -47,7 +49,7 @@ def test_uint8_normalised_on_the_device_is_timms_transform(folder: ImageSet, cro
         torch.testing.assert_close(preprocessing.normalise(pixels.unsqueeze(0))[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_view_of_a_published_model_is_its_own_at_test_size() -> None:
+def test_published_model_is_evaluated_with_its_own_settings_at_test_size() -> None:
     preprocessing = eval_preprocessing(timm.create_model("resnet10t.c3_in1k"))
     assert (preprocessing.size, preprocessing.crop, preprocessing.interpolation) == (224, 0.95, "bicubic")
     settings = resolve_model_data_config(timm.create_model("resnet10t.c3_in1k"), use_test_size=True)
