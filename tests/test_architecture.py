@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.conftest import REPOSITORY
 
 # A room and the rooms it may import beside itself. Every folder of code below the top level is in one of them.
@@ -57,8 +57,9 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 
 
 def test_every_folder_of_code_is_a_room_or_in_one() -> None:
-    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    folders = {str(Path(file).parent) for file in tracked.splitlines()} - {"relabel"}
+    listing = ["git", "ls-files", "*.py"]
+    tracked = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60)
+    folders = {str(Path(file).parent) for file in tracked.stdout.splitlines()} - {"relabel"}
     assert folders, "else nothing is tracked"
     assert {folder for folder in folders if not any(is_in(folder, room) for room in (*ROOMS, "tests"))} == set()
 
@@ -77,15 +78,15 @@ def test_the_tests_are_in_the_same_folders_as_the_code() -> None:
     assert tests - code == set()
 
 
+@pytest.mark.slow
 def test_importing_the_library_imports_no_torch() -> None:
     script = "import sys, relabel; assert 'torch' not in sys.modules; relabel.LabelStore; assert 'torch' in sys.modules"
-    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True, timeout=240)
 
 
 def test_help_imports_no_torch() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "pipeline", "--help"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "--help"]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert finished.returncode == 0
     assert len(COMMANDS) > 9 and all(command in finished.stdout for command in COMMANDS)
     loaded = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
@@ -103,5 +104,5 @@ for command in {COMMANDS}:
     assert result.exit_code == 0 and "Usage" in result.stdout, command
     assert "torch" not in sys.modules and "timm" not in sys.modules, command
 """
-    finished = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    finished = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert finished.returncode == 0, finished.stderr

@@ -45,10 +45,8 @@ def test_training_on_the_gpu_reads_its_labels_there(
     assert done.returncode == 0, done.stderr
     sizes = ["epochs=3", "warmup_epochs=1", "batch_size=4", "image_size=32", "eval_size=32"]
     thin = {"stem_width": 8, "channels": (8, 8, 8, 16)}
-    options = {"labels": tmp_path / "labels", "val": image_folder, "model_kwargs": thin, "device": "cuda", "workers": 1}
-    train(
-        image_folder, tmp_path / "run", "resnet10t", load_recipe("scenes-relabel", sizes), TrainOptions(**(options | more))
-    )
+    options = TrainOptions(tmp_path / "labels", image_folder, model_kwargs=thin, device="cuda", workers=1, **more)
+    train(image_folder, tmp_path / "run", "resnet10t", load_recipe("scenes-relabel", sizes), options)
     last = read_metrics(tmp_path / "run")[-1]
     assert last["step"] == 6 and last["val"]["images"] == 9 and last["loss"] < 10
     assert LabelStore.open(tmp_path / "labels").to("cuda").gather(torch.tensor([8, 0])).scores.device.type == "cuda"

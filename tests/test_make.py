@@ -56,7 +56,7 @@ def make(target: str, data: Path, annotator: int = 0, **options: str) -> Finishe
     variables |= options
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"OMP_NUM_THREADS": "1"}
     command = ["make", "-C", str(REPOSITORY), target, *(f"{name}={value}" for name, value in variables.items())]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
 
 
 def states(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -64,6 +64,7 @@ def states(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_eval_runs_all_stages_it_depends_on_and_a_second_call_runs_none(data: Path) -> None:
     home = data.parent
     first = make("eval", data)
@@ -90,6 +91,7 @@ def test_eval_runs_all_stages_it_depends_on_and_a_second_call_runs_none(data: Pa
     assert {name: state for name, state in states(home).items() if "labels1" not in name} == before
 
 
+@pytest.mark.slow
 def test_failed_stage_does_not_count_as_done(data: Path) -> None:
     image = data / "train" / "dog" / "0.JPEG"
     content = image.read_bytes()
@@ -103,6 +105,7 @@ def test_failed_stage_does_not_count_as_done(data: Path) -> None:
     assert again.returncode == 0 and "relabel annotate" in again.stdout and "OK" in again.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_two_processes_annotate_and_verify_accepts_their_label_set(data: Path) -> None:
     done = make("verify", data, GPUS="2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -112,13 +115,15 @@ def test_two_processes_annotate_and_verify_accepts_their_label_set(data: Path) -
 
 def test_error_without_images_says_which_variable_to_set() -> None:
     variables = ["IMAGENET=", "TRAIN_IMAGES=", "LABELS=/nonexistent"]
-    done = subprocess.run(["make", "-C", str(REPOSITORY), "annotate", *variables], capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-C", str(REPOSITORY), "annotate", *variables], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode != 0 and "IMAGENET=DIR" in done.stderr + done.stdout
 
 
 def test_help_lists_every_target_and_variable() -> None:
     text = (REPOSITORY / "Makefile").read_text()
-    output = subprocess.run(["make", "-C", str(REPOSITORY), "help"], capture_output=True, text=True).stdout
+    output = subprocess.run(["make", "-C", str(REPOSITORY), "help"], capture_output=True, text=True, timeout=60).stdout
     targets = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert targets is not None
     for name in set(targets[1].split()) - {"help", "FORCE"}:

@@ -50,14 +50,17 @@ def run(folder: Path, *command: object) -> str:
     return finished.stdout
 
 
+@pytest.mark.slow
 def test_a_script_called_train_py_uses_the_library(folder: Path) -> None:
     assert run(folder, sys.executable, "train.py") == "[0]\n"
 
 
+@pytest.mark.slow
 def test_the_command_trains_beside_files_with_the_names_of_our_packages(folder: Path) -> None:
     assert "weights: run/" in run(folder, PROGRAMS / "relabel", "train", "images", "--run-dir=run", *TINY)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_command_beside_files_with_the_names_of_our_packages(folder: Path) -> None:
     torchrun = [PROGRAMS / "torchrun", "--standalone", "--nproc-per-node=2", "--no-python", PROGRAMS / "relabel"]
     assert "weights: run/" in run(folder, *torchrun, "train", "images", "--run-dir=run", *TINY)

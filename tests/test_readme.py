@@ -11,7 +11,7 @@ import typer.main
 from torch import nn
 
 from benchmarks.results import TABLES, TARGETS
-from pipeline.cli import app
+from pipeline.cli.app import app
 from relabel.labels.maps import LabelMaps
 from tests.conftest import REPOSITORY
 from tests.label_sets import write_label_set

@@ -7,10 +7,11 @@ undisturbed run.
 import dataclasses
 import errno
 import fcntl
+import itertools
 import os
+import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.demo.networks import REPOSITORY
+from pipeline.cli.app import app
 from pipeline.spot_check import spot_check
 from pipeline.verify import verify
 from relabel.labels.manifest import MANIFEST, Manifest
@@ -28,8 +29,10 @@ from relabel.models.classifier import create_classifier
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
+from tests import processes
 from tests.annotate.test_several_processes import LAST_OF_SHARD_1, held_in_mid_shard
-from tests.conftest import THIN, TORCHRUN, Contents, Relabel
+from tests.conftest import REPOSITORY, THIN, TORCHRUN, Contents, Relabel, wait_until
+from tests.processes import MOMENTS, Kill, Moment, exit_codes
 
 FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # in the same batch
 
@@ -64,6 +67,37 @@ def ended(process: "subprocess.Popen[str]") -> str:
 # --- processes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_run_killed_at_any_write_and_rerun_gives_the_bytes_of_an_undisturbed_run(
+    relabel_here: Relabel,
+    image_folder: Path,
+    tiny_options: list[str],
+    tmp_path: Path,
+    undisturbed: Path,
+    contents: Contents,
+    moment: Moment,
+) -> None:
+    labels, whole = tmp_path / "labels", contents(undisturbed)
+    command = ["annotate", str(image_folder), "--labels", str(labels), *tiny_options]
+    for number in itertools.count(1):
+        (code,) = exit_codes([processes.start(app, command, kill=Kill(labels, moment, number))])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        complete = {name for name in contents(labels) if not name.startswith(".") and name != SHARD_LINES}
+        assert all((labels / name).read_bytes() == whole[name] for name in complete)
+        assert (MANIFEST in complete) == (number > 1 or moment == "after a rename"), "it comes first"
+        rerun = relabel_here(*command)
+        assert rerun.returncode == 0, rerun.stderr
+        assert contents(labels) == whole, f"killed {moment}: number {number}"
+        assert relabel_here("verify", labels).returncode == 0
+        shutil.rmtree(labels)
+    assert contents(labels) == whole
+    assert number > 5, "the manifest, three shards and the list of shards are written"
+
+
+@pytest.mark.slow
 def test_terminated_run_keeps_its_shards_and_a_rerun_completes(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents, completes: Callable[[], None]
 ) -> None:
@@ -78,6 +112,7 @@ def children_of(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_killed_decoding_process_stops_the_run_with_a_message(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
@@ -89,6 +124,7 @@ def test_killed_decoding_process_stops_the_run_with_a_message(
     completes()
 
 
+@pytest.mark.slow
 def test_killed_process_stops_the_others_and_a_rerun_of_one_process_makes_its_shards(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
@@ -99,15 +135,16 @@ def test_killed_process_stops_the_others_and_a_rerun_of_one_process_makes_its_sh
     command = [*TORCHRUN, "-m", "pipeline"]
     command += ["annotate", str(image_folder), "--labels", str(labels), *tiny_options]
     launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(read_shard_lines(labels)) < 2:
-        assert launcher.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    pid: dict[bytes, int] = {}  # by b"RANK=0" and b"RANK=1"
-    for child in children_of(launcher.pid):
-        pid |= {e: child for e in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if e.startswith(b"RANK=")}
-    os.kill(pid[b"RANK=1"], signal.SIGKILL)
-    _, stderr = launcher.communicate(timeout=120)
+    try:
+        wait_until(lambda: launcher.poll() is not None or len(read_shard_lines(labels)) == 2, 120, "two shards")
+        assert launcher.poll() is None, "the run ended by itself"
+        pid: dict[bytes, int] = {}  # by b"RANK=0" and b"RANK=1"
+        for child in children_of(launcher.pid):
+            pid |= {e: child for e in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if e.startswith(b"RANK=")}
+        os.kill(pid[b"RANK=1"], signal.SIGKILL)
+        _, stderr = launcher.communicate(timeout=120)
+    finally:
+        launcher.kill()
     assert launcher.returncode != 0 and "(SIGKILL)" in stderr
     assert not Path(f"/proc/{pid[b'RANK=0']}").exists()
     image.unlink()
@@ -137,6 +174,7 @@ def test_folder_on_a_file_system_without_locks_is_written_with_a_warning(
 # --- files that disappear or change ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_image_deleted_while_running_is_reported_and_once_restored_a_rerun_completes(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
@@ -158,14 +196,15 @@ def read_only(folder: Path) -> Iterator[None]:
         lock, unlock = ["chattr", "+i", str(folder)], ["chattr", "-i", str(folder)]
     else:
         lock, unlock = ["chmod", "a-w", str(folder)], ["chmod", "u+w", str(folder)]
-    if subprocess.run(lock, capture_output=True).returncode != 0:
+    if subprocess.run(lock, capture_output=True, timeout=60).returncode != 0:
         pytest.skip("root cannot make a folder read-only on this file system")
     try:
         yield
     finally:
-        subprocess.run(unlock, check=True)
+        subprocess.run(unlock, check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_folder_that_becomes_read_only_loses_no_shard_and_a_rerun_completes(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents, completes: Callable[[], None]
 ) -> None:
@@ -195,6 +234,7 @@ def test_flipped_bit_anywhere_in_the_manifest_is_detected(labels: Path) -> None:
             assert whole[position : position + 1].isspace(), position
 
 
+@pytest.mark.slow
 def test_flipped_bit_anywhere_in_the_list_of_shards_is_detected(labels: Path) -> None:
     whole = (labels / SHARD_LINES).read_bytes()
     for position in range(0, len(whole), 3):

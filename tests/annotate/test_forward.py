@@ -68,6 +68,7 @@ assert_close_maps(again, [type(parts[0])(*(torch.cat([getattr(p, n) for p in exp
 """
 
 
+@pytest.mark.slow
 def test_batch_that_exceeds_memory_is_halved_for_good_with_the_same_maps() -> None:
     command = [sys.executable, "-c", MEMORY_LIMITED]
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # return freed memory to the system at once
@@ -107,6 +108,7 @@ def test_probe_that_exceeds_memory_gets_the_same_message() -> None:
         fully_convolutional(classifier, SIZE)
 
 
+@pytest.mark.slow
 def test_compile_error_at_a_later_batch_size_gets_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = tiny_forward(4)
     fused: Any = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 8, 8), torch.nn.Tanh())

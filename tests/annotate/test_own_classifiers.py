@@ -107,6 +107,7 @@ def push(repository: Path, classifier: nn.Module, revision: str) -> None:
     (repository / "refs" / "main").write_text(revision)
 
 
+@pytest.mark.slow
 def test_classifier_from_the_hub_annotates_and_its_later_revisions_are_rejected(
     relabel: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import pytest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import SHARD_LINES, read_shard_lines
 from relabel.labels.shards import shard_name
-from tests.conftest import REPOSITORY, TORCHRUN, Contents, Relabel, free_port
+from tests.conftest import REPOSITORY, TORCHRUN, Contents, Relabel, free_port, wait_until
 
 LAST_OF_SHARD_1 = "dog/dog_4.JPEG"
 
@@ -37,11 +36,14 @@ class Held:
 
     def let_go(self) -> None:
         os.write(self.pipe, self.content)
-        unread = struct.pack("i", len(self.content))
-        while struct.unpack("i", unread)[0]:  # closing before the run has read it would make the run wait forever
-            time.sleep(0.02)
-            unread = fcntl.ioctl(self.pipe, termios.FIONREAD, unread)
+        # Closing before the run has read it would make the run wait forever.
+        wait_until(lambda: self.unread() == 0, 60, "the run to read the image")
         self.close()
+
+    def unread(self) -> int:
+        """Bytes in the pipe."""
+        number: int = struct.unpack("i", fcntl.ioctl(self.pipe, termios.FIONREAD, struct.pack("i", 0)))[0]
+        return number
 
     def close(self) -> None:
         if self.pipe >= 0:
@@ -60,20 +62,18 @@ def held_in_mid_shard(images: Path, labels: Path, options: list[str], key: str =
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     held = Held(process, os.open(image, os.O_RDWR), content)  # we hold the writing end open, so that reads block
     try:
-        deadline = time.monotonic() + 120
-        while not read_shard_lines(labels):
-            assert process.poll() is None, "the run ended early"
-            assert time.monotonic() < deadline, "no shard after two minutes"
-            time.sleep(0.02)
+        wait_until(lambda: process.poll() is not None or read_shard_lines(labels), 120, "the first shard")
+        assert process.poll() is None, "the run ended early"
         yield held
     finally:
         process.kill()
-        process.wait()
+        process.wait(timeout=60)
         held.close()  # decoding workers that outlive the run wake up and exit
         image.unlink()
         image.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_rerun_after_a_kill_in_mid_shard_gives_the_bytes_of_an_undisturbed_run(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
 ) -> None:
@@ -85,7 +85,7 @@ def test_rerun_after_a_kill_in_mid_shard_gives_the_bytes_of_an_undisturbed_run(
         assert second.returncode == 1
         assert f"another `relabel annotate` or `import-maps` is writing to {labels}; wait for it" in second.stderr
         held.process.send_signal(signal.SIGKILL)
-        assert held.process.wait() == -signal.SIGKILL
+        assert held.process.wait(timeout=60) == -signal.SIGKILL
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
     rerun = relabel_here(*command)
     assert rerun.returncode == 0
@@ -93,19 +93,21 @@ def test_rerun_after_a_kill_in_mid_shard_gives_the_bytes_of_an_undisturbed_run(
     assert contents(labels) == contents(undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_run_releases_its_lock_even_while_its_decoding_workers_live_on(
     relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels"
     with held_in_mid_shard(image_folder, labels, [*tiny_options, "--workers=1"]) as held:
         held.process.kill()
-        held.process.wait()
+        held.process.wait(timeout=60)
         # The image is still held, so an option stops the rerun. It is checked after the lock.
         rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
     assert "is writing" not in rerun.stderr
     assert "topk: 2, not 1 as in this run" in rerun.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_its_shards_and_exits_with_130(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
 ) -> None:
@@ -121,6 +123,7 @@ def torchrun(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*launcher, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bytes_as_one(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, undisturbed: Path, contents: Contents
 ) -> None:
@@ -130,6 +133,7 @@ def test_two_processes_give_the_same_bytes_as_one(
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
+@pytest.mark.slow
 def test_unreadable_image_in_the_second_process_is_reported_and_stops_both(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents
 ) -> None:
@@ -141,6 +145,7 @@ def test_unreadable_image_in_the_second_process_is_reported_and_stops_both(
     assert shard_name(1) not in contents(tmp_path / "labels")
 
 
+@pytest.mark.slow
 def test_process_with_different_images_than_the_first_stops_with_the_difference(
     image_folder: Path, tiny_options: list[str], tmp_path: Path
 ) -> None:
@@ -159,7 +164,11 @@ def test_process_with_different_images_than_the_first_stops_with_the_difference(
         )
         for rank, images in enumerate((image_folder, other))
     ]
-    errors = [process.communicate(timeout=240)[1] for process in running]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert all(process.returncode != 0 for process in running)
     assert "rank 1's settings differ from rank 0's (image_count: 9, not 8" in errors[1]
     assert "another process of this run has ended" in errors[0]

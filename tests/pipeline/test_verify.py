@@ -64,6 +64,7 @@ def test_undamaged_set_has_no_findings(verify: Verify, image_folder: Path) -> No
 # --- bytes ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flipped_byte_is_found_by_a_separate_process_and_annotate_writes_the_shard_again(
     relabel: Relabel, relabel_here: Relabel, labels: Path, image_folder: Path, tiny_options: list[str], undisturbed: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_flipped_byte_is_found_by_a_separate_process_and_annotate_writes_the_sha
     assert relabel_here("verify", labels).returncode == 0
 
 
+@pytest.mark.slow
 def test_flipped_byte_is_found_wherever_it_is(verify: Verify, labels: Path) -> None:
     path = labels / shard_name(1)
     whole = path.read_bytes()

@@ -1,39 +1,49 @@
-"""Small runs for tests: three colours to tell apart, and processes that train."""
+"""Small training runs for tests: images of three colours, a thin model, and processes that train."""
 
-import multiprocessing
+import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from relabel.models.weights import load_torch_file
-from tests.conftest import REPOSITORY, free_port, model_options
+from tests import processes
+from tests.conftest import REPOSITORY, free_port, model_options, wait_until
+from tests.processes import Kill
+from train.crops import Crops, RandomCrops
 from train.loop import train
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
 from train.run_dir.metrics import read_metrics
+from train.stop_signals import Interrupted
 
 THIN: dict[str, Any] = {"stem_width": 8, "channels": (8, 8, 8, 16), "zero_init_last": False}
 DROPPED = {**THIN, "drop_path_rate": 0.2}  # so that resuming must also restore the model's random numbers
 GROUP_NORM = {**THIN, "norm_layer": "groupnorm1"}  # takes batches of one image
 SETTINGS = ["image_size=16", "eval_size=16", "batch_size=8", "warmup_epochs=1"]
-FORK = multiprocessing.get_context("forkserver")  # imports once what all processes of these tests need
-FORK.set_forkserver_preload([__name__, "matplotlib.pyplot"])
 
 
 def recipe(name: str = "scenes-relabel", *more: str, epochs: int = 3) -> Recipe:
     return load_recipe(name, [*SETTINGS, f"epochs={epochs}", *more])
 
 
+def train_images(images: Path, run: Path, settings: Recipe, arch: str = "resnet10t", **options: Any) -> None:
+    """The one place where these tests call `train`: thin, on the CPU, decoding in this process, unless told otherwise."""
+    defaults: dict[str, Any] = {"model_kwargs": THIN, "workers": 0, "device": "cpu"}
+    train(images, run, arch, settings, TrainOptions(**(defaults | options)))
+
+
 def run_training(data: Path, run: Path, settings: Recipe, **options: Any) -> None:
-    defaults: dict[str, Any] = {"labels": data / "labels", "model_kwargs": THIN, "workers": 0, "device": "cpu"}
-    train(data / "train", run, "resnet10t", settings, TrainOptions(**(defaults | options)))
+    """Train on the images and labels of the fixture `data`."""
+    train_images(data / "train", run, settings, **({"labels": data / "labels"} | options))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -46,49 +56,57 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def stop_in(run: Path, epochs: int, extra_s: float) -> threading.Thread:
-    """Send this process SIGINT, as Ctrl-C does, soon after an epoch was recorded."""
+# --- interrupted in this process ------------------------------------------------------------------------------------------
 
-    def watch() -> None:
-        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < epochs:
-            time.sleep(0.002)
-        time.sleep(extra_s)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
+@contextmanager
+def before_each_image(do: Callable[[int], object]) -> Iterator[None]:
+    """Call `do` with the place in the set of every training image that this process is about to read."""
+    read = RandomCrops.__getitem__
+
+    def watched(crops: RandomCrops, place: tuple[int, int]) -> Crops:
+        do(place[1])
+        return read(crops, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RandomCrops, "__getitem__", watched)
+        yield
+
+
+@contextmanager
+def interrupted_at_image(number: int) -> Iterator[None]:
+    """Ctrl-C reaches the training within just before it reads its `number`-th image, which stops it after that step."""
+    count = itertools.count(1)
+
+    def interrupt(_: int) -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with before_each_image(interrupt), pytest.raises(Interrupted, match="--resume continues"):
+        yield
+
+
+# --- the command line, in a process of its own ----------------------------------------------------------------------------
 
 
 def command(data: Path, run: Path, *more: str) -> list[str]:
+    """Python's arguments for `relabel train` on the fixture `data`."""
     options = model_options(DROPPED)
     settings = [f"--set={setting}" for setting in (*SETTINGS, "epochs=25")]
     where = ["--labels", str(data / "labels"), "--run-dir", str(run), "--arch", "resnet10t", "--recipe", "scenes-relabel"]
-    return [
-        "-m",
-        "pipeline",
-        "train",
-        str(data / "train"),
-        *where,
-        *options,
-        *settings,
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-        *more,
-    ]
+    how = ["--device", "cpu", "--workers", "1"]
+    return ["-m", "pipeline", "train", str(data / "train"), *where, *options, *settings, *how, *more]
 
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def said_after(number: int, arguments: list[str], run: Path, to_group: bool) -> tuple[int, str]:
-    """Start Python with these arguments, send it a signal when an epoch is recorded; its exit code and what it says.
+def stopped_by(number: int, arguments: list[str], run: Path, to_group: bool) -> tuple[int, str]:
+    """Start Python with these arguments and send it a signal once an epoch is recorded; its exit code and stderr.
 
     Args:
-        to_group: to all processes that it has started too, as a terminal and a cluster do.
+        to_group: send it to all processes that it has started too, as a terminal and a cluster do.
     """
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -98,38 +116,40 @@ def said_after(number: int, arguments: list[str], run: Path, to_group: bool) -> 
         text=True,
         start_new_session=True,
     )
-    while not (run / "metrics.jsonl").exists() or not read_metrics(run):
-        assert process.poll() is None
-        time.sleep(0.002)
-    (os.killpg if to_group else os.kill)(process.pid, number)
-    _, stderr = process.communicate(timeout=120)
+    try:
+        wait_until(lambda: process.poll() is not None or read_metrics(run), 120, f"the first epoch in {run}")
+        assert process.poll() is None, "the run ended by itself"
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return process.returncode, stderr
 
 
+# --- one or two training processes ----------------------------------------------------------------------------------------
+
+
 def train_as_rank(rank: int, port: int, *arguments: Any, **options: Any) -> None:
-    """What torchrun tells each of two processes."""
+    """Train as one of two processes, with the environment that torchrun gives it."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()})
     run_training(*arguments, **options)
 
 
-def start_two(*arguments: Any, **options: Any) -> list[Any]:
+def start(count: int, *arguments: Any, kill: Kill | None = None, **options: Any) -> list[BaseProcess]:
+    """Start one process that runs `run_training`, or two that train together; the first is the one to be killed."""
+    if count == 1:
+        return [processes.start(run_training, *arguments, kill=kill, **options)]
     port = free_port()
-    two = [FORK.Process(target=train_as_rank, args=(rank, port, *arguments), kwargs=options) for rank in (0, 1)]
-    for process in two:
-        process.start()
-    return two
+    return [
+        processes.start(train_as_rank, rank, port, *arguments, kill=kill if rank == 0 else None, **options)
+        for rank in range(count)
+    ]
 
 
-def start(processes: int, *arguments: Any, **options: Any) -> list[Any]:
-    if processes == 2:
-        return start_two(*arguments, **options)
-    one = FORK.Process(target=run_training, args=arguments, kwargs=options)
-    one.start()
-    return [one]
-
-
-def exit_codes(started: list[Any]) -> list[int]:
-    for process in started:
-        process.join()
-    return [process.exitcode for process in started]
+def kill_rest(started: list[BaseProcess]) -> list[int | None]:
+    """Wait for the first process to end, and kill the others, as torchrun does; all exit codes."""
+    processes.exit_codes(started[:1])
+    for process in started[1:]:
+        process.kill()
+    return processes.exit_codes(started)

@@ -92,7 +92,7 @@ def backbone(run: Path, relabel_here: Relabel) -> Path:
     return exported
 
 
-def detectors_of(lines: str, backbone: Path) -> dict[str, nn.Module]:
+def detectors_of(lines: str, backbone: Path) -> dict[str, Any]:
     """The detectors that the document's code makes, checked to have the classifier's own tensors in their backbones."""
     names: dict[str, Any] = {}
     exec(lines.replace(backbone.name, str(backbone)), names)
@@ -100,7 +100,7 @@ def detectors_of(lines: str, backbone: Path) -> dict[str, nn.Module]:
         "resnet50", num_classes=37, checkpoint_path=str(backbone.with_name("weights.safetensors"))
     )
     expected = classifier.state_dict()
-    detectors = {kind: names[kind] for kind in ("faster_rcnn", "mask_rcnn")}
+    detectors: dict[str, Any] = {kind: names[kind] for kind in ("faster_rcnn", "mask_rcnn")}
     for detector in detectors.values():
         body = detector.backbone.body.state_dict()
         assert len([name for name in body if "num_batches" not in name]) == 265
@@ -108,6 +108,7 @@ def detectors_of(lines: str, backbone: Path) -> dict[str, nn.Module]:
     return detectors
 
 
+@pytest.mark.slow
 def test_documented_code_loads_the_backbone_into_both_detectors_and_they_train(backbone: Path, tmp_path: Path) -> None:
     images, targets = read_coco(write_coco(tmp_path))
     for kind, detector in detectors_of(AS_FROM_IMAGENET, backbone).items():

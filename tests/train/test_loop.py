@@ -24,23 +24,21 @@ from tests.label_sets import write_label_set
 from tests.train.runs import (
     DROPPED,
     GROUP_NORM,
-    THIN,
     assert_same_weights,
     command,
     environment,
+    interrupted_at_image,
     recipe,
     run_training,
-    stop_in,
+    train_images,
     weights,
 )
 from train.evaluation.run import EvalOptions, evaluate_checkpoint
-from train.loop import train
-from train.options import TrainOptions
 from train.recipe import Recipe
 from train.run_dir.metrics import read_metrics
-from train.stop_signals import Interrupted
 
 
+@pytest.mark.slow
 def test_both_targets_learn_and_leave_all_files_of_a_run(data: Path, tmp_path: Path) -> None:
     for name in ("scenes-single", "scenes-relabel"):
         run = tmp_path / name
@@ -56,6 +54,7 @@ def test_both_targets_learn_and_leave_all_files_of_a_run(data: Path, tmp_path: P
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
 
 
+@pytest.mark.slow
 def test_student_learns_the_label_maps_not_the_folders(data: Path, tmp_path: Path) -> None:
     folder = find_images(data / "train")
     shifted = torch.from_numpy((folder.targets + 1) % 3).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
@@ -66,6 +65,7 @@ def test_student_learns_the_label_maps_not_the_folders(data: Path, tmp_path: Pat
     assert last["loss"] < 0.9 and last["top1"] < 30  # it predicts the maps' class, which is never the folder's
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_weights_and_another_seed_others(data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run_training(data, tmp_path / name, recipe("scenes-relabel", f"seed={seed}"))
@@ -86,31 +86,30 @@ def test_label_set_too_large_for_memory_is_read_by_the_workers_and_gives_the_sam
     assert_same_weights(tmp_path / "resident", tmp_path / "read")
 
 
+@pytest.mark.slow
 def test_float16_scales_the_loss_and_resumes_with_its_scale(data: Path, tmp_path: Path) -> None:
     options = {"model_kwargs": DROPPED, "amp": True, "amp_dtype": "float16"}
     run_training(data, tmp_path / "whole", recipe(epochs=9), **options)
-    watcher = stop_in(tmp_path / "parts", 2, 0.0)
-    with pytest.raises(Interrupted):
+    with interrupted_at_image(70):
         run_training(data, tmp_path / "parts", recipe(epochs=9), **options)
-    watcher.join()
     state = load_torch_file(tmp_path / "parts" / "last.pt")
     assert state["scaler"]["scale"] > 1 and state["scaler"]["_growth_tracker"] > 0
     run_training(data, tmp_path / "parts", recipe(epochs=9), resume=True, **options)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_several_crops_per_image_train_and_resume_exactly(data: Path, tmp_path: Path) -> None:
     settings = recipe("scenes-relabel", "crops_per_image=4", epochs=9)
     run_training(data, tmp_path / "whole", settings)
-    watcher = stop_in(tmp_path / "parts", 2, 0.01)
-    with pytest.raises(Interrupted):
+    with interrupted_at_image(20):  # 2 images of 4 crops in a batch
         run_training(data, tmp_path / "parts", settings)
-    watcher.join()
     run_training(data, tmp_path / "parts", settings, resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     assert [m["step"] for m in read_metrics(tmp_path / "whole")] == [4 * epoch for epoch in range(1, 10)]
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_train_as_one_does_up_to_rounding(data: Path, tmp_path: Path) -> None:
     # Images and crops (test_crops), steps, learning rates and counts are the same to the last bit. Gradients are the mean of
     # the means of two halves, which rounds differently. The model has no batch norm, which would see half a batch in each
@@ -122,6 +121,7 @@ def test_two_gloo_processes_train_as_one_does_up_to_rounding(data: Path, tmp_pat
         env=environment(),
         capture_output=True,
         text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     kwargs = {**GROUP_NORM, "drop_path_rate": 0}
@@ -141,13 +141,7 @@ def test_image_without_a_label_map_stops_the_run_at_the_start(data: Path, tmp_pa
     shutil.copytree(data / "train", tmp_path / "train")
     shutil.copy(tmp_path / "train" / "red" / "0.JPEG", tmp_path / "train" / "red" / "new.JPEG")
     with pytest.raises(InputError, match=r"1 of 34 images .* no label map .*red/new\.JPEG"):
-        train(
-            tmp_path / "train",
-            tmp_path / "run",
-            "resnet10t",
-            recipe(),
-            TrainOptions(labels=data / "labels", model_kwargs=THIN),
-        )
+        train_images(tmp_path / "train", tmp_path / "run", recipe(), labels=data / "labels")
     assert not (tmp_path / "run").exists()
 
 
@@ -161,9 +155,8 @@ def test_images_that_annotate_could_not_read_are_left_out_with_a_message(
     whole = lines[0]
     lines[0] = type(whole)(whole.shard, whole.file, whole.rows, whole.sha256, ("red/torn.JPEG",))
     write_shard_lines(tmp_path / "labels", lines)
-    options = {"labels": tmp_path / "labels", "model_kwargs": THIN, "workers": 0, "device": "cpu"}
     with caplog.at_level(logging.INFO):
-        train(tmp_path / "train", tmp_path / "run", "resnet10t", recipe(), TrainOptions(**options))
+        train_images(tmp_path / "train", tmp_path / "run", recipe(), labels=tmp_path / "labels")
     assert "1 images are left out" in caplog.text
 
 
@@ -196,12 +189,12 @@ def test_sizes_that_the_model_does_not_take_are_rejected_at_the_start(
     data: Path, tmp_path: Path, kwargs: dict[str, Any], settings: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        train(
+        train_images(
             data / "train",
             tmp_path / "run",
-            "vit_tiny_patch16_224",
             recipe("scenes-single", *settings),
-            TrainOptions(model_kwargs={"depth": 1, **kwargs}, device="cpu"),
+            "vit_tiny_patch16_224",
+            model_kwargs={"depth": 1, **kwargs},
         )
     assert not (tmp_path / "run").exists()
 
@@ -235,11 +228,5 @@ def test_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, worke
     torn = tmp_path / "train" / "red" / "0.JPEG"
     torn.write_bytes(torn.read_bytes()[:300])
     with pytest.raises(InputError) as caught:
-        train(
-            tmp_path / "train",
-            tmp_path / "run",
-            "resnet10t",
-            recipe("scenes-single"),
-            TrainOptions(model_kwargs=THIN, workers=workers),
-        )
+        train_images(tmp_path / "train", tmp_path / "run", recipe("scenes-single"), workers=workers)
     assert str(caught.value).startswith(f"{torn}: ") and "\n" not in str(caught.value)

@@ -22,6 +22,7 @@ CENTRE_CROP = transforms.Compose(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_reference_checkpoint_gives_torchvisions_predictions(
     image_folder: Path, tmp_path: Path, relabel_here: Relabel, prefix: str

@@ -1,6 +1,7 @@
 """A teacher sees crops at its own size, mean and standard deviation; unusable teachers are rejected."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -26,7 +27,8 @@ def folder() -> ImageSet:
     return named_images(("cat", "dog", "eel"), ("cat/a.JPEG",), [0])
 
 
-def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> torch.nn.Module:
+def save_weights(path: Path, classes: tuple[str, ...], card: bool) -> Any:
+    """Save random weights of a thin model, and return timm's model."""
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=len(classes), **THIN).eval()
     preprocessing = Preprocessing(40, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -49,7 +51,8 @@ def test_teacher_from_a_relabel_checkpoint_sees_crops_at_its_evaluation_size(fol
 def test_named_teacher_sees_crops_at_the_given_size_or_its_own(folder: ImageSet, tmp_path: Path) -> None:
     save_weights(tmp_path / "bare.pth", folder.classes, card=False)
     named = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN)
-    assert load_teacher(named, RECIPE, folder, CPU, None).input_size == (176, 176)
+    teacher = load_teacher(named, RECIPE, folder, CPU, None)
+    assert teacher is not None and teacher.input_size == (176, 176)
     resized = TeacherChoice("resnet10t", tmp_path / "bare.pth", THIN, (32, 48))
     teacher = load_teacher(resized, RECIPE, folder, CPU, None)
     assert teacher is not None and teacher.input_size == (32, 48)

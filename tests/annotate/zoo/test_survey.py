@@ -118,6 +118,17 @@ FAMILIES: dict[str, tuple[Any, ...]] = {
     "xception_aligned": ("xception41p", (2, 3)),
     "xcit": ("xcit_nano_12_p8_224", (8, 12)),
 }
+FAST = {
+    "convnext",
+    "efficientnet",
+    "levit",
+    "mobilenetv3",
+    "nfnet",
+    "regnet",
+    "resnet",
+    "swin_transformer",
+    "vision_transformer",
+}
 THIN = {"depth": 1, "embed_dim": 64, "num_heads": 2}
 KWARGS: dict[str, dict[str, Any]] = {  # for families whose smallest model is too large for a test
     "deepseek_vit": THIN,
@@ -147,7 +158,7 @@ def listed() -> dict[str, str]:
     return {row.model.split(".")[0]: row.kind for row in load_table() if row.kind}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f in FAST else pytest.mark.slow) for f in FAMILIES])
 @torch.inference_mode()
 def test_family_has_the_listed_kind_and_its_map_has_the_expected_grid_and_mean(
     family: str, listed: dict[str, str], randomised: Callable[..., nn.Module]

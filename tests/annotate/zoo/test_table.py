@@ -127,7 +127,7 @@ def test_listing_imports_no_torch_and_exits_quietly_on_a_closed_pipe() -> None:
         ]
     )
     command = f'set -o pipefail; {sys.executable} -c "{script}" | head -1'
-    finished = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    finished = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert finished.stdout.startswith("  model") and finished.stdout.count("\n") == 1
     assert finished.stderr == "" and finished.returncode == 141
 

@@ -208,6 +208,7 @@ def test_shard_truncated_anywhere_is_named_in_the_error(label_set: Path) -> None
             LabelStore.open(label_set)
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_a_shard_is_an_input_error_or_leaves_its_structure_valid(label_set: Path) -> None:
     path, line, manifest = label_set / shard_name(0), read_shard_lines(label_set)[0], LabelStore.open(label_set).manifest
     whole = path.read_bytes()

@@ -35,6 +35,7 @@ def test_unknown_weights_tag_is_named_in_the_error() -> None:
     assert "Invalid pretrained tag (nope)" in refusal(lambda: create_classifier("resnet50.nope"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +20,7 @@ from relabel.images.sources import find_images
 from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
+from tests.conftest import wait_until
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 
@@ -153,10 +153,12 @@ def test_decoding_process_that_dies_is_reported(folder: ImageSet, tmp_path: Path
     children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
     before = children.read_text().split()
 
+    def workers() -> list[str]:
+        return [child for child in children.read_text().split() if child not in before]
+
     def kill_the_worker() -> None:
-        while not (new := [child for child in children.read_text().split() if child not in before]):
-            time.sleep(0.02)
-        os.kill(int(new[0]), signal.SIGKILL)
+        wait_until(workers, 60, "a decoding process")
+        os.kill(int(workers()[0]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_the_worker)
     killer.start()
@@ -165,4 +167,4 @@ def test_decoding_process_that_dies_is_reported(folder: ImageSet, tmp_path: Path
         processes("cpu"),
     ):
         evaluate(ReadsRed(), folder, PREPROCESSING, ALONE, workers=1)
-    killer.join()
+    killer.join(60)

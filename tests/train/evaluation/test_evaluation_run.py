@@ -104,6 +104,7 @@ def everything(image_folder: Path, three_classes: Callable[[int], Path], tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
     done = relabel_here(*everything, f"--output={tmp_path / 'both.json'}")
     assert done.returncode == 0, done.stderr
@@ -140,6 +141,7 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
     assert "absent: imagenetv2-matched-frequency, " in done.stdout and "corrupted" not in done.stdout.split("absent: ")[1]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
     assert relabel_here(*everything, f"--output={tmp_path / 'one.json'}").returncode == 0
     launched = [*TORCHRUN, "-m", "pipeline"]

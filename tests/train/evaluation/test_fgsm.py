@@ -46,8 +46,8 @@ def test_attack_equals_a_slow_one_in_normalised_units() -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     for i in range(5):
         x = ((pixels[i] / 255 - mean) / std).requires_grad_()
-        nn.functional.cross_entropy(classifier(x.unsqueeze(0)), targets[i : i + 1]).backward()
-        assert x.grad is not None
-        moved = (x.detach() + x.grad.sign() * (8 / 255) / std) * std + mean  # a step of 8/255 is this long after scaling
+        loss = nn.functional.cross_entropy(classifier(x.unsqueeze(0)), targets[i : i + 1])
+        (gradient,) = torch.autograd.grad(loss, x)
+        moved = (x.detach() + gradient.sign() * (8 / 255) / std) * std + mean  # a step of 8/255 is this long after scaling
         torch.testing.assert_close(attacked[i] / 255, moved.clamp(0, 1), rtol=0, atol=1e-5)
     assert (attacked - pixels).abs().max() <= 8 + 1e-4

@@ -70,11 +70,10 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory, randomised: Randomised) -
         for wordnet_id in (TIMM_DATA / f"{name.replace('-', '_')}_synsets.txt").read_text().split():
             link(name, index_of[wordnet_id], wordnet_id)
 
-    classifier = randomised(timm.create_model("resnet10t", num_classes=1000, **THIN), 0, (16, 16))
-    head: Any = classifier.get_classifier()
+    classifier: Any = randomised(timm.create_model("resnet10t", num_classes=1000, **THIN), 0, (16, 16))
+    head = classifier.get_classifier()
     with torch.no_grad():  # the nearest image's class
-        body: Any = classifier
-        features = body.forward_head(body.forward_features(images_of(paths)), pre_logits=True)
+        features = classifier.forward_head(classifier.forward_features(images_of(paths)), pre_logits=True)
         order = torch.cat([torch.arange(300).roll(100), torch.arange(300, 800), torch.arange(300, 500)])
         head.weight.copy_(features[order])
         head.bias.copy_(-features[order].square().sum(1) / 2)
@@ -124,6 +123,7 @@ def test_folders_named_by_number_are_imagenets_classes(imagenet: Known) -> None:
     assert "tench (n01440764)" in str(result["lowest_top1"]), "a class is called by its name, not its number"
 
 
+@pytest.mark.slow
 def test_model_without_a_card_has_imagenets_classes(imagenet: Known, tmp_path: Path) -> None:
     state = load_torch_file(imagenet.weights)
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "published.pth")

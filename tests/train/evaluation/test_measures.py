@@ -39,6 +39,7 @@ def test_top_k_equals_a_count_by_hand() -> None:
     assert top_k(best, targets, 2).mean() == pytest.approx(200 / 3)
 
 
+@pytest.mark.slow
 def test_real_accuracy_equals_timms_on_random_predictions() -> None:
     folder = validation_folder(50_000)
     generator = torch.Generator().manual_seed(0)

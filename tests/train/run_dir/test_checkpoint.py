@@ -39,6 +39,7 @@ def test_card_is_read_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
     assert find_card(tmp_path / name) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_timm_loads_saved_weights_as_they_are(tmp_path: Path, name: str) -> None:
     model = timm.create_model(CARD.arch, num_classes=2, **CARD.model_kwargs).to(memory_format=torch.channels_last)
@@ -47,6 +48,7 @@ def test_timm_loads_saved_weights_as_they_are(tmp_path: Path, name: str) -> None
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_torchvision_loads_saved_weights_as_they_are_and_gives_the_same_logits(tmp_path: Path) -> None:
     model = timm.create_model("resnet50", num_classes=7, zero_init_last=False).to(memory_format=torch.channels_last).eval()
     for name in KINDS:
@@ -58,6 +60,7 @@ def test_torchvision_loads_saved_weights_as_they_are_and_gives_the_same_logits(t
         torch.testing.assert_close(theirs(images), model(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_names_and_shapes_agree_with_torchvision_for_each_of_its_resnets() -> None:
     assert len(RESNETS) == 10
     for arch in RESNETS:
@@ -88,10 +91,12 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_only_the_last_good_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save_checkpoint(path, {"step": 7})
-    done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, cwd=REPOSITORY)
+    command = [sys.executable, "-c", FILL, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
     assert "cannot save a checkpoint" in done.stdout and "still holds the previous one" in done.stdout, done.stderr
     assert load_torch_file(path) == {"step": 7}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]

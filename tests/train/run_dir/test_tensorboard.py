@@ -2,13 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from relabel.runtime.errors import InputError
-from train.loop import train
-from train.options import TrainOptions
+from tests.train.runs import train_images
 from train.recipe import load_recipe
 from train.run_dir.metrics import CURVES, read_metrics
 from train.run_dir.tensorboard import FOLDER, open_writer, write_epoch
@@ -18,9 +16,7 @@ def test_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(InputError, match="pip install tensorboard"):
-        train(
-            tmp_path / "nowhere", tmp_path / "run", "resnet10t", load_recipe("scenes-single"), TrainOptions(tensorboard=True)
-        )
+        train_images(tmp_path / "nowhere", tmp_path / "run", load_recipe("scenes-single"), tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -33,17 +29,18 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_has_every_epoch_of_metrics_jsonl(image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     recipe = load_recipe("scenes-single", ["image_size=16", "eval_size=16", "batch_size=4", "epochs=3", "warmup_epochs=1"])
-    options: dict[str, Any] = {"val": image_folder, "workers": 0, "device": "cpu", "tensorboard": True}
-    options["model_kwargs"] = {"stem_width": 8, "channels": (8, 8, 8, 16)}
     (tmp_path / CURVES).mkdir()  # blocks the last file that is written for an epoch, so the run stops after the last epoch
     with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
-        train(image_folder, tmp_path, "resnet10t", recipe, TrainOptions(**options))
+        train_images(image_folder, tmp_path, recipe, val=image_folder, tensorboard=True)
     (tmp_path / CURVES).rmdir()
-    train(image_folder, tmp_path, "resnet10t", recipe, TrainOptions(**options, resume=True))
+    train_images(image_folder, tmp_path, recipe, val=image_folder, tensorboard=True, resume=True)
     assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
     logged, metrics = scalars(tmp_path), read_metrics(tmp_path)
-    assert logged["loss"] == [(m["epoch"], pytest.approx(m["loss"])) for m in metrics]
-    assert logged["val/top1"] == [(3, pytest.approx(metrics[-1]["val"]["top1"]))]
+    epochs, losses = zip(*logged["loss"], strict=True)
+    assert list(epochs) == [m["epoch"] for m in metrics] == [1, 2, 3]
+    assert list(losses) == pytest.approx([m["loss"] for m in metrics])
+    ((epoch, top1),) = logged["val/top1"]
+    assert epoch == 3 and top1 == pytest.approx(metrics[-1]["val"]["top1"])
 
 
 def test_epoch_that_a_resumed_run_trains_again_replaces_the_first(tmp_path: Path) -> None:
