@@ -5,41 +5,28 @@ The first process decides everything here; the others read its decisions from th
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from relabel.labels.manifest import MANIFEST, DamagedManifest, Manifest
 from relabel.labels.shard_lines import SHARD_LINES, ShardLine, read_shard_lines, write_shard_lines
-from relabel.labels.shards import MappedShard, shard_name
+from relabel.labels.shards import SHARDS, MappedShard, shard_name
+from relabel.runtime import files
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import lock, sha256_of
-
-LOCK = ".lock"
+from relabel.runtime.files import LOCK, delete_temporary, sha256_of
 
 logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def write_lock(labels: Path, group: Processes) -> Iterator[None]:
+def write_lock(labels: Path, group: Processes) -> contextlib.AbstractContextManager[None]:
     """Keep a second run from writing to the same folder. The lock is released when its run ends, however it ends.
 
     The first process holds the lock for the whole run. If it dies, the other processes may still write some shards, but
     those have the same bytes as a rerun's.
     """
     if not group.is_first:
-        yield
-        return
-    with (labels / LOCK).open("w") as file:
-        try:
-            if not lock(file, wait=False):
-                logger.warning(f"{labels} is on a file system without locks; make sure that no other run writes to it")
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(
-                f"another `relabel annotate` or `import-maps` is writing to {labels}; wait for it to finish, or use a"
-                " different --labels"
-            ) from error
-        yield
+        return contextlib.nullcontext()
+    return files.write_lock(labels, "`relabel annotate` or `import-maps`", "--labels")
 
 
 def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable: bool = True) -> list[int]:
@@ -51,8 +38,7 @@ def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable:
     if group.is_first:
         lines = read_shard_lines(labels, drop_damaged=True)
         ensure_manifest(labels, manifest, lines)
-        for leftover in labels.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)  # a dying process of a killed run may be removing it too
+        delete_temporary(labels, MANIFEST, SHARD_LINES, SHARDS)
         intact = {i: line for i, line in lines.items() if is_intact(labels, line, manifest)}
         if lines or (labels / SHARD_LINES).exists():
             write_shard_lines(labels, intact)  # also drops torn and damaged lines

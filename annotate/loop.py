@@ -26,7 +26,7 @@ from relabel.labels.shard_lines import append_shard_line
 from relabel.labels.shards import shard_name, write_shard
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.workers import batches_of, decoding_workers, init_worker
+from relabel.runtime.workers import batches_of, decoding_workers, in_shared_memory, init_worker
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
     readable = [(index, image) for index, image, _ in items if image is not None]
     images = torch.stack([image for _, image in readable]) if readable else torch.empty(0)
     unreadable = {index: reason for index, image, reason in items if image is None}
-    return Batch([index for index, _ in readable], images, unreadable)
+    return Batch([index for index, _ in readable], in_shared_memory(images), unreadable)
 
 
 def shard_batches(shards: list[int], manifest: Manifest, batch_size: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from relabel.images.image_set import ImageSet
 from relabel.labels.maps import LabelMaps
+from relabel.runtime.workers import in_shared_memory
 from train.augment import MIRROR, augmentation_draws
 from train.recipe import Recipe
 from train.seeds import seed_of
@@ -131,7 +132,8 @@ def resized_window(image: Image.Image, window: Window, reduction: int, side: int
 
 def collate(examples: list[Crops]) -> Crops:
     """The crops of all images; those of one image are next to each other."""
-    return Crops.from_tensors(torch.cat(parts) for parts in zip(*(crops.tensors() for crops in examples), strict=True))
+    fields = zip(*(crops.tensors() for crops in examples), strict=True)
+    return Crops.from_tensors(in_shared_memory(torch.cat(parts)) for parts in fields)
 
 
 def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:

@@ -3,6 +3,7 @@
 `train` is meant to be read from top to bottom; what happens in a step is in train/step.py.
 """
 
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -26,7 +27,7 @@ from train.progress import EpochProgress
 from train.recipe import Recipe
 from train.recorder import Recorder
 from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS, save_weights
-from train.run_dir.provenance import run_settings, start_run
+from train.run_dir.provenance import run_settings, start_run, write_lock
 from train.run_dir.tensorboard import require_tensorboard
 from train.schedule import create_schedule
 from train.seeds import DROPOUT_STREAM, seed_of
@@ -56,7 +57,7 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
     """
     if options.tensorboard:
         require_tensorboard()
-    with processes(options.device) as group:
+    with processes(options.device) as group, contextlib.ExitStack() as held:
         # Data, model, optimizer
         data = open_training_set(images, recipe, options, group.world)
         steps_per_epoch = len(data.images) // recipe.batch_size
@@ -80,6 +81,7 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             "compile": options.compile,
             "processes": group.world,
         }
+        held.enter_context(write_lock(run, group))
         saved = start_run(run, run_settings(student.card, recipe, data, options), conditions, options.resume, group)
         unrecorded = None  # metrics of an epoch that was saved before it was recorded
         if saved is not None:

@@ -31,7 +31,7 @@ from relabel.runtime.defaults import SHARD_SIZE, Axes
 from relabel.runtime.distributed import Processes, readable_errors
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
-from relabel.runtime.workers import decoding_workers, init_worker
+from relabel.runtime.workers import decoding_workers, in_shared_memory, init_worker
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class MapFiles(Dataset[tuple[Tensor, list[str]]]):
         self.shape = (2, manifest.topk, *(manifest.grid[::-1] if axes == "xy" else manifest.grid))
 
     def __getitem__(self, part: range) -> tuple[Tensor, list[str]]:
-        return read_maps(self.places[part.start : part.stop], self.axes, self.num_classes, self.shape)
+        maps, unfit = read_maps(self.places[part.start : part.stop], self.axes, self.num_classes, self.shape)
+        return in_shared_memory(maps), unfit
 
 
 def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers: int) -> Iterator[tuple[int, LabelMaps]]:

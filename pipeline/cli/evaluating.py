@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.cli.app import command
-from pipeline.cli.options import Amp, AmpDtype, ClassNamesFile, Device, Images, ModelKwargs, Workers, parse_model_kwargs
+from pipeline.cli.options import (
+    Amp,
+    AmpDtype,
+    ClassNamesFile,
+    Device,
+    Force,
+    Images,
+    ModelKwargs,
+    Workers,
+    parse_model_kwargs,
+)
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.errors import InputError
 
@@ -50,6 +60,7 @@ def eval(
         float | None, typer.Option(help="Share of the shorter side that the centre crop keeps; the model's own by default.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    force: Force = False,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = EVAL_BATCH_SIZE,
     workers: Workers = None,
     device: Device = None,
@@ -64,6 +75,8 @@ def eval(
     from train.evaluation.report import table
     from train.evaluation.run import EvalOptions, evaluate_checkpoint
 
+    if force and output is None:
+        raise InputError("--force replaces the file of --output; give --output too, or leave it out")
     if fgsm_epsilon is not None and not fgsm:
         raise InputError("--fgsm-epsilon is the step of --fgsm; give --fgsm too, or leave it out")
     epsilon = parse_fraction(fgsm_epsilon) if fgsm_epsilon is not None else EPSILON
@@ -80,6 +93,7 @@ def eval(
         eval_size=eval_size,
         eval_crop=eval_crop,
         output=output,
+        force=force,
         batch_size=batch_size,
         workers=workers,
         device=device,
@@ -108,6 +122,7 @@ def export(
         typer.Option(help="torchvision-detection: the backbone of Faster R-CNN and Mask R-CNN."),
     ],
     arch: Annotated[str | None, typer.Option(help="A ResNet; a relabel checkpoint does not need it.")] = None,
+    force: Force = False,
 ) -> None:
     """Write weights for another library.
 
@@ -115,4 +130,4 @@ def export(
     """
     from train.export import export_backbone
 
-    print(export_backbone(checkpoint, output, arch))
+    print(export_backbone(checkpoint, output, arch, force))

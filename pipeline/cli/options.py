@@ -29,6 +29,7 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Decoding processes per GPU process; 0 decodes in that process. By default its share of the cores."),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output file that this command has not written, too.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile: minutes at the start, faster afterwards.")]
 
 

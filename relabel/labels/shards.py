@@ -13,13 +13,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
-from relabel.images.keys import encode_keys
+from relabel.images.keys import encode_keys, is_utf8
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import MAPS, SCORE_DTYPE, LabelMaps, class_dtype
 from relabel.labels.shard_lines import ShardLine
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
+
+SHARDS = "shard-*.h5"
 
 
 def shard_name(shard: int) -> str:
@@ -83,7 +86,11 @@ class MappedShard:
                 f"{path} is missing, though shards.jsonl lists it; run the command that made the label set again"
             ) from error
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise InputError(
+                    f"cannot open {path}: {error.strerror}; raise the limit with `ulimit -n 4096`, and run again"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM):
                 raise InputError(f"cannot open {path}: {error.strerror}") from error
             raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {remedy}") from error
         except Exception as error:  # h5py raises half a dozen types for a damaged header
@@ -102,7 +109,7 @@ class MappedShard:
                 f" and {manifest.num_classes}; {remedy}"
             )
         arrays = {}
-        mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # a plain view: memmap's own indexing is slow
+        mapped = map_file(path, size)
         for name, (shape, dtype) in expected.items():
             if name not in found:
                 raise InputError(f"{path} has no dataset {name!r}; {remedy}")
@@ -118,3 +125,15 @@ class MappedShard:
             start = offset or 0
             arrays[name] = mapped[start : start + length].view(found_dtype).reshape(shape)
         return cls(**arrays)
+
+
+def map_file(path: Path, size: int) -> np.ndarray:
+    """(size,) uint8, read-only: the bytes of a file. As many as there are shards may be mapped at once.
+
+    Python's own mmap, and so np.memmap, keeps a descriptor open for each, of which a process has about a thousand.
+    """
+    with path.open("rb") as file:
+        name = str(path) if is_utf8(str(path)) else f"/dev/fd/{file.fileno()}"  # torch takes UTF-8
+        mapped = torch.from_file(name, shared=False, size=size, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped

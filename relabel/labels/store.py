@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from relabel.images.keys import KeyIndex, decode_keys, encode_keys
-from relabel.labels.manifest import Manifest
+from relabel.labels.manifest import MANIFEST, Manifest
 from relabel.labels.maps import MAPS, LabelMaps
 from relabel.labels.shard_lines import read_shard_lines
 from relabel.labels.shards import MappedShard, shard_name
@@ -61,6 +61,28 @@ class LabelStore:
             return decode_keys(self._index.keys)
         except ValueError as error:
             raise InputError(f"{self.labels}: {error}; do not trust this label set") from error
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(N,) int64 ground-truth label of every row: the class that its key names, as a number of the manifest's classes.
+
+        Raises:
+            InputError: the manifest names no classes, or other ones than the keys.
+        """
+        if self.manifest.classes is None:
+            raise InputError(
+                f"{self.labels / MANIFEST} names no classes, so the keys' have no numbers; take the targets of the images:"
+                " relabel.images.sources.find_images(IMAGES).targets, in the order of their keys"
+            )
+        number = {name: i for i, name in enumerate(self.manifest.classes)}
+        named = [key.split("/")[0] for key in self.keys]
+        unknown = sorted(set(named) - number.keys())
+        if unknown:
+            raise InputError(
+                f"{self.labels / MANIFEST}: {len(unknown)} classes of the keys are not among its classes (first:"
+                f" {unknown[0]}); expected CLASS/NAME"
+            )
+        return torch.tensor([number[name] for name in named], dtype=torch.int64)
 
     @property
     def resident(self) -> bool:

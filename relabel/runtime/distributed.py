@@ -70,8 +70,9 @@ def readable_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if "DataLoader worker" in str(error):
             raise InputError(
-                f"a decoding process died: {first_line(error).rstrip('. ')}. If memory ran out (/dev/shm counts too), use"
-                " fewer --workers. Finished work is kept: re-run to continue (train: with --resume)"
+                f"a decoding process died: {of_worker(error).rstrip('. ')}. If memory ran out (/dev/shm counts too;"
+                " `docker run --shm-size=8g` enlarges it), use fewer --workers. Finished work is kept: re-run to continue"
+                " (train: with --resume)"
             ) from error
         if out_of_memory(error):
             raise InputError(
@@ -84,6 +85,11 @@ def readable_errors() -> Iterator[None]:
                 " (train: with --resume)"
             ) from error
         raise
+
+
+def of_worker(error: BaseException) -> str:
+    """What happened in a DataLoader's worker: torch hands on its traceback, whose last line says it."""
+    return str(error).strip().splitlines()[-1] if str(error).startswith("Caught ") else first_line(error)
 
 
 @contextmanager

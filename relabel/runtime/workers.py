@@ -5,6 +5,9 @@ import signal
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import cores
 
@@ -34,6 +37,15 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
     except InputError as error:
         name = f"{type(error).__module__}.{type(error).__qualname__}: "
         raise type(error)(str(error).rpartition(name)[2].strip()) from None
+
+
+def in_shared_memory(tensor: Tensor) -> Tensor:
+    """The same tensor, for a batch: in a worker, moved to the shared memory by which it reaches the main process.
+
+    torch would move it later, in a thread whose errors lose the batch: where /dev/shm is full, the main process would wait
+    for ever. Here the error is the worker's, and reaches the user. torch's own default_collate does the same.
+    """
+    return tensor.share_memory_() if get_worker_info() is not None else tensor  # type: ignore[no-untyped-call]
 
 
 def init_worker(worker: int) -> None:

@@ -15,7 +15,7 @@ from relabel.images.sources import find_images
 from relabel.runtime.defaults import EVAL_BATCH_SIZE, HalfPrecision
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import atomic_write
+from relabel.runtime.files import check_output, write_output
 from relabel.runtime.precision import autocast_dtype_of, dtype_name
 from relabel.runtime.workers import decoding_workers
 from train.evaluation.bootstrap import paired_bootstrap
@@ -29,6 +29,7 @@ from train.evaluation.suite import Benchmark, CorruptedImages, find_benchmarks
 
 IMAGES, FGSM = "images", "fgsm"  # names of the two evaluations that are not of a benchmark
 MAX_NAMED = 5  # classes named at each end
+LARGEST_RESULT = 2**24  # bytes; many times what any evaluation writes
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class EvalOptions:
         multilabels: JSON with all the classes that each image shows.
         class_names: lines FOLDER NAME, for the classes that are named.
         eval_size, eval_crop: instead of the model's own settings.
-        output: write the result to this JSON file.
+        output: write the result to this JSON file, which may replace an earlier result; with `force` any file.
         workers: decoding processes; this process's share of the cores if None.
         device: cpu, cuda or cuda:N; CUDA if there is one, if None.
         amp: half precision; on CUDA only, if None. amp_dtype: bfloat16 if None, or float16.
@@ -65,6 +66,7 @@ class EvalOptions:
     eval_size: int | None = None
     eval_crop: float | None = None
     output: Path | None = None
+    force: bool = False
     batch_size: int = EVAL_BATCH_SIZE
     workers: int | None = None
     device: str | None = None
@@ -116,6 +118,8 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
     Raises:
         InputError: no model, classes that differ from the images', labels of other images, a suite without data sets.
     """
+    if options.output is not None:
+        check_output(options.output, is_result, options.force)
     names = ClassNames(options.class_names)
     image_set = find_images(images)
     multilabels = read_multilabels(options.multilabels, image_set) if options.multilabels is not None else None
@@ -149,9 +153,23 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
         for name, evaluation in evaluations[0].items():
             summary_in(result, name)["differences"] = differences(evaluation, evaluations[1][name])
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(options.output, (json.dumps(result, indent=2) + "\n").encode())
+        text = json.dumps(result, indent=2) + "\n"
+        try:
+            write_output(options.output, text.encode())
+        except OSError as error:
+            raise InputError(
+                f"cannot write {options.output}: {error}. The result, which you may save, is\n{text}"
+            ) from error
     return result
+
+
+def is_result(file: Path) -> bool:
+    """Whether a file is the JSON of an earlier evaluation."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < LARGEST_RESULT else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(result, dict) and {"arch", "checkpoint", "top1"} <= result.keys()
 
 
 def evaluate_model(model: EvalModel, data: EvalData, group: Processes) -> dict[str, Evaluation]:
@@ -246,12 +264,19 @@ def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, An
 
 
 def best_and_worst_classes(top1: Measure, targets: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The classes with the lowest and the highest top-1, out of those with images; none if there is only one."""
+    """The classes with the lowest and the highest top-1, out of those with images; none if there is only one.
+
+    A class with the lowest top-1 of all is not among the highest, however few others there are, nor the other way round.
+    """
     accuracy = class_accuracies(top1, targets, len(names))
     order = np.argsort(accuracy, kind="stable")[: np.isfinite(accuracy).sum()]  # those without images, NaN, come last
     named = min(MAX_NAMED, len(order) // 2)
+    lowest, highest = order[:named], order[::-1][:named]
 
     def entries(classes: np.ndarray) -> list[dict[str, Any]]:
         return [{"name": names[c], "top1": round(float(accuracy[c]), 4)} for c in classes]
 
-    return {"lowest_top1": entries(order[:named]), "highest_top1": entries(order[::-1][:named])}
+    return {
+        "lowest_top1": entries(lowest[accuracy[lowest] < accuracy[order].max(initial=0)]),
+        "highest_top1": entries(highest[accuracy[highest] > accuracy[order].min(initial=100)]),
+    }

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def draw_curves(run: Path) -> None:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)  # hides no curve
-    figure.suptitle(str(run))
+    # As plain text: a pair of dollar signs is not a formula, and bytes that are not UTF-8 have no glyph
+    figure.suptitle(os.fsencode(run).decode(errors="replace"), parse_math=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
     plt.close(figure)

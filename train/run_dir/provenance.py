@@ -4,6 +4,7 @@ A run is resumed only with the same recipe, model, images, labels and teacher, w
 may differ: it is recorded in "starts", one entry for the start and one for every resume.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -21,18 +22,22 @@ from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import read_shard_lines
 from relabel.models.card import ModelCard
 from relabel.models.weights import load_torch_file
+from relabel.runtime import files
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import atomic_write, sha256_of
+from relabel.runtime.files import atomic_write, delete_temporary, sha256_of
 from relabel.runtime.machine import processor, versions
+from train.divergence import DIVERGED
 from train.options import TrainOptions
 from train.recipe import Recipe
-from train.run_dir.checkpoint import LAST
+from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS
+from train.run_dir.metrics import CURVES, METRICS
 from train.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+WRITTEN = (LAST, SAFETENSORS, WEIGHTS, METRICS, CURVES, DIVERGED, RUN_FILE)  # the files of a run
 PATH_FIELDS = {"images", "label_folder", "initial_weights_file", "teacher_file"}  # their content is identified by digests
 INFORMATION_FIELDS = {"val", "val_digest"}  # do not affect the weights: a resumed run may validate on other images
 CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")  # of a start; these may change the weights a little
@@ -79,6 +84,17 @@ def label_set_digest(labels: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def write_lock(run: Path, group: Processes) -> contextlib.AbstractContextManager[None]:
+    """Make the run directory, and keep a second training out of it while this one runs. The first process locks for all."""
+    if not group.is_first:
+        return contextlib.nullcontext()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {run}: {error}") from error
+    return files.write_lock(run, "`relabel train`", "--run-dir")
+
+
 def start_run(
     run: Path, settings: dict[str, Any], conditions: dict[str, Any], resume: bool, group: Processes
 ) -> dict[str, Any] | None:
@@ -111,6 +127,10 @@ def start_run(
         starts = earlier.get("starts", [])
     elif last.exists():
         raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so its settings are unknown; use another --run-dir")
+    else:
+        strangers = [name for name in WRITTEN if (run / name).is_file()]
+        if strangers:
+            raise InputError(f"{run} holds {strangers[0]}, but no run that wrote it; use another --run-dir, or move it away")
     saved = load_torch_file(last) if last.exists() else None
     if saved is not None and "step" not in saved:
         raise InputError(f"{last} is not the checkpoint of a relabel run; delete it to start from the beginning")
@@ -129,10 +149,8 @@ def start_run(
                 logger.warning(f"resuming {run} with different settings: {changes}")
         starts.append(start_record(step, group) | conditions)
         try:
-            run.mkdir(parents=True, exist_ok=True)
             atomic_write(path, (json.dumps(settings | {"starts": starts}, indent=2) + "\n").encode())
-            for leftover in run.glob(".*.tmp"):  # from a run that was killed
-                leftover.unlink()
+            delete_temporary(run, *WRITTEN)
         except OSError as error:
             raise InputError(f"cannot write {run}: {error}") from error
     return saved

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from relabel.labels.manifest import Manifest
 from relabel.labels.maps import MAPS, LabelMaps, class_dtype
 from relabel.labels.shard_lines import SHARD_LINES, append_shard_line, read_shard_lines
 from relabel.labels.shards import MappedShard, shard_name, write_shard
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
+from tests.conftest import refusal
 from tests.label_sets import manifest_of, write_label_set
 
 KEYS = ["cat/1.JPEG", "cat/a longer name.JPEG", "dog/grün.JPEG", "eel/1.JPEG", "eel/10.JPEG"]
@@ -294,3 +298,42 @@ def test_pickled_store_is_small_and_opens_the_files_again(undisturbed: Path) -> 
     rows = torch.tensor([8, 0, 3])
     for name in MAPS:
         assert torch.equal(getattr(pickle.loads(pickled).read(rows), name), getattr(store.gather(rows), name))
+
+
+def test_more_shards_are_open_at_once_than_a_process_may_open_files(tmp_path: Path) -> None:
+    keys = [f"cat/{i:03d}.JPEG" for i in range(150)]
+    labels = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))  # a name that is not UTF-8
+    write_label_set(labels, keys, random_maps(150, 7), 7, shard_size=1)
+    line = read_shard_lines(labels)[0]
+    opened = max(int(name) for name in os.listdir("/proc/self/fd")) + 1  # noqa: PTH208
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 20, before[1]))
+    try:
+        store = LabelStore.open(labels)
+        assert_same(store.gather(torch.arange(150)), random_maps(150, 7))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        said = refusal(lambda: MappedShard.open(labels, line, store.manifest))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert f"cannot open {labels / shard_name(0)}: Too many open files" in said and "ulimit -n" in said
+
+
+def test_mapped_arrays_cannot_be_written(label_set: Path) -> None:
+    shard = MappedShard.open(label_set, read_shard_lines(label_set)[0], Manifest.load(label_set))
+    for array in vars(shard).values():
+        assert not array.flags.writeable
+
+
+def test_targets_are_the_numbers_of_the_classes_that_the_keys_name(tmp_path: Path) -> None:
+    classes = ("eel", "dog", "ant", "cat", "bee", "fly", "gnu")  # in no order, and some without images
+    write_label_set(tmp_path / "set", KEYS, random_maps(5, 7), 7, shard_size=2, classes=classes)
+    store = LabelStore.open(tmp_path / "set")
+    assert store.targets.dtype == torch.int64
+    assert [classes[i] for i in store.targets] == [key.split("/")[0] for key in store.keys]
+    write_label_set(tmp_path / "other", KEYS, random_maps(5, 7), 7, classes=("owl", *classes[1:]))
+    assert "1 classes of the keys are not among its classes (first: eel)" in refusal(
+        lambda: LabelStore.open(tmp_path / "other").targets
+    )
+    write_label_set(tmp_path / "unnamed", KEYS, random_maps(5, 7), 7)
+    said = refusal(lambda: LabelStore.open(tmp_path / "unnamed").targets)
+    assert f"{tmp_path / 'unnamed' / 'manifest.json'} names no classes" in said
