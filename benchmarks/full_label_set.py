@@ -59,6 +59,8 @@ def measure(labels: Path, maps: LabelMaps, device: torch.device) -> None:
         write_label_set(labels, keys, maps)
     with timed("open"):
         store = LabelStore.open(labels)
+    with timed("check, as train does"):
+        store.check()
     with timed("rows of all keys"):
         found = store.rows(keys)
     assert torch.equal(found, torch.arange(IMAGES))

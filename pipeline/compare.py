@@ -13,9 +13,11 @@ from relabel.labels.pooling import label_pool, whole_image_top1
 from relabel.labels.store import LabelStore
 from relabel.runtime.defaults import COMPARE_BOXES
 from relabel.runtime.errors import InputError
+from relabel.runtime.typed import shown
 
 BATCH = 256
 MAX_NAMED = 5  # images and classes listed
+MAX_BOXES = 1000  # per image: more would tell nothing new, and take hours
 SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip")
 
 
@@ -58,7 +60,9 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     Raises:
         InputError: one of them is not a complete label set, their classes differ, or they have no image in common.
     """
-    a, b = LabelStore.open(first), LabelStore.open(second)
+    if not 1 <= boxes_per_image <= MAX_BOXES:
+        raise InputError(f"--boxes {shown(boxes_per_image)}: expected 1 to {MAX_BOXES}")
+    a, b = (LabelStore.open(labels).check() for labels in (first, second))
     if a.manifest.num_classes != b.manifest.num_classes:
         raise InputError(
             f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}; they cannot be compared"
@@ -66,8 +70,6 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     mismatch = b.manifest.classes and a.manifest.class_mismatch(b.manifest.classes)
     if mismatch:
         raise InputError(f"{first} cannot be compared with {second}: {mismatch}")
-    if boxes_per_image < 1:
-        raise InputError(f"--boxes {boxes_per_image}: expected at least 1")
     keys = [key for key, row in zip(a.keys, b.find(a.keys).tolist(), strict=True) if row >= 0]
     if not keys:
         raise InputError(f"{first} and {second} have no image in common (first keys: {a.keys[0]}, {b.keys[0]})")
@@ -80,7 +82,8 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
         tops = [whole_image_top1(m, classes) for m in maps]
         same.append(tops[0] == tops[1])
         boxes = [random_boxes(len(part), generator) for _ in range(boxes_per_image)]
-        kl_parts.append(mean_kl(*(log_targets(m, boxes, classes) for m in maps)))
+        by_box = [mean_kl(*(log_targets(m, [box], classes) for m in maps)) for box in boxes]  # one at a time, to save memory
+        kl_parts.append(torch.stack(by_box).mean(0))
     kl = torch.cat(kl_parts)
     folders: dict[str, list[float]] = {}
     for key, value in zip(keys, kl.tolist(), strict=True):

@@ -13,6 +13,7 @@ from relabel.images.sources import find_images
 from relabel.labels.pooling import whole_image_top1
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
+from relabel.runtime.machine import int_variable
 from train.evaluation.multilabels import MultiLabels, read_multilabels
 from train.options import TrainOptions
 from train.recipe import Recipe
@@ -69,7 +70,8 @@ def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
             return None
         reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
         raise InputError(f"{reader}; give a label set with --labels")
-    return LabelStore.open(labels)
+    local_share = slice(int_variable("LOCAL_RANK", 0), None, int_variable("LOCAL_WORLD_SIZE", 1, at_least=1))
+    return LabelStore.open(labels).check(local_share)
 
 
 def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:

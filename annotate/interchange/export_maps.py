@@ -25,7 +25,7 @@ def export_maps(labels: Path, output: Path, axes: Axes = "yx") -> int:
     Raises:
         InputError: no label set, an output folder that is not empty, a key that points outside of it, or a full disk.
     """
-    store = LabelStore.open(labels)
+    store = LabelStore.open(labels).check()
     keys = store.keys  # checked: none points outside of the output folder
     paths = [Path(key).with_suffix(".pt") for key in keys]
     if len(set(paths)) < len(paths):

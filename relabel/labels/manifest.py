@@ -5,25 +5,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from relabel.images.classes import class_mismatch
 from relabel.runtime.defaults import Precision, Tail
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 from relabel.runtime.machine import relabel_version
+from relabel.runtime.typed import hints_of, parse_json, shown, typed
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
-
-
-# Checked on loading, because a wrong value in a manifest edited by hand could mislead a reader
-COUNTS = ("num_classes", "topk", "image_count", "shard_size")
-TYPES: dict[str, type] = dict.fromkeys(COUNTS, int) | dict.fromkeys(("model", "weights", "kind", "image_digest"), str)
-TYPES |= {"model_kwargs": dict, "recentre": bool, "flip": bool}
-CHOICES = {"tail": get_args(Tail), "precision": get_args(Precision)}
+COUNTS = ("num_classes", "topk", "image_count", "shard_size")  # at least 1, as grid and input_size are
 
 
 class DamagedManifest(InputError):
@@ -100,14 +96,14 @@ class Manifest:
         if not path.is_file():
             raise InputError(f"{labels} is not a label set: missing {MANIFEST}; make one with `relabel annotate`")
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = parse_json(path.read_bytes())
         except ValueError as error:
             raise DamagedManifest(f"{path} is not JSON ({error}); run the command that made the label set again") from error
         if not isinstance(fields, dict):
             raise DamagedManifest(f"{path} is not a JSON object; run the command that made the label set again")
         if fields.get("format") != FORMAT_VERSION:
             raise InputError(
-                f"{path}: label format {fields.get('format')!r}, this relabel reads {FORMAT_VERSION};"
+                f"{path}: label format {shown(fields.get('format'))}, this relabel reads {FORMAT_VERSION};"
                 " annotate again, or install the version of relabel that wrote it"
             )
         changed = fields.pop("sha256", None) not in (None, fields_digest(fields))
@@ -128,15 +124,10 @@ class Manifest:
         for name in ("input_size", "mean", "std", "grid", "classes", "outputs"):
             is_none = fields.setdefault(name, None) is None and name != "grid"  # as for imported maps
             if not is_none and not isinstance(fields[name], list):
-                raise error_type(f"{path}: {name} is {fields[name]!r}, not a list; annotate again into an empty folder")
+                raise error_type(f"{path}: {name} is {shown(fields[name])}, not a list; annotate again into an empty folder")
             fields[name] = None if is_none else tuple(fields[name])
-        invalid = [name for name, kind in TYPES.items() if name in fields and type(fields[name]) is not kind]
-        invalid += [name for name in COUNTS if name not in invalid and fields[name] < 1]
-        invalid += [name for name, choices in CHOICES.items() if fields[name] not in choices]
-        if [type(cells) for cells in fields["grid"]] != [int, int] or min(fields["grid"]) < 1:
-            invalid.append("grid")
-        if invalid:
-            found = ", ".join(f"{name} is {fields[name]!r}" for name in invalid)
+        if invalid := invalid_fields(fields):
+            found = ", ".join(f"{name} is {shown(fields[name])}" for name in invalid)
             raise error_type(f"{path}: {found}; annotate again into an empty folder")
         if changed:
             raise DamagedManifest(
@@ -157,10 +148,25 @@ class Manifest:
         ignored = {"timm_version", "torch_version"} | ({"weights"} if self.weights_sha256 else set())
         return {name: value for name, value in self.as_json().items() if name not in ignored}
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """sha256 of the fields that identify the set's labels."""
         return fields_digest(self.identifying_fields())
+
+
+def invalid_fields(fields: dict[str, Any]) -> list[str]:
+    """The fields whose values no label set can have: a manifest edited by hand could mislead a reader."""
+    invalid = []
+    for name, value in fields.items():
+        try:
+            typed(value, hints_of(Manifest)[name])
+        except ValueError:
+            invalid.append(name)
+    sizes = {name: (fields[name],) for name in COUNTS} | {name: fields[name] or (1,) for name in ("grid", "input_size")}
+    invalid += [name for name, numbers in sizes.items() if name not in invalid and min(numbers) < 1]
+    if not invalid and fields["topk"] > fields["num_classes"]:
+        invalid.append("topk")
+    return invalid
 
 
 def fields_digest(fields: dict[str, Any]) -> str:

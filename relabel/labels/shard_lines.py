@@ -4,13 +4,16 @@ Lines are appended, so a killed writer leaves at most one incomplete line, which
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from relabel.images.keys import encode_keys
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write, lock
+from relabel.runtime.typed import from_fields, parse_json
 
 SHARD_LINES = "shards.jsonl"
 
@@ -45,12 +48,11 @@ def read_shard_lines(labels: Path, drop_damaged: bool = False) -> dict[int, Shar
     finished = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            fields = json.loads(line)
-            entry = ShardLine(**{**fields, "unreadable": tuple(fields["unreadable"])})
-            values = (entry.shard, entry.file, entry.rows, entry.sha256, entry.manifest or "", *entry.unreadable)
-            if [type(value) for value in values] != [int, str, int, str, str, *[str] * len(entry.unreadable)]:
-                raise ValueError("it does not describe a shard")
-        except (ValueError, TypeError, KeyError) as error:
+            entry = from_fields(ShardLine, parse_json(line))
+            encode_keys(entry.unreadable)  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
+            if entry.shard < 0 or entry.rows < 0:
+                raise ValueError("its numbers are negative")
+        except ValueError as error:
             if drop_damaged:
                 continue
             raise InputError(
@@ -58,6 +60,15 @@ def read_shard_lines(labels: Path, drop_damaged: bool = False) -> dict[int, Shar
             ) from error
         finished[entry.shard] = entry
     return finished
+
+
+def missing_shards(lines: dict[int, ShardLine], shard_count: int) -> int:
+    """How many of the shards are not finished. Counted without a list: a manifest may promise a thousand million."""
+    return shard_count - sum(shard < shard_count for shard in lines)
+
+
+def first_missing(lines: dict[int, ShardLine]) -> int:
+    return next(shard for shard in itertools.count() if shard not in lines)
 
 
 def append_shard_line(labels: Path, line: ShardLine) -> None:

@@ -7,6 +7,8 @@ Shapes: B images, C classes, k classes kept per cell, H rows and W columns of th
 
 import errno
 import hashlib
+import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,14 @@ import numpy as np
 import torch
 
 from relabel.images.keys import encode_keys, is_utf8
-from relabel.labels.manifest import Manifest
+from relabel.labels.manifest import MANIFEST, Manifest
 from relabel.labels.maps import MAPS, SCORE_DTYPE, LabelMaps, class_dtype
 from relabel.labels.shard_lines import ShardLine
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 
 SHARDS = "shard-*.h5"
+REMEDY = "delete it and run the command that made the label set again"
 
 
 def shard_name(shard: int) -> str:
@@ -57,8 +60,17 @@ def write_shard(
 
 @dataclass(frozen=True)
 class MappedShard:
-    """A finished shard's arrays, memory-mapped: keys (n,) bytes, scores and classes (n, k, H, W), tail (n, H, W)."""
+    """A finished shard's arrays, memory-mapped: keys (n,) bytes, scores and classes (n, k, H, W), tail (n, H, W).
 
+    Attributes:
+        content: all bytes of the file, which the arrays are views of.
+        sha256: of the file, as shards.jsonl has it.
+    """
+
+    path: Path
+    content: np.ndarray
+    sha256: str
+    num_classes: int
     keys: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
@@ -72,15 +84,23 @@ class MappedShard:
             InputError: the file is missing, truncated or not HDF5, or its arrays are not what the manifest says.
         """
         path = labels / shard_name(line.shard)
-        remedy = "delete it and run the command that made the label set again"
         if line.file != shard_name(line.shard):
-            raise InputError(f"{labels}: shards.jsonl names {line.file!r} for {path.name}; {remedy}")
+            raise InputError(f"{labels}: shards.jsonl names {line.file!r} for {path.name}; {REMEDY}")
+        cells, n = manifest.grid, line.rows
+        expected = {
+            "keys": ((n,), None),
+            "scores": ((n, manifest.topk, *cells), SCORE_DTYPE),
+            "classes": ((n, manifest.topk, *cells), class_dtype(manifest.num_classes)),
+            "tail": ((n, *cells), SCORE_DTYPE),
+        }
         try:
-            size = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for its writer
+                raise InputError(f"{path} is not a regular file; {REMEDY}")
             path.open("rb").close()  # raises the system's own error if it cannot be read
             with h5py.File(path, "r", locking=False) as file:
-                found = {name: (ds.shape, ds.dtype, ds.id.get_offset()) for name, ds in file.items()}
-                attributes = dict(file.attrs)
+                found = {name: stored_dataset(file, name) for name in expected if file.id.links.exists(name.encode())}
+                recorded = tuple(recorded_number(file, name) for name in ("format", "num_classes"))
         except FileNotFoundError as error:
             raise InputError(
                 f"{path} is missing, though shards.jsonl lists it; run the command that made the label set again"
@@ -92,39 +112,56 @@ class MappedShard:
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise InputError(f"cannot open {path}: {error.strerror}") from error
-            raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {remedy}") from error
+            raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {REMEDY}") from error
+        except InputError:
+            raise
         except Exception as error:  # h5py raises half a dozen types for a damaged header
-            raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {remedy}") from error
-        cells, n = manifest.grid, line.rows
-        expected = {
-            "keys": ((n,), None),
-            "scores": ((n, manifest.topk, *cells), SCORE_DTYPE),
-            "classes": ((n, manifest.topk, *cells), class_dtype(manifest.num_classes)),
-            "tail": ((n, *cells), SCORE_DTYPE),
-        }
-        recorded = (attributes.get("format"), attributes.get("num_classes"))
+            raise InputError(f"{path} is truncated or not an HDF5 file ({error}); {REMEDY}") from error
         if recorded != (manifest.format, manifest.num_classes):
             raise InputError(
                 f"{path}: format and num_classes are {recorded[0]} and {recorded[1]}, the manifest says {manifest.format}"
-                f" and {manifest.num_classes}; {remedy}"
+                f" and {manifest.num_classes}; {REMEDY}"
             )
         arrays = {}
-        mapped = map_file(path, size)
+        mapped = map_file(path, status.st_size)
         for name, (shape, dtype) in expected.items():
             if name not in found:
-                raise InputError(f"{path} has no dataset {name!r}; {remedy}")
+                raise InputError(f"{path} has no dataset {name!r}; {REMEDY}")
             found_shape, found_dtype, offset = found[name]
             if found_shape != shape or (found_dtype.kind != "S" if dtype is None else found_dtype != dtype):
                 raise InputError(
                     f"{path}: {name} is {found_dtype}{list(found_shape)}, the manifest says {dtype or 'S'}{list(shape)};"
-                    f" {remedy}"
+                    f" {REMEDY}"
                 )
-            length = int(np.prod(shape)) * found_dtype.itemsize
-            if length and (offset is None or offset + length > size):
-                raise InputError(f"{path}: {name} is chunked or reaches past the end of the file; {remedy}")
+            length = math.prod(shape) * found_dtype.itemsize
+            if length and (offset is None or offset + length > len(mapped)):
+                raise InputError(f"{path}: {name} is chunked or reaches past the end of the file; {REMEDY}")
             start = offset or 0
             arrays[name] = mapped[start : start + length].view(found_dtype).reshape(shape)
-        return cls(**arrays)
+        if line.manifest not in (None, manifest.identity):
+            raise InputError(f"{path}: made with a different {MANIFEST}; {REMEDY}")
+        images = len(manifest.images_of(line.shard))
+        if n + len(line.unreadable) != images:
+            raise InputError(
+                f"{path}: shards.jsonl lists {n} label maps and {len(line.unreadable)} unreadable images, the manifest"
+                f" {images} images; {REMEDY}"
+            )
+        return cls(path, mapped, line.sha256, manifest.num_classes, **arrays)
+
+    def check(self) -> None:
+        """Raises InputError if the file is not what was written, or has classes that the label set does not."""
+        self.check_bytes()
+        self.check_classes(self.classes)
+
+    def check_bytes(self) -> None:
+        """Raises InputError if the file's sha256 is not the one in shards.jsonl."""
+        if hashlib.sha256(memoryview(self.content)).hexdigest() != self.sha256:
+            raise InputError(f"{self.path}: its bytes changed after it was written (sha256); {REMEDY}")
+
+    def check_classes(self, classes: np.ndarray) -> None:
+        """Raises InputError if any of these class indices, read from this shard, is out of range: pooling would fail."""
+        if classes.size and (largest := int(classes.max())) >= self.num_classes:
+            raise InputError(f"{self.path}: found class {largest}, the manifest has {self.num_classes}; {REMEDY}")
 
 
 def map_file(path: Path, size: int) -> np.ndarray:
@@ -137,3 +174,27 @@ def map_file(path: Path, size: int) -> np.ndarray:
         mapped = torch.from_file(name, shared=False, size=size, dtype=torch.uint8).numpy()
     mapped.flags.writeable = False
     return mapped
+
+
+def stored_dataset(file: h5py.File, name: str) -> tuple[tuple[int, ...], np.dtype, int | None]:
+    """Shape, dtype and offset of an array; None for the offset if it is not contiguous.
+
+    Raises:
+        InputError: it is not stored in this file, or is not an array.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise InputError(f"{file.filename}: {name} is a link to another place, and this file must hold it; {REMEDY}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+        raise InputError(f"{file.filename}: {name} is not an array; {REMEDY}")
+    if dataset.is_virtual or dataset.external:
+        raise InputError(f"{file.filename}: {name} is stored in another file, and this one must hold it; {REMEDY}")
+    return dataset.shape, dataset.dtype, dataset.id.get_offset()
+
+
+def recorded_number(file: h5py.File, name: str) -> int | str | None:
+    """An attribute of the file; in words if it is not a single whole number."""
+    if name not in file.attrs:
+        return None
+    value = file.attrs[name]
+    return int(value) if isinstance(value, np.integer) else f"not a number ({type(value).__name__})"

@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from relabel.runtime.errors import InputError, first_line
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".bin")  # that timm loads from a folder
-AVERAGED_NAME = re.compile(r"(?<![a-z])ema(?![a-z])", re.IGNORECASE)  # matches state_dict_ema and net_ema, not semantic
+AVERAGED_NAME = re.compile(  # as a word of its own: matches state_dict_ema, modelEMA and emaModel; not semantic, not SCHEMA
+    r"(?<![A-Za-z])(ema|swa|averaged|polyak|shadow)(?![a-z])"
+    r"|(?<![A-Z])(EMA|SWA|Ema|Swa|Averaged|Polyak|Shadow)(?![a-z])"
+)
+BATCH_COUNT = "num_batches_tracked"  # of batch norm: old torch does not save it, and no prediction depends on it
 
 # Types that a checkpoint may contain beside tensors; none can run code. NumPy scalars, as NumPy 1 and 2 pickle them: the
 # reference implementation saves a learning rate as one. A Namespace: timm saves its arguments in one.
@@ -37,10 +41,12 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors by name, without the prefixes of torch.compile and DistributedDataParallel. Runs no code in it.
 
     Args:
-        checkpoint: .safetensors, or what torch.save wrote: a state_dict, or a dict that contains one under any name. Of
-            several, averaged weights come first (`ema` in the name), then `state_dict`, then `model`.
+        checkpoint: .safetensors, or what torch.save wrote: a state_dict, or a dict that contains one under any name, directly
+            or within another dict. Of several, averaged weights come first (`ema` in the name), then `state_dict`, then
+            `model`.
     Raises:
-        InputError: the file is missing, not a weights file, or contains several sets of weights under other names.
+        InputError: the file is missing, not a weights file, contains several sets of weights under other names, or averaged
+            weights in a form that cannot be read.
     """
     if not checkpoint.is_file():
         hint = "; pass a model on the hub as the model's name instead" if str(checkpoint).startswith("hf-hub:") else ""
@@ -57,14 +63,53 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
             f" ({load_failure_reason(checkpoint, error)}); expected .safetensors, or a .pth saved from a state_dict"
         ) from error
     if not is_state_dict(loaded):
-        entries = loaded.items() if isinstance(loaded, dict) else ()
-        names = [name for name, value in entries if isinstance(name, str) and is_state_dict(value)]
-        if not names:
+        entries = named_entries(loaded)
+        outer = {name: value for name, value in entries.items() if is_state_dict(value)}
+        inner = {
+            f"{outside}.{name}": value
+            for outside, content in entries.items()
+            if outside not in outer
+            for name, value in named_entries(content).items()
+            if is_state_dict(value)
+        }
+        averaged_inner = {name: value for name, value in inner.items() if AVERAGED_NAME.search(name)}
+        sets = outer | averaged_inner or inner
+        if not sets:
             raise InputError(f"{checkpoint} contains no state_dict of tensors")
-        loaded = loaded[select_state_dict(names, checkpoint)]
+        chosen = select_state_dict(sets, checkpoint)
+        unread = None if AVERAGED_NAME.search(chosen) else averaged_tensors(loaded)
+        if unread is not None:
+            raise InputError(
+                f"{checkpoint} has averaged weights under {unread}, in a form that cannot be read, beside {chosen}; save the"
+                " set that you want as a state_dict of its own"
+            )
+        loaded = sets[chosen]
     weights: dict[str, Tensor] = timm.models.clean_state_dict(loaded)
     weights.pop("n_averaged", None)  # a counter that torch.optim.swa_utils stores beside the averaged weights
     return weights
+
+
+def named_entries(loaded: object) -> dict[str, Any]:
+    return {name: value for name, value in loaded.items() if isinstance(name, str)} if isinstance(loaded, dict) else {}
+
+
+def averaged_tensors(content: object) -> str | None:
+    """The first name in nested dicts that speaks of an average and holds tensors, such as callbacks.ema; None without one."""
+    for name, value in named_entries(content).items():
+        if AVERAGED_NAME.search(name) and holds_tensors(value):
+            return name
+        inner = None if is_state_dict(value) else averaged_tensors(value)  # names within a module mean something else
+        if inner is not None:
+            return f"{name}.{inner}"
+    return None
+
+
+def holds_tensors(content: object) -> bool:
+    """Whether these dicts and lists hold a tensor that is not one number, such as a decay."""
+    if isinstance(content, Tensor):
+        return content.ndim > 0
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return any(map(holds_tensors, values))
 
 
 def load_weights_only(path: Path) -> Any:
@@ -74,8 +119,9 @@ def load_weights_only(path: Path) -> Any:
 
 
 def load_failure_reason(checkpoint: Path, error: Exception) -> str:
-    """Why torch did not load it: the classes in it that are not weights, such as a whole model's; else torch's error."""
-    with contextlib.suppress(Exception):  # this fails on files in the old format and on truncated ones
+    """Why torch did not load it: what it contains that is refused, such as a whole model's classes; else torch's error."""
+    # Fails on files in the old format and on truncated ones. What we allow is not listed
+    with contextlib.suppress(Exception), torch.serialization.safe_globals(SAFE_GLOBALS):
         if classes := torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):
             return f"it contains {', '.join(sorted(classes)[:3])}{', ...' if len(classes) > 3 else ''}"
     return first_line(error)
@@ -117,7 +163,10 @@ def load_weights(
     """
     own = classifier.state_dict()
     head = head_tensor_names(classifier) if new_head else []
-    loaded = strip_wrapper_prefix(weights, own.keys() - set(head), checkpoint)
+    counts = {name for name in own if name.endswith(BATCH_COUNT)}
+    loaded = strip_wrapper_prefix(weights, own.keys() - set(head) - counts, checkpoint)
+    norms = {name for name in counts if f"{name.removesuffix(BATCH_COUNT)}running_mean" in loaded}
+    loaded = {name: own[name] for name in norms} | loaded
     if any(name not in loaded or loaded[name].shape != own[name].shape for name in head):
         loaded = {**loaded, **{name: own[name] for name in head}}
     missing, surplus = own.keys() - loaded.keys(), loaded.keys() - own.keys()
@@ -153,6 +202,12 @@ def strip_wrapper_prefix(weights: dict[str, Tensor], wanted: Collection[str], ch
     if not complete or all(name in weights for name in wanted):
         return weights
     prefix = select_state_dict([prefix.removesuffix(".") for prefix in complete], checkpoint) + "."
+    averaged = [name for name in weights if not name.startswith(prefix) and AVERAGED_NAME.search(name)]
+    if not AVERAGED_NAME.search(prefix) and len(averaged) > len(wanted) // 2:  # fewer are a loss's or a codebook's own
+        raise InputError(
+            f"{checkpoint} has averaged weights such as {averaged[0]}, in a form that cannot be read, beside those under"
+            f" {prefix.removesuffix('.')}; save the set that you want as a state_dict of its own"
+        )
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 

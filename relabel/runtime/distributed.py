@@ -1,6 +1,5 @@
 """Communication between the processes that torchrun started. In a single process every operation does nothing."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from relabel.runtime.errors import InputError, first_line, out_of_memory
-from relabel.runtime.machine import choose_device
+from relabel.runtime.machine import choose_device, int_variable
 
 T = TypeVar("T")
 
@@ -99,7 +98,7 @@ def processes(device: str | None) -> Iterator[Processes]:
     Raises:
         InputError: no such device; or, inside the `with` block, another process died or memory ran out.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = int_variable("WORLD_SIZE", 1, at_least=1)
     if world == 1:
         with readable_errors():
             yield Processes(0, 1, choose_device(device))
@@ -109,13 +108,19 @@ def processes(device: str | None) -> Iterator[Processes]:
             f"--device {device} would put all {world} processes on one device; leave the number out, torchrun assigns it"
         )
     if device in (None, "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = f"cuda:{int_variable('LOCAL_RANK', 0)}"
     chosen = choose_device(device)
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=TIMEOUT,
-        device_id=chosen if chosen.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            timeout=TIMEOUT,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    except ValueError as error:  # RANK, MASTER_ADDR or MASTER_PORT is missing, or no number
+        raise InputError(
+            f"WORLD_SIZE is {world}, but the processes cannot be joined: {first_line(error)}. Start them with torchrun, or"
+            " unset WORLD_SIZE"
+        ) from error
     with readable_errors():
         yield Processes(dist.get_rank(), world, chosen)
     dist.destroy_process_group()  # not after an error: it could wait for processes that wait for this one

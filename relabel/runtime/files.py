@@ -82,7 +82,7 @@ def write_lock(folder: Path, writers: str, option: str) -> Iterator[None]:
     with file:
         try:
             if not lock(file, wait=False):
-                logger.warning(f"{folder} lies on a file system without locks; see that no other run writes it")
+                logger.warning(f"{folder} is on a file system without locks; make sure that no other run writes to it")
         except (BlockingIOError, PermissionError) as error:
             raise InputError(f"another {writers} is writing {folder}; wait for it, or use another {option}") from error
         yield

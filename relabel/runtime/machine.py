@@ -26,7 +26,21 @@ def cpu_model() -> str:
 def cores() -> int:
     """This process's share of the usable CPU cores, at least 1: torchrun's processes on one machine divide them."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable // int_variable("LOCAL_WORLD_SIZE", 1, at_least=1))
+
+
+def int_variable(name: str, default: int, at_least: int = 0) -> int:
+    """A number that torchrun hands on in an environment variable.
+
+    Raises:
+        InputError: the variable is set, but not to such a number.
+    """
+    value = os.environ.get(name, str(default))
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) >= at_least):
+        raise InputError(
+            f"the environment variable {name} is {value!r}, expected at least {at_least}; unset it, or use torchrun"
+        )
+    return int(value)
 
 
 def versions() -> dict[str, str]:

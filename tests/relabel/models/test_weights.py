@@ -4,9 +4,11 @@ import argparse
 import io
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -74,6 +76,77 @@ def test_weights_are_found_under_whatever_name_they_were_saved(
     saved = {"epoch": 3, "optimizer": optimizer.state_dict(), **dict.fromkeys(others, zeros), chosen: weights}
     torch.save(saved, tmp_path / "x.pth")
     assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "ema.module",
+        "model_ema.state_dict",
+        "ema.state_dict_ema",
+        "modelEMA",
+        "emaModel",
+        "netEma.module",
+        "model.ema",
+        "SWA",
+    ],
+)
+def test_average_is_found_within_another_dict_and_in_camel_case(
+    tmp_path: Path, weights: dict[str, torch.Tensor], path: str
+) -> None:
+    raw = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    outer, _, inner = path.partition(".")
+    average: Any = {inner: weights, "updates": 7} if inner else weights
+    if outer == "model":
+        average["state_dict"] = raw
+    torch.save({"model": raw, outer: average, "epoch": 3}, tmp_path / "x.pth")
+    assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+@pytest.mark.parametrize("form", ["list", "deep", "bare names"])
+def test_average_that_cannot_be_read_is_an_error_instead_of_the_raw_weights(
+    tmp_path: Path, weights: dict[str, torch.Tensor], form: str
+) -> None:
+    saved: dict[str, Any] = {"state_dict": weights}
+    if form == "list":  # as torch_ema saves it
+        saved["ema"] = {"decay": 0.99, "shadow_params": list(weights.values())}
+    elif form == "deep":
+        saved["callbacks"] = {"EMA": {"weights": {"inner": weights}}}
+    else:  # as LitEma saves it, without the dots
+        averaged = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights.items()}
+        saved["state_dict"] = {f"model.{name}": tensor for name, tensor in weights.items()} | averaged
+    torch.save(saved, tmp_path / "x.pth")
+    message = refusal(lambda: thin(tmp_path / "x.pth"))
+    assert "has averaged weights" in message and "save the set that you want as a state_dict of its own" in message
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"ema_decay": 0.99}, {"ema_decay": torch.tensor(0.99)}, {"ema": None}, {"schema": {"a": torch.ones(2)}}, {"ema": {}}],
+)
+def test_words_about_an_average_without_one_do_not_matter(
+    tmp_path: Path, weights: dict[str, torch.Tensor], beside: dict[str, Any]
+) -> None:
+    torch.save({"state_dict": weights, **beside}, tmp_path / "x.pth")
+    assert_loaded(thin(tmp_path / "x.pth"), weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net."])
+def test_batch_norms_number_of_batches_may_be_absent(tmp_path: Path, weights: dict[str, torch.Tensor], prefix: str) -> None:
+    """As in checkpoints of old torch."""
+    old = {f"{prefix}{name}": tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(weights)
+    torch.save({"state_dict": old}, tmp_path / "x.pth")
+    loaded = thin(tmp_path / "x.pth").state_dict()
+    assert all(torch.equal(loaded[name.removeprefix(prefix)], tensor) for name, tensor in old.items())
+
+
+def test_only_what_is_refused_is_named(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    harmless = {"args": argparse.Namespace(lr=np.float64(0.1)), "best": np.float32(1), "dtype": np.dtype("int64")}
+    torch.save({"state_dict": weights, **harmless}, tmp_path / "x.pth")
+    assert_loaded(thin(tmp_path / "x.pth"), weights)
+    torch.save({"state_dict": weights, **harmless, "output": tmp_path}, tmp_path / "x.pth")
+    assert re.search(r"\(it contains pathlib[.\w]*\.PosixPath\);", refusal(lambda: thin(tmp_path / "x.pth")))
 
 
 def test_several_sets_of_weights_without_a_telling_name_are_an_error(

@@ -1,5 +1,6 @@
 """run.json records what determines the weights, and only that has to stay the same for a resume."""
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -8,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import PIL
 import pytest
@@ -19,6 +21,7 @@ from relabel.images.sources import find_images
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import append_shard_line, read_shard_lines, write_shard_lines
 from relabel.runtime.errors import InputError
+from relabel.runtime.files import sha256_of
 from tests.conftest import REPOSITORY, THIN, Relabel, model_options
 from tests.label_sets import write_label_set
 from tests.train.runs import train_images
@@ -89,8 +92,11 @@ def test_every_resume_is_recorded_and_may_have_other_versions_and_paths(
 def test_other_labels_with_the_same_manifest_are_rejected(image_folder: Path, label_set: Path, tmp_path: Path) -> None:
     run_training(image_folder, label_set, tmp_path / "run")
     lines = read_shard_lines(label_set)
-    (label_set / "shards.jsonl").unlink()
-    write_shard_lines(label_set, {i: type(line)(line.shard, line.file, line.rows, "0" * 64) for i, line in lines.items()})
+    for i, line in lines.items():
+        with h5py.File(label_set / line.file, "r+") as file:
+            file["scores"][...] = file["scores"][...] + 1
+        lines[i] = dataclasses.replace(line, sha256=sha256_of(label_set / line.file))
+    write_shard_lines(label_set, lines)
     with pytest.raises(InputError, match=r"holds a run with different settings \(label_digest "):
         run_training(image_folder, label_set, tmp_path / "run", resume=True)
 
