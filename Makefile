@@ -4,12 +4,33 @@
 # marker file in the label set, train and eval write weights.pth and eval.json atomically at the end. Calling a finished
 # target again does nothing.
 
+# What the user gives is text: neither make nor the shell looks for anything to expand or to run in it.
+GIVEN := PYTHON IMAGENET TRAIN_IMAGES VAL_IMAGES ANNOTATOR ANNOTATOR_ARGS CHECKPOINT VERIFY_ARGS LABELS ARCH ARCH_ARGS RECIPE \
+	EPOCHS SET RUN GPUS WORKERS MULTILABELS EVAL_ARGS TABLES DEMO SCRATCH
+$(foreach name,$(GIVEN),$(if $(filter command environment,$(firstword $(origin $(name)))), \
+	$(eval override $(name) := $$(value $(name)))))
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+define newline
+
+
+endef
+SPECIAL := ' " ` \ $$ & | ; < > ( ) { } [ ] * ? ! \# ~
+has = $(strip $(foreach sign,$(2),$(findstring $(sign),$(1))))
+spaced = $(findstring $(space),$(1))$(findstring	,$(1))
+in_quotes = '$(subst ','\'',$(1))'
+# One word for the shell, in quotes where it needs them.
+quote = $(if $(call has,$(1),$(SPECIAL))$(call spaced,$(1)),$(in_quotes),$(1))
+exists = $(shell test -e $(call quote,$(1)) && echo yes)
+
 PYTHON ?= python3
 VENV := .venv/installed
 
 IMAGENET ?=
 TRAIN_IMAGES ?= $(if $(IMAGENET),$(IMAGENET)/train)
-VAL_IMAGES ?= $(if $(IMAGENET),$(wildcard $(IMAGENET)/val))
+VAL_IMAGES ?= $(if $(IMAGENET),$(if $(call exists,$(IMAGENET)/val),$(IMAGENET)/val))
 ANNOTATOR ?= tf_efficientnet_l2.ns_jft_in1k_475
 ANNOTATOR_ARGS ?=
 CHECKPOINT ?=
@@ -35,58 +56,71 @@ LABELS ?= labels/$(call name,$(ANNOTATOR))
 USED_LABELS = $(if $(filter $(LABEL_FREE),$(RECIPE)),,$(LABELS))
 RUN ?= runs/$(call name,$(ARCH))-$(basename $(notdir $(RECIPE)))$(if $(USED_LABELS),-$(notdir $(LABELS)))$(if $(EPOCHS),-$(EPOCHS)epochs)
 
+# Make has no quotes for the names of files that it makes or waits for, and options are words for the shell, with quotes.
+refuse = $(error $(1)=$($(1)): $(2))
+$(foreach name,$(GIVEN),$(if $(findstring $(newline),$($(name))),$(call refuse,$(name),expected a single line)))
+$(foreach name,LABELS RUN CHECKPOINT,$(if $(call has,$($(name)),$(SPECIAL) % :)$(call spaced,$($(name))), \
+	$(call refuse,$(name),make cannot handle this path$(comma) as it has blanks or one of $(SPECIAL) % : ; use another$(comma) or a link to it)))
+$(foreach name,ANNOTATOR_ARGS VERIFY_ARGS ARCH_ARGS EVAL_ARGS,$(if $(call has,$($(name)),` $$ ; & | < >), \
+	$(call refuse,$(name),expected options: quotes are allowed$(comma) but none of ` $$ ; & | < >)))
+
 ifeq ($(GPUS),1)
 RELABEL := .venv/bin/relabel
 else
-RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(GPUS) --no-python .venv/bin/relabel
+RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(call quote,$(GPUS)) --no-python .venv/bin/relabel
 endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo results bench bench-full test test-fast check format annotate verify train eval all clean FORCE
 
+define HELP
+make demo                     run the whole chain on the embedded digit scenes; takes minutes, needs no GPU
+make annotate IMAGENET=DIR    make label maps of DIR/train in LABELS
+make verify   IMAGENET=DIR    check the label maps against DIR/train
+make train    IMAGENET=DIR    train ARCH with RECIPE in RUN
+make eval     IMAGENET=DIR    evaluate RUN on DIR/val
+make all      IMAGENET=DIR    all four stages; each stage first runs the ones it depends on
+make test                     run all tests
+make test-fast                run all tests that are not marked as slow
+make check                    check format, lint and types
+make format                   format the code and fix lint errors
+make bench                    measure the speed of each part, as ratios to its alternatives
+make bench-full               measure time and memory for a label set of the size of ImageNet; needs 20 GB in SCRATCH
+make results                  measure the tables of docs/results.md and write them there; takes hours
+make clean                    delete the output of make demo and make results
+
+Variables and their current values:
+  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class
+  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   used instead of IMAGENET: folders, .tar files, .txt lists, hfds/NAME:SPLIT
+  ANNOTATOR=$(ANNOTATOR)   any timm classifier
+  CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR
+  ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`
+  VERIFY_ARGS=$(VERIFY_ARGS)          more options of `relabel verify`
+  LABELS=$(LABELS)
+  ARCH=$(ARCH)         any timm model
+  ARCH_ARGS=$(ARCH_ARGS)            more options of `relabel train`
+  RECIPE=$(RECIPE)        `relabel recipes` lists them
+  EPOCHS=$(EPOCHS)               number of epochs; default: the recipe's
+  SET=$(SET)                  settings that override the recipe's, such as SET="lr=0.2 batch_size=256"
+  RUN=$(RUN)
+  GPUS=$(GPUS)                number of processes on this machine, one per GPU
+  WORKERS=$(WORKERS)              decoding workers of each process; default: as many as there are cores
+  SCRATCH=$(SCRATCH)              folder for bench-full; default: the system's temporary folder
+  MULTILABELS=$(MULTILABELS)          JSON file with all the classes that each validation image shows
+  EVAL_ARGS=$(EVAL_ARGS)            more options of `relabel eval`, such as --suite DIR --fgsm
+  TABLES=$(TABLES)               for make results: targets or robustness; default: both
+endef
+
 help:
-	@echo 'make demo                     run the whole chain on the embedded digit scenes; takes minutes, needs no GPU'
-	@echo 'make annotate IMAGENET=DIR    make label maps of DIR/train in LABELS'
-	@echo 'make verify   IMAGENET=DIR    check the label maps against DIR/train'
-	@echo 'make train    IMAGENET=DIR    train ARCH with RECIPE in RUN'
-	@echo 'make eval     IMAGENET=DIR    evaluate RUN on DIR/val'
-	@echo 'make all      IMAGENET=DIR    all four stages; each stage first runs the ones it depends on'
-	@echo 'make test                     run all tests'
-	@echo 'make test-fast                run all tests that are not marked as slow'
-	@echo 'make check                    check format, lint and types'
-	@echo 'make format                   format the code and fix lint errors'
-	@echo 'make bench                    measure the speed of each part, as ratios to its alternatives'
-	@echo 'make bench-full               measure time and memory for a label set of the size of ImageNet; needs 20 GB in SCRATCH'
-	@echo 'make results                  measure the tables of docs/results.md and write them there; takes hours'
-	@echo 'make clean                    delete the output of make demo and make results'
-	@echo
-	@echo 'Variables and their current values:'
-	@echo '  IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class'
-	@echo '  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   used instead of IMAGENET: folders, .tar files, .txt lists, hfds/NAME:SPLIT'
-	@echo '  ANNOTATOR=$(ANNOTATOR)   any timm classifier'
-	@echo '  CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR'
-	@echo '  ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`'
-	@echo '  VERIFY_ARGS=$(VERIFY_ARGS)          more options of `relabel verify`'
-	@echo '  LABELS=$(LABELS)'
-	@echo '  ARCH=$(ARCH)         any timm model'
-	@echo '  ARCH_ARGS=$(ARCH_ARGS)            more options of `relabel train`'
-	@echo '  RECIPE=$(RECIPE)        `relabel recipes` lists them'
-	@echo '  EPOCHS=$(EPOCHS)               number of epochs; default: the recipe'"'"'s'
-	@echo '  SET=$(SET)                  settings that override the recipe'"'"'s, such as SET="lr=0.2 batch_size=256"'
-	@echo '  RUN=$(RUN)'
-	@echo '  GPUS=$(GPUS)                number of processes on this machine, one per GPU'
-	@echo '  WORKERS=$(WORKERS)              decoding workers of each process; default: as many as there are cores'
-	@echo '  SCRATCH=$(SCRATCH)              folder for bench-full; default: the system'"'"'s temporary folder'
-	@echo '  MULTILABELS=$(MULTILABELS)          JSON file with all the classes that each validation image shows'
-	@echo '  EVAL_ARGS=$(EVAL_ARGS)            more options of `relabel eval`, such as --suite DIR --fgsm'
-	@echo '  TABLES=$(TABLES)               for make results: targets or robustness; default: both'
+	@:$(info $(HELP))
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
 $(VENV): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "relabel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Choose another one: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ printf 'relabel needs Python 3.11 or newer; %s is %s. Choose another one: make PYTHON=python3.12 ...\n' \
+		$(call quote,$(PYTHON)) "$$($(call quote,$(PYTHON)) -V)"; exit 1; }
+	$(call quote,$(PYTHON)) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
@@ -100,38 +134,45 @@ all: eval
 
 # The first check of every stage.
 define images
-	@test -n "$(TRAIN_IMAGES)" || { echo "make: no images given; pass IMAGENET=DIR, a folder with train/ and val/"; exit 2; }
+	@$(if $(TRAIN_IMAGES),:,echo "make: no images given; pass IMAGENET=DIR, a folder with train/ and val/"; exit 2)
 endef
+
+# NAME=VALUE settings, separated by blanks. A word without = belongs to the value before it, as in crop_scale=[0.25, 1].
+marked = $(foreach word,$(SET),$(if $(findstring =,$(word)),<set>)$(word))
+quoted_settings = --set '$(subst <set>,,$(subst $(space)<set>,' --set ',$(subst ','\'',$(marked))))'
+plain = $(if $(strip $(call has,$(SET),$(SPECIAL))$(foreach word,$(SET),$(if $(findstring =,$(word)),,no))),,yes)
+settings = $(if $(plain),$(foreach setting,$(SET),--set $(setting)),$(quoted_settings))
 
 # The options of a stage are stored next to its output. If they change, make runs the stage again, and the stage then reports
 # what conflicts with them. The number of processes and of workers is not one of these options.
-ANNOTATE_OPTIONS = $(strip $(TRAIN_IMAGES) --labels $(LABELS) --model $(ANNOTATOR) \
-	$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ANNOTATOR_ARGS))
-VERIFY_OPTIONS = $(strip --images $(TRAIN_IMAGES) \
-	$(if $(CHECKPOINT),$(if $(findstring --spot-check,$(VERIFY_ARGS)),--checkpoint $(CHECKPOINT))) $(VERIFY_ARGS))
-TRAIN_OPTIONS = $(strip $(TRAIN_IMAGES) --run-dir $(RUN) --arch $(ARCH) --recipe $(RECIPE) --resume \
-	$(if $(USED_LABELS),--labels $(LABELS)) $(if $(VAL_IMAGES),--val $(VAL_IMAGES)) \
-	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(if $(EPOCHS),--set epochs=$(EPOCHS)) \
-	$(foreach setting,$(SET),--set $(setting)) $(ARCH_ARGS))
-EVAL_OPTIONS = $(strip $(VAL_IMAGES) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json \
-	$(if $(MULTILABELS),--multilabels $(MULTILABELS)) $(EVAL_ARGS))
-export ANNOTATE_OPTIONS VERIFY_OPTIONS TRAIN_OPTIONS EVAL_OPTIONS
-DECODERS = $(if $(WORKERS), --workers $(WORKERS))
+option = $(if $(2), $(1) $(call quote,$(2)))
+more = $(if $(strip $(1)), $(strip $(1)))
+ANNOTATE_OPTIONS = $(call quote,$(TRAIN_IMAGES)) --labels $(LABELS)$(call option,--model,$(ANNOTATOR))$(call \
+	option,--checkpoint,$(CHECKPOINT))$(call more,$(ANNOTATOR_ARGS))
+VERIFY_OPTIONS = --images $(call quote,$(TRAIN_IMAGES))$(if $(findstring --spot-check,$(VERIFY_ARGS)),$(call \
+	option,--checkpoint,$(CHECKPOINT)))$(call more,$(VERIFY_ARGS))
+TRAIN_OPTIONS = $(call quote,$(TRAIN_IMAGES)) --run-dir $(RUN)$(call option,--arch,$(ARCH))$(call \
+	option,--recipe,$(RECIPE)) --resume$(call option,--labels,$(USED_LABELS))$(call option,--val,$(VAL_IMAGES))$(call \
+	option,--multilabels,$(MULTILABELS))$(call option,--set,$(addprefix epochs=,$(EPOCHS)))$(call \
+	more,$(settings))$(call more,$(ARCH_ARGS))
+EVAL_OPTIONS = $(call quote,$(VAL_IMAGES)) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json$(call \
+	option,--multilabels,$(MULTILABELS))$(call more,$(EVAL_ARGS))
+DECODERS = $(call option,--workers,$(WORKERS))
 
 $(LABELS)/.annotate-options: FORCE
 	$(images)
-	@$(call remember,$$ANNOTATE_OPTIONS)
+	@$(call remember,$(ANNOTATE_OPTIONS))
 $(LABELS)/.verify-options: FORCE
 	$(images)
-	@$(call remember,$$VERIFY_OPTIONS)
+	@$(call remember,$(VERIFY_OPTIONS))
 $(RUN)/.train-options: FORCE
 	$(images)
-	@$(call remember,$$TRAIN_OPTIONS)
+	@$(call remember,$(TRAIN_OPTIONS))
 $(RUN)/.eval-options: FORCE
-	@$(call remember,$$EVAL_OPTIONS)
+	@$(call remember,$(EVAL_OPTIONS))
 
 define remember
-mkdir -p $(@D) && { printf '%s\n' "$(1)" | cmp -s - $@ || printf '%s\n' "$(1)" > $@; }
+mkdir -p $(@D) && options=$(in_quotes) && { printf '%s\n' "$$options" | cmp -s - $@ || printf '%s\n' "$$options" > $@; }
 endef
 
 $(LABELS)/.annotated: $(CHECKPOINT) $(LABELS)/.annotate-options | $(VENV)
@@ -145,19 +186,20 @@ $(LABELS)/.verified: $(LABELS)/.annotated $(LABELS)/.verify-options
 
 # Labels are verified before training, but verifying them again does not make the weights out of date.
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.annotated) $(RUN)/.train-options | $(VENV) $(if $(USED_LABELS),$(LABELS)/.verified)
+	@$(if $(VAL_IMAGES),:,echo 'make: training without validation images; IMAGENET has no val/, pass VAL_IMAGES=DIR')
 	$(RELABEL) train $(TRAIN_OPTIONS)$(DECODERS)
 
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
-	@test -n "$(VAL_IMAGES)" || { echo "make: no validation images in $(IMAGENET)/val; pass VAL_IMAGES=DIR"; exit 2; }
+	@$(if $(VAL_IMAGES),:,printf 'make: no validation images in %s; pass VAL_IMAGES=DIR\n' $(call quote,$(IMAGENET)/val); exit 2)
 	$(RELABEL) eval $(EVAL_OPTIONS)$(DECODERS)
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------
 
 demo: | $(VENV)
-	@.venv/bin/python -m pipeline.demo $(DEMO)
+	@.venv/bin/python -m pipeline.demo $(call quote,$(DEMO))
 
 results: | $(VENV)
-	.venv/bin/python -m benchmarks.results $(TABLES)
+	.venv/bin/python -m benchmarks.results $(foreach table,$(TABLES),$(call quote,$(table)))
 
 # --- the code ---------------------------------------------------------------------------------------------------------
 
@@ -185,7 +227,7 @@ bench: | $(VENV)
 	.venv/bin/python -m benchmarks.training_loop
 
 bench-full: | $(VENV)
-	.venv/bin/python -m benchmarks.full_label_set $(SCRATCH)
+	.venv/bin/python -m benchmarks.full_label_set $(call quote,$(SCRATCH))
 
 clean:
-	rm -rf $(DEMO) results
+	rm -rf -- $(call quote,$(DEMO)) results

@@ -152,7 +152,7 @@ def fully_convolutional(
     noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     annotator.kind = measure_kind(annotator, noise)
     if annotator.kind in REJECTED and not (annotator.kind == "token" and class_token):
-        hint = " (pass --class-token to use it anyway)" if annotator.kind == "token" else ""
+        hint = " (annotate --class-token uses it anyway)" if annotator.kind == "token" else ""
         raise InputError(
             f"{annotator.name} cannot annotate: {REJECTED[annotator.kind]}{hint}; choose a model with"
             " average pooling, such as tf_efficientnet_l2.ns_jft_in1k_475 or resnet50.a1_in1k"

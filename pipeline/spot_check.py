@@ -136,7 +136,13 @@ def recorded_annotator(
         flip=manifest.flip,
         class_token=manifest.kind == "token",
     )
-    annotator, squash = load_annotator(config, device)
+    try:
+        annotator, squash = load_annotator(config, device)
+    except InputError as error:
+        raise InputError(
+            f"the annotator that {labels} records cannot be made here (options named below are those of `relabel annotate`):"
+            f" {error}"
+        ) from error
     from_hub = weights_from_hub(annotator.classifier) if published else None
     if from_hub is not None and manifest.weights_sha256 not in (None, sha256_of(from_hub)):
         raise InputError(

@@ -24,7 +24,7 @@ from relabel.labels.shard_lines import ShardLine, missing_shards, read_shard_lin
 from relabel.labels.shards import REMEDY, MappedShard, shard_name
 from relabel.runtime.defaults import MIN_AGREEMENT
 from relabel.runtime.errors import InputError
-from relabel.runtime.machine import cores
+from relabel.runtime.workers import decoding_workers
 
 MAX_NAMED = 5  # classes listed as having the lowest agreement, and shards that are not finished
 POOL_BATCH = 256
@@ -41,7 +41,11 @@ class Report:
 
 
 def verify(
-    labels: Path, images: Path | str | None = None, min_agreement: float = MIN_AGREEMENT, names: ClassNames | None = None
+    labels: Path,
+    images: Path | str | None = None,
+    min_agreement: float = MIN_AGREEMENT,
+    names: ClassNames | None = None,
+    workers: int | None = None,
 ) -> Report:
     """Check structure, checksums, values and keys; with images, also coverage and agreement with the ground-truth labels.
 
@@ -49,6 +53,7 @@ def verify(
         min_agreement: the share of images whose whole-image top-1 class must be the ground-truth label. A wrong class
             order or a wrong normalisation brings agreement down to chance.
         names: display names of the classes; WordNet's lemmas if None.
+        workers: threads, each with a shard of its own; as many as there are cores if None, and one at least.
     Raises:
         InputError: `labels` is not a label set, `images` is not a source of images, or `min_agreement` is not a share.
     """
@@ -60,7 +65,7 @@ def verify(
     report = Report()
     finished = sorted(shard for shard in lines if shard < manifest.shard_count)
     check = functools.partial(check_shard, labels, lines, manifest, pool=image_set is not None)
-    with ThreadPoolExecutor(cores()) as threads:  # hashing and numpy release the GIL
+    with ThreadPoolExecutor(max(1, decoding_workers(workers))) as threads:  # hashing and numpy release the GIL
         shards = list(tqdm(threads.map(check, finished), total=len(finished), desc="verify", unit="shard", disable=None))
     report.findings += [finding for shard in shards for finding in shard.findings]
     report.findings += unfinished_shards(labels, lines, manifest)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -132,3 +133,84 @@ def test_help_lists_every_target_and_variable() -> None:
         if " ?= " in f"{line} ":
             name = line.split(" ?=")[0]
             assert name in ("PYTHON", "DEMO") or f"{name}=" in output, name
+
+
+# --- what a user gives is text --------------------------------------------------------------------------------------------
+
+ODD = "in[1k] it's a `touch ran` $(touch ran) $$(touch ran) $5; #\"x*"
+
+
+def dry(target: str, *variables: str) -> Finished:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    command = ["make", "-C", str(REPOSITORY), "-n", target, *variables]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def words(done: Finished, stage: str) -> list[str]:
+    """The arguments of a stage's command, as the shell would split the line that make prints."""
+    line = next(line for line in done.stdout.splitlines() if f"relabel {stage} " in line)
+    return shlex.split(line)[2:]
+
+
+def test_paths_with_blanks_brackets_and_backticks_reach_every_command(tmp_path: Path) -> None:
+    images = tmp_path / ODD
+    (images / "val").mkdir(parents=True)
+    shown = f"{tmp_path}/{ODD}.json"
+    names = [f"{name}={tmp_path / name.lower()}" for name in ("LABELS", "RUN")]
+    done = dry(
+        "eval", f"IMAGENET={images}", *names, f"MULTILABELS={shown}", f"ANNOTATOR=local-dir:{ODD}", "EVAL_ARGS=--x 'y z'"
+    )
+    assert done.returncode == 0, done.stderr
+    annotate, train, evaluate = (words(done, stage) for stage in ("annotate", "train", "eval"))
+    assert annotate[0] == train[0] == f"{images}/train" and evaluate[0] == f"{images}/val"
+    assert annotate[annotate.index("--model") + 1] == f"local-dir:{ODD}"
+    assert train[train.index("--val") + 1] == f"{images}/val"
+    assert train[train.index("--multilabels") + 1] == evaluate[evaluate.index("--multilabels") + 1] == shown
+    assert evaluate[-2:] == ["--x", "y z"]
+    assert not list(tmp_path.rglob("ran")) and not (REPOSITORY / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("lr=0.2  batch_size=256", ["lr=0.2", "batch_size=256"]),
+        ("crop_scale=[0.25, 1] lr=0.2", ["crop_scale=[0.25, 1]", "lr=0.2"]),
+        ("lr=0.2 target=it's lr=0.2", ["lr=0.2", "target=it's", "lr=0.2"]),
+        ("lr", ["lr"]),
+    ],
+)
+def test_settings_are_separated_by_blanks_outside_of_values(tmp_path: Path, given: str, expected: list[str]) -> None:
+    done = dry("train", "IMAGENET=/images", f"RUN={tmp_path / 'run'}", "RECIPE=single", f"SET={given}")
+    train = words(done, "train")
+    assert [train[i + 1] for i, word in enumerate(train) if word == "--set"] == expected
+
+
+def test_training_without_validation_images_is_said(tmp_path: Path) -> None:
+    done = dry("train", f"IMAGENET={tmp_path}", f"RUN={tmp_path / 'run'}", "RECIPE=single")
+    assert "training without validation images; IMAGENET has no val/" in done.stdout and "--val" not in words(done, "train")
+
+
+def test_help_runs_nothing_that_a_variable_holds(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    for text in (f"`touch {ran}`", f"'`touch {ran}`'", f"$(touch {ran})", f"$(shell touch {ran})", f"$$(touch {ran})"):
+        for name in ("IMAGENET", "SET", "ANNOTATOR", "ARCH_ARGS"):
+            done = subprocess.run(
+                ["make", "-C", str(REPOSITORY), "help", f"{name}={text}", "LABELS=labels"], capture_output=True, text=True
+            )
+            assert not ran.exists(), (name, text)
+            assert done.returncode == 2 if name == "ARCH_ARGS" else f"{name}={text}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "reason"),
+    [
+        ("LABELS=a b", "make cannot handle this path"),
+        ("RUN=in[1k]", "make cannot handle this path"),
+        ("CHECKPOINT=`x`.pth", "make cannot handle this path"),
+        ("EVAL_ARGS=--suite x; touch y", "expected options"),
+        ("IMAGENET=a\nb", "expected a single line"),
+    ],
+)
+def test_what_make_cannot_take_is_refused_in_a_line(variable: str, reason: str) -> None:
+    done = dry("train", "IMAGENET=/images", variable)
+    assert done.returncode == 2 and f"{variable}: {reason}" in done.stderr

@@ -31,7 +31,7 @@ from relabel.runtime.defaults import SHARD_SIZE, Axes
 from relabel.runtime.distributed import Processes, readable_errors
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
-from relabel.runtime.workers import decoding_workers, in_shared_memory, init_worker
+from relabel.runtime.workers import batches_of, decoding_workers, in_shared_memory, init_worker
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
         worker_init_fn=init_worker,
     )
     with tqdm(total=manifest.image_count, initial=done, unit="map", desc="import", disable=None) as bar:
-        batches = iter(loader)
+        batches = iter(batches_of(loader))
         for shard, parts in ranges.items():
             batch_maps: list[Tensor] = []
             errors: list[str] = []

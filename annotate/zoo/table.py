@@ -95,7 +95,7 @@ def table_notes(rows: list[Annotator], hidden: int) -> list[str]:
     if any(row.model in PAPER for row in taken):
         notes.append("* compared in the paper; ImageNet top-1 from timm's repository, as the package includes no results")
     if any(row.kind == "token" for row in taken):
-        notes.append("token: only with --class-token, as its patch tokens were never trained to predict classes")
+        notes.append("token: only with annotate --class-token, as its patch tokens were never trained to predict classes")
     if hidden:
         notes.append(f"{hidden} more cannot annotate; --refused lists them with the reasons")
     surveyed, installed = surveyed_timm(), importlib.metadata.version("timm")

@@ -32,6 +32,9 @@ def verify(
         Path | None, typer.Option(help="For --spot-check: the weights the label set was made with, if your own.")
     ] = None,
     class_names: ClassNamesFile = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Shards that are checked at a time; by default as many as there are cores.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Check a label set.
@@ -48,7 +51,7 @@ def verify(
         raise InputError("--spot-check needs the images; give their folder with --images")
     if spot_check is None and (checkpoint is not None or device is not None):
         raise InputError("--checkpoint and --device need --spot-check; give it too")
-    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names))
+    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers)
     notes, findings = report.notes, report.findings
     if spot_check is not None and findings:
         notes.append("spot check skipped: fix the errors first")

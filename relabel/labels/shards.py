@@ -155,7 +155,7 @@ class MappedShard:
 
     def check_bytes(self) -> None:
         """Raises InputError if the file's sha256 is not the one in shards.jsonl."""
-        if hashlib.sha256(memoryview(self.content)).hexdigest() != self.sha256:
+        if hashlib.sha256(self.content.data).hexdigest() != self.sha256:
             raise InputError(f"{self.path}: its bytes changed after it was written (sha256); {REMEDY}")
 
     def check_classes(self, classes: np.ndarray) -> None:

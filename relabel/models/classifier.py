@@ -43,7 +43,7 @@ def create_classifier(
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"--num-classes {num_classes}: expected at least 1")
-    check_model_name(model)
+    check_model_name(model, weights_option)
     kwargs: dict[str, Any] = {"num_classes": num_classes, **(model_kwargs or {})}
     if checkpoint is None:
         return create_timm_model(model, kwargs, pretrained, input_size, weights_option).eval()
@@ -63,12 +63,12 @@ def create_classifier(
     return classifier.eval()
 
 
-def check_model_name(model: str) -> None:
+def check_model_name(model: str, weights_option: str) -> None:
     if ":" in model or timm.is_model(model):
         return
     near = difflib.get_close_matches(model, timm.list_models(pretrained=True) + timm.list_models(), n=3, cutoff=0.5)
     hint = f" did you mean {', '.join(near)}?" if near else ""
-    remedy = resnext_hint(model.split(".")[0]) or f"{hint} `timm.list_models()` lists them all".lstrip()
+    remedy = resnext_hint(model.split(".")[0], weights_option) or f"{hint} `timm.list_models()` lists them all".lstrip()
     raise InputError(f"timm has no model named {model!r}; {remedy}")
 
 
@@ -103,11 +103,12 @@ def create_timm_model(
     name, created = model.split(".")[0], settings.get("architecture")
     if ":" not in model and created not in (None, name):
         replacement = ".".join(filter(None, (created, settings.get("tag"))))
-        hint = resnext_hint(name) or f"pass {replacement} if that is what you want"
+        hint = resnext_hint(name, weights_option) or f"pass {replacement} if that is what you want"
         raise InputError(f"timm creates {replacement} for {name}, which is a different model; {hint}")
     if not classifier.num_classes:
         raise InputError(
-            f"{model} has no classes (num_classes is 0: it outputs features); pass --num-classes and {weights_option}"
+            f"{model} has no classes (num_classes is 0: it outputs features); pass weights that have by {weights_option}"
+            " (annotate: with --num-classes)"
         )
     return classifier
 
@@ -122,14 +123,14 @@ def image_size_kwargs(model: str, input_size: tuple[int, int] | None, kwargs: di
     return {"img_size": input_size}
 
 
-def resnext_hint(name: str) -> str:
+def resnext_hint(name: str, weights_option: str) -> str:
     """How to get a ResNeXt-101 that timm replaces by a narrower one or has no entry for; "" for any other name."""
     match = re.fullmatch(r"(?:ig_)?(resnext101_32x(\d+)d)", name)
     if match is None:
         return ""
     if timm.is_model(match[1]):
         return f"pass {match[1]}.fb_wsl_ig1b_ft_in1k if that is what you want"
-    return f"pass resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as --checkpoint"
+    return f"pass resnext101_32x8d with --model-kwargs base_width={match[2]}, and its weights as {weights_option}"
 
 
 def can_create(model: str, kwargs: dict[str, Any]) -> bool:

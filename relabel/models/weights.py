@@ -41,8 +41,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors by name, without the prefixes of torch.compile and DistributedDataParallel. Runs no code in it.
 
     Args:
-        checkpoint: .safetensors, or what torch.save wrote: a state_dict, or a dict that contains one under any name, directly
-            or within another dict. Of several, averaged weights come first (`ema` in the name), then `state_dict`, then
+        checkpoint: .safetensors, or what torch.save wrote: a state_dict, or a dict that contains one under any name,
+            directly or within another dict. Of several, averaged weights come first (`ema` in the name), then `state_dict`, then
             `model`.
     Raises:
         InputError: the file is missing, not a weights file, contains several sets of weights under other names, or averaged
@@ -94,7 +94,7 @@ def named_entries(loaded: object) -> dict[str, Any]:
 
 
 def averaged_tensors(content: object) -> str | None:
-    """The first name in nested dicts that speaks of an average and holds tensors, such as callbacks.ema; None without one."""
+    """The first name in nested dicts that means an average and holds tensors, such as callbacks.ema; None without one."""
     for name, value in named_entries(content).items():
         if AVERAGED_NAME.search(name) and holds_tensors(value):
             return name
@@ -180,7 +180,8 @@ def load_weights(
         if tensor.shape != loaded[name].shape:
             same_inputs = tensor.ndim and tensor.shape[1:] == loaded[name].shape[1:]
             remedy = (
-                f"it has {len(loaded[name])} classes: pass --num-classes {len(loaded[name])}, or use as many class folders"
+                f"it has {len(loaded[name])} classes: use as many class folders (annotate: or pass --num-classes"
+                f" {len(loaded[name])})"
                 if same_inputs and tensor.shape[0] == classifier.num_classes
                 else "pass the model it was trained as"
             )

@@ -75,8 +75,8 @@ def readable_errors() -> Iterator[None]:
             ) from error
         if out_of_memory(error):
             raise InputError(
-                f"out of memory: {first_line(error).rstrip('. ')}. Use a smaller batch (--batch-size N; train: a new run"
-                " with --set batch_size=N) or smaller images. Finished work is kept"
+                f"out of memory: {first_line(error).rstrip('. ')}. Use a smaller batch (annotate, eval: --batch-size N;"
+                " train: a new run with --set batch_size=N) or smaller images. Finished work is kept"
             ) from error
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InputError(

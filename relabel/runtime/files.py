@@ -33,7 +33,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         InputError: `folder` is not empty, or cannot be renamed; or, inside the `with` block, the disk cannot be written.
     """
     place = folder.resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{folder} is not a folder; name one that is empty, or that does not exist yet")
+    if place.exists() and any(place.iterdir()):
         raise InputError(f"{folder} is not empty; name another folder, or delete it")
     delete_unfinished(place)
     unfinished = place.with_name(f".{place.name}.{os.getpid()}.tmp")

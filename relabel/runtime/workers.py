@@ -30,10 +30,18 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
     """Iterate over a DataLoader.
 
     Raises:
-        InputError: raised in a worker; it keeps its type and its message, without the worker's traceback.
+        InputError: raised in a worker; it keeps its type and its message, without the worker's traceback. Or the workers
+            cannot be started.
     """
     try:
-        yield from loader
+        arriving = iter(loader)
+    except OSError as error:  # semaphores need room in /dev/shm, too, and processes may be limited
+        raise InputError(
+            f"cannot start decoding processes: {error}. /dev/shm may be full, or the number of processes or open files"
+            " limited: use fewer --workers; 0 starts none"
+        ) from error
+    try:
+        yield from arriving
     except InputError as error:
         name = f"{type(error).__module__}.{type(error).__qualname__}: "
         raise type(error)(str(error).rpartition(name)[2].strip()) from None

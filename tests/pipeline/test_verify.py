@@ -338,3 +338,10 @@ def test_key_that_is_not_a_path_is_found(verify: Verify, labels: Path, image_fol
     finding = next(found for found in verify() if reason in found)
     assert finding.startswith(str(labels / shard_name(1))) and finding.endswith("do not use this label set")
     assert any("have no image" in found for found in verify("--images", image_folder, "--min-agreement", 0))
+
+
+def test_any_number_of_workers_finds_the_same(labels: Path, relabel_here: Relabel) -> None:
+    said = {relabel_here("verify", labels, *options).stdout for options in ([], ["--workers=0"], ["--workers=3"])}
+    assert len(said) == 1 and said.pop().endswith("OK\n")
+    refused = relabel_here("verify", labels, "--workers=-1")
+    assert refused.returncode == 1 and "--workers -1: expected at least 0" in refused.stderr

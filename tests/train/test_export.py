@@ -155,3 +155,21 @@ def test_weights_that_torchvision_cannot_load_are_rejected(run: Path, tmp_path: 
 def test_export_to_an_unknown_library_is_rejected(run: Path, tmp_path: Path, relabel_here: Relabel) -> None:
     done = relabel_here("export", run / "weights.safetensors", tmp_path / "out.pth", "--to", "detectron2")
     assert done.returncode == 2 and "Invalid value for '--to'" in done.stderr and "'torchvision-detection'" in done.stderr
+
+
+def test_export_replaces_an_earlier_export_but_no_other_weights(run: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+    weights = run / "weights.safetensors"
+    before = weights.read_bytes()
+    for output in (weights, tmp_path / "link.safetensors"):
+        if output != weights:
+            output.symlink_to(weights)
+        done = relabel_here("export", weights, output, "--to", "torchvision-detection")
+        assert done.returncode == 1 and f"{output} exists and is not an earlier result" in done.stderr
+    assert weights.read_bytes() == before
+    for _ in range(2):
+        export_backbone(weights, tmp_path / "out.safetensors")
+    (tmp_path / "other.pth").write_text("precious")
+    with pytest.raises(InputError, match=r"other\.pth exists and is not an earlier result"):
+        export_backbone(weights, tmp_path / "other.pth")
+    export_backbone(weights, tmp_path / "other.pth", force=True)
+    assert len(torch.load(tmp_path / "other.pth", weights_only=True)) == 318

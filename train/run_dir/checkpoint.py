@@ -57,5 +57,5 @@ def write_checkpoint(path: Path, content: bytes) -> None:
         atomic_write(path, content)
     except OSError as error:
         kept = f"{path} still holds the previous one" if path.exists() else "there is none yet"
-        again = " with --resume" if (path.parent / LAST).exists() else ""
+        again = " (train: with --resume)" if (path.parent / LAST).exists() else ""
         raise InputError(f"cannot save a checkpoint: {error}; {kept}. Free disk space and run again{again}") from error

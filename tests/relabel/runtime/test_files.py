@@ -148,6 +148,14 @@ def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_files_devices_and_full_folders_are_refused_as_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (Path("/dev/null"), tmp_path / "file"):
+        assert f"{path} is not a folder" in refusal(lambda path=path: make(path))  # type: ignore[misc]
+    assert f"{tmp_path} is not empty" in refusal(lambda: make(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and Path("/dev/null").is_char_device()
+
+
 def test_a_folder_that_fails_is_as_it_was_before(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "absent"):

@@ -195,3 +195,49 @@ def test_two_checkpoints_without_a_card_may_have_different_archs(
 def test_classes_without_images_are_neither_best_nor_worst() -> None:
     found = best_and_worst_classes(Measure(np.array([100.0, 0.0, 50.0])), np.array([0, 2, 4]), ["a", "b", "c", "d", "e"])
     assert found == {"lowest_top1": [{"name": "c", "top1": 0.0}], "highest_top1": [{"name": "a", "top1": 100.0}]}
+
+
+@pytest.mark.parametrize(
+    ("top1", "lowest", "highest"),
+    [
+        ([0, 0, 0, 0, 0, 0, 0, 50, 20, 0], "abcde", "hi"),
+        ([100, 100, 100, 100, 50, 100, 100, 100, 100, 100], "e", "jihgf"),
+        ([0] * 10, "", ""),
+        ([100] * 10, "", ""),
+    ],
+)
+def test_classes_with_the_lowest_top1_of_all_are_not_listed_as_the_highest(
+    top1: list[int], lowest: str, highest: str
+) -> None:
+    found = best_and_worst_classes(Measure(np.array(top1, dtype=float)), np.arange(10), list("abcdefghij"))
+    assert ["".join(entry["name"] for entry in found[f"{which}_top1"]) for which in ("lowest", "highest")] == [
+        lowest,
+        highest,
+    ]
+
+
+def test_output_replaces_an_earlier_result_but_nobody_elses_file(
+    image_folder: Path, three_classes: Callable[[int], Path], relabel_here: Relabel, tmp_path: Path
+) -> None:
+    command = ["eval", image_folder, f"--checkpoint={three_classes(0)}", "--workers=0", "--device=cpu"]
+    precious, result, link = (tmp_path / name for name in ("precious", "result.json", "link"))
+    link.symlink_to(precious)
+    for content in ("a list", '{"arch": "resnet10t", "recipe": {}}', "[" * 100_000):  # the second as in run.json
+        precious.write_text(content)
+        for path in (precious, link):
+            done = relabel_here(*command, f"--output={path}")
+            assert done.returncode == 1 and f"{path} exists and is not an earlier result" in done.stderr
+        assert precious.read_text() == content
+    assert "name a file in it" in relabel_here(*command, f"--output={tmp_path}").stderr
+    assert "--force replaces the file of --output" in relabel_here(*command, "--force").stderr
+    assert relabel_here(*command, "--output=/dev/full").stderr.count('"images": 9') == 1, (
+        "a result that cannot be written is shown"
+    )
+    for _ in range(2):
+        done = relabel_here(*command, f"--output={result}")
+        assert done.returncode == 0, done.stderr
+    link.unlink()
+    link.symlink_to(result)
+    assert relabel_here(*command, f"--output={link}").returncode == 0 and link.is_symlink()
+    assert relabel_here(*command, f"--output={precious}", "--force").returncode == 0
+    assert precious.read_bytes() == result.read_bytes() and json.loads(precious.read_text())["images"] == 9

@@ -1,6 +1,7 @@
 """Metrics and curves of a run on a full disk."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def test_curves_that_do_not_fit_on_the_disk_leave_the_earlier_ones(
     assert [m["epoch"] for m in read_metrics(tmp_path)] == [1, 2]
     draw_curves(tmp_path)
     assert (tmp_path / CURVES).read_bytes() != before
+
+
+@pytest.mark.parametrize("name", [b"cost_$5_to_$9", b"$\\frac$", b"caf\xe9 \xe2\x82\xac", b"two\nlines ^_{}"])
+def test_run_directory_of_any_name_gets_its_curves(tmp_path: Path, name: bytes) -> None:
+    run = tmp_path / os.fsdecode(name)
+    run.mkdir()
+    append_metrics(run, EPOCH)
+    draw_curves(run)
+    assert (run / CURVES).read_bytes().startswith(b"\x89PNG")
