@@ -1,5 +1,6 @@
 """Stage one: run every image through the annotator once and store its sparse label map in a shard."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,17 @@ from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
 from annotate.outputs import outputs_by_name
 from annotate.squash import Squash
+from relabel.images.classes import (
+    check_recorded_classes,
+    class_indices,
+    listing_advice,
+    numbered_as_imagenet,
+    warn_of_plain_order,
+)
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import find_images
 from relabel.labels.manifest import PUBLISHED, Manifest
+from relabel.models.card import ModelCard, check_same_model, find_card
 from relabel.models.classifier import create_classifier
 from relabel.models.weights import weights_from_hub, weights_in_folder
 from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL, Precision, Tail
@@ -34,13 +43,13 @@ TOPK = 5  # logits kept per cell by default, as in the paper
 class AnnotateConfig:
     """The settings that a label set is made with, from the options of the command line."""
 
-    model: str = ANNOTATOR
+    model: str = ANNOTATOR  # a relabel checkpoint names its own, which takes the default's place
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None  # own weights instead of the published ones
     num_classes: int | None = None
     topk: int | None = None  # None for TOPK, or all classes if there are fewer
     tail: Tail = TAIL
-    input_size: tuple[int, int] | None = None  # rows, columns of pixels; None for the model's native size
+    input_size: tuple[int, int] | None = None  # rows, columns of pixels; None for the model's or the checkpoint's own
     batch_size: int = ANNOTATE_BATCH_SIZE
     workers: int | None = None  # decoding processes
     shard_size: int = SHARD_SIZE
@@ -67,9 +76,15 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
     image_set = find_images(images)
+    card = find_card(config.checkpoint) if config.checkpoint is not None else None
+    if card is not None:
+        config = as_recorded(config, card)
     with processes(device) as group:
         annotator, squash = load_annotator(config, group.device)
-        outputs = outputs_by_name(config.classes, annotator.classifier, image_set) if config.classes else None
+        if card is not None:
+            recorded: Any = card.preprocessing
+            squash = dataclasses.replace(squash, mean=recorded.mean, std=recorded.std)
+        outputs = outputs_for_images(config, card, annotator, image_set)
         if outputs is not None:
             annotator.select(outputs)
         if annotator.kind == "token":
@@ -97,6 +112,55 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             raise InputError(
                 f"annotating into {labels} stopped: {error}. Finished shards are kept; rerun to continue"
             ) from error
+
+
+def as_recorded(config: AnnotateConfig, card: ModelCard) -> AnnotateConfig:
+    """The settings with what a relabel checkpoint records of itself: its model, arguments, class count and input size.
+
+    Raises:
+        InputError: the settings contradict it.
+    """
+    checkpoint = config.checkpoint
+    assert checkpoint is not None
+    model = config.model
+    if model == ANNOTATOR:
+        model = card.arch
+    check_same_model(card, checkpoint, model, "--model")
+    if config.num_classes not in (None, len(card.classes)):
+        raise InputError(
+            f"--num-classes {config.num_classes}: {checkpoint} records {len(card.classes)} classes; leave --num-classes out"
+        )
+    check_recorded_classes(card.classes, config.classes, str(checkpoint), "--classes")
+    for name, value in config.model_kwargs.items():
+        if card.model_kwargs.get(name, value) != value:
+            logger.warning(f"--model-kwargs {name}={value}: {checkpoint} was trained with {card.model_kwargs[name]}")
+    return dataclasses.replace(
+        config,
+        model=model,
+        model_kwargs=card.model_kwargs | config.model_kwargs,
+        num_classes=len(card.classes),
+        input_size=config.input_size or (card.preprocessing.size, card.preprocessing.size),
+    )
+
+
+def outputs_for_images(
+    config: AnnotateConfig, card: ModelCard | None, annotator: FullyConvolutional, image_set: ImageSet
+) -> list[int] | None:
+    """The classifier's output for each class of the images, as --classes or the checkpoint says; None for all in order.
+
+    Raises:
+        InputError: the images have classes that the classifier does not have.
+    """
+    if config.classes is not None:
+        return outputs_by_name(config.classes, annotator.classifier, image_set)
+    if card is not None:
+        outputs = class_indices(image_set, card.classes, str(config.checkpoint)).tolist()
+        return None if outputs == list(range(len(card.classes))) else outputs
+    published = config.checkpoint is None and ":" not in config.model
+    if len(image_set.classes) == annotator.classifier.num_classes and not (published and numbered_as_imagenet(image_set)):
+        owner = config.model if config.checkpoint is None else str(config.checkpoint)
+        warn_of_plain_order(image_set, owner, listing_advice("--classes"))
+    return None
 
 
 def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyConvolutional, Squash]:

@@ -12,10 +12,10 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relabel.images.classes import check_classes, class_indices
+from relabel.images.classes import check_recorded_classes, class_indices
 from relabel.images.image_set import ImageSet
-from relabel.models.card import read_card
-from relabel.models.classifier import create_classifier
+from relabel.models.card import check_same_model, find_card
+from relabel.models.classifier import classes_in_checkpoint, create_classifier
 from relabel.models.preprocessing import normalise
 from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast
@@ -28,21 +28,27 @@ class TeacherChoice:
     """Which classifier is the teacher, as named on the command line.
 
     Attributes:
-        model: a timm model; None if `checkpoint` is a relabel checkpoint, whose model card names it.
+        model: a timm model; not needed if `checkpoint` is a relabel checkpoint, whose model card names it.
         checkpoint: the weights; the published ones if None.
         model_kwargs: passed to timm.create_model.
         input_size: rows, columns in pixels; if None, the model's own, or the evaluation size of a relabel checkpoint.
+        classes: names of its outputs: a file, or "timm"; a relabel checkpoint records them.
     """
 
     model: str | None = None
     checkpoint: Path | None = None
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
+    classes: str | None = None
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen classifier with the preprocessing it was trained with."""
+    """A frozen classifier with the preprocessing it was trained with.
+
+    Attributes:
+        outputs: (C,) its output for each class of the images; None if they are the same, in order.
+    """
 
     classifier: nn.Module
     input_size: tuple[int, int]
@@ -50,6 +56,7 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     autocast_dtype: torch.dtype | None
+    outputs: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class Teacher:
         images = normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         with autocast(images.device, self.autocast_dtype):
             logits: Tensor = self.classifier(images)
-        return logits.float()
+        return (logits if self.outputs is None else logits[:, self.outputs]).float()
 
 
 def load_teacher(
@@ -74,7 +81,7 @@ def load_teacher(
 
     Raises:
         InputError: a teacher that the recipe does not use, or none where it needs one; a checkpoint without a model card and
-            no model to go with it; classes that differ from the images'.
+            no model to go with it; images of classes that it does not have.
     """
     if recipe.target != "teacher":
         if choice is not None:
@@ -84,24 +91,39 @@ def load_teacher(
         return None
     if choice is None or (choice.model is None and choice.checkpoint is None):
         raise InputError("target 'teacher' needs a classifier; name it with --teacher, or give --teacher-checkpoint")
-    model, kwargs, preprocessing = choice.model, choice.model_kwargs, None
-    if model is None:
-        assert choice.checkpoint is not None
-        card = read_card(choice.checkpoint, "--teacher")
-        check_classes(image_set, card.classes, str(choice.checkpoint))
-        model, kwargs, preprocessing = card.arch, card.model_kwargs | kwargs, card.preprocessing
-    classes = None if choice.checkpoint is None else len(image_set.classes)
+    model, kwargs, checkpoint = choice.model, choice.model_kwargs, choice.checkpoint
+    card = find_card(checkpoint) if checkpoint is not None else None
+    if card is not None:
+        assert checkpoint is not None
+        model = model or card.arch
+        check_same_model(card, checkpoint, model, "--teacher")
+        check_recorded_classes(card.classes, choice.classes, str(checkpoint), "--teacher-classes")
+        class_indices(image_set, card.classes, str(checkpoint))  # before anything is loaded
+        kwargs = card.model_kwargs | kwargs
+    elif model is None:
+        raise InputError(f"{checkpoint} does not record which model it is; name the model with --teacher")
+    if card is not None:
+        num_classes: int | None = len(card.classes)
+    elif checkpoint is not None:
+        num_classes = classes_in_checkpoint(checkpoint, model, kwargs, "--teacher-checkpoint") or len(image_set.classes)
+    else:
+        num_classes = None
     classifier = create_classifier(
         model,
-        pretrained=choice.checkpoint is None,
-        checkpoint=choice.checkpoint,
-        num_classes=classes,
+        pretrained=checkpoint is None,
+        checkpoint=checkpoint,
+        num_classes=num_classes,
         model_kwargs=kwargs,
         weights_option="--teacher-checkpoint",
     )
-    if preprocessing is None:  # no model card that names its classes
-        whose = f"the teacher {model}"
-        class_indices(image_set, assumed_classes(classifier, image_set, whose), whose)
+    whose = str(checkpoint) if card is not None else f"the teacher {model}"
+    if card is not None:
+        classes = card.classes
+    else:
+        published = checkpoint is None
+        classes = assumed_classes(classifier, image_set, whose, choice.classes, "--teacher-classes", published=published)
+    outputs = torch.from_numpy(class_indices(image_set, classes, whose))
+    preprocessing = card.preprocessing if card is not None else None
     settings = resolve_model_data_config(classifier)
     rows, columns = choice.input_size or (
         (preprocessing.size, preprocessing.size) if preprocessing else settings["input_size"][-2:]
@@ -110,7 +132,8 @@ def load_teacher(
         classifier.to(device).to(memory_format=torch.channels_last).requires_grad_(False),
         (rows, columns),
         settings["interpolation"] if settings["interpolation"] in ("bilinear", "bicubic") else "bilinear",
-        settings["mean"],
-        settings["std"],
+        preprocessing.mean if preprocessing else settings["mean"],
+        preprocessing.std if preprocessing else settings["std"],
         autocast_dtype,
+        None if torch.equal(outputs, torch.arange(len(classes))) else outputs.to(device),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relabel.images.classes import check_classes
+from relabel.images.classes import among_classes, classes_with_images
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.pooling import whole_image_top1
@@ -56,7 +56,10 @@ def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions,
     row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
     val_set = find_images(options.val) if options.val is not None else None
     if val_set is not None:
-        check_classes(val_set, image_set.classes, f"the training images in {images}")
+        val_set = among_classes(val_set, image_set.classes, f"the training images in {images}")
+        present = classes_with_images(val_set.targets, len(val_set.classes))
+        if present is not None:
+            logger.info(f"{len(val_set.classes) - len(present)} of {len(val_set.classes)} classes have no validation images")
     multilabels = None
     if options.multilabels is not None and val_set is not None:
         multilabels = read_multilabels(options.multilabels, val_set)

@@ -21,6 +21,7 @@ from annotate.interchange.axes import SAMPLE, decide_axes
 from annotate.interchange.published_maps import Place, index_folder, index_tar, load_maps, read_maps, with_extensions
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.run import AnnotateConfig, load_annotator
+from relabel.images.classes import warn_of_plain_order
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import find_images
 from relabel.labels.manifest import Manifest
@@ -68,6 +69,10 @@ def import_maps(
     image_set = find_images(images) if images is not None else None
     if image_set is not None:
         places = with_extensions(places, image_set)
+        if len(image_set.classes) == num_classes:
+            warn_of_plain_order(
+                image_set, str(source), "rename the class folders so that both orders agree (class01 ... class12)"
+            )
     keys = sorted(places)
     if axes == "auto":
         if image_set is None or axes_annotator is None:

@@ -29,7 +29,12 @@ def annotate(
     labels: Labels,
     model: Annotated[str, typer.Option(help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER.")] = ANNOTATOR,
     model_kwargs: ModelKwargs = [],
-    checkpoint: Annotated[Path | None, typer.Option(help="Your own weights instead of the published ones.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own weights instead of the published ones. A relabel checkpoint records its model, classes and size."
+        ),
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes of the classifier; the model's own by default.")
     ] = None,

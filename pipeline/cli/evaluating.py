@@ -35,6 +35,14 @@ def eval(
         typer.Option(help="timm model; a relabel checkpoint does not need it. Without --checkpoint: published weights."),
     ] = None,
     model_kwargs: ModelKwargs = [],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|timm",
+            help="Class names of the model's outputs, one per line, or timm for its ImageNet names. Without it, 1,000"
+            " classes are ImageNet's, and others the images'. A relabel checkpoint does not need it.",
+        ),
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(metavar="CHECKPOINT", help="Compare with another checkpoint, with 95% bootstrap intervals."),
@@ -84,6 +92,7 @@ def eval(
         checkpoint=checkpoint,
         arch=arch,
         model_kwargs=parse_model_kwargs(model_kwargs),
+        classes=classes,
         compare=compare,
         compare_arch=compare_arch,
         suite=suite,

@@ -38,6 +38,14 @@ def train(
     teacher_input_size: Annotated[
         str | None, typer.Option(help="Input size of the teacher, N or ROWSxCOLUMNS; its own by default.")
     ] = None,
+    teacher_classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|timm",
+            help="Class names of the teacher's outputs, one per line, or timm for its ImageNet names. Without it, output i"
+            " is the images' i-th class. A relabel checkpoint does not need it.",
+        ),
+    ] = None,
     model_kwargs: ModelKwargs = [],
     initial_weights: Annotated[
         Path | None, typer.Option(help="Start from these weights; the head is reinitialised if class counts differ.")
@@ -72,6 +80,7 @@ def train(
         teacher_checkpoint,
         parse_model_kwargs(teacher_kwargs, "--teacher-kwargs"),
         parse_size(teacher_input_size, "--teacher-input-size"),
+        teacher_classes,
     )
     options = TrainOptions(
         labels=labels,

@@ -1,14 +1,21 @@
-"""Classes: readable names for class folders, and checks that the class folders match the classes of a model."""
+"""Classes: readable names for class folders, the names of a model's outputs, and how the two are matched."""
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from relabel.images.image_set import ImageSet
+from relabel.images.sources import sort_classes
 from relabel.runtime.errors import InputError
+
+TIMM_CLASSES = "timm"
+
+logger = logging.getLogger(__name__)
 
 
 class ClassNames:
@@ -70,30 +77,120 @@ def numbered_as_imagenet(image_set: ImageSet) -> bool:
     return image_set.classes == tuple(map(str, range(len(imagenet_classes()))))
 
 
-def class_indices(image_set: ImageSet, classes: tuple[str, ...], owner: str, *, subset: bool = False) -> np.ndarray:
-    """(number of class folders,) int64: the index of each class folder among a model's classes.
+def output_names(choice: str, num_outputs: int, option: str = "--classes") -> tuple[str, ...]:
+    """The class names of a classifier's outputs, in their order.
+
+    Args:
+        choice: a text file with one class name per output; or "timm", for the WordNet ids that timm provides for
+            ImageNet-1k, -12k, -21k and -22k classifiers.
+        option: of the command line, for messages.
+    Raises:
+        InputError: the file is missing, has more or fewer lines than outputs, or lists a name twice.
+    """
+    names = timm_class_names(num_outputs, option) if choice == TIMM_CLASSES else read_output_names(Path(choice), option)
+    if len(names) != num_outputs:
+        raise InputError(f"{option} {choice}: {len(names)} names, but the classifier has {num_outputs} outputs")
+    output = {name: i for i, name in enumerate(names)}
+    if len(output) < len(names):
+        repeated = next(name for i, name in enumerate(names) if output[name] != i)
+        raise InputError(f"{option} {choice}: {repeated} is listed twice; expected each name once")
+    return tuple(names)
+
+
+def check_recorded_classes(classes: tuple[str, ...], names: str | None, owner: str, option: str) -> None:
+    """Raise InputError if names that were given contradict the classes that a relabel checkpoint records."""
+    if names is not None and output_names(names, len(classes), option) != classes:
+        raise InputError(
+            f"{option} {names}: {owner} records other classes or another order (first: {classes[0]}); leave {option} out"
+        )
+
+
+def read_output_names(path: Path, option: str) -> list[str]:
+    """One name per line; text after a tab is a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # utf-8-sig: Windows writes a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option} {path}: {error}; expected a text file of class names, or {TIMM_CLASSES}") from error
+    empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
+    if empty:
+        raise InputError(f"{option} {path}: line {empty[0]} is empty; expected one name per output of the classifier")
+    return [line.split("\t")[0].strip() for line in lines]
+
+
+def timm_class_names(num_outputs: int, option: str) -> list[str]:
+    subset = infer_imagenet_subset({"num_classes": num_outputs})
+    if subset is None:
+        raise InputError(f"{option} {TIMM_CLASSES}: timm has no names for a classifier of {num_outputs} classes")
+    names: list[str] = ImageNetInfo(subset).label_names()
+    return names
+
+
+def listing_advice(option: str) -> str:
+    return f"list its classes with {option} FILE, one name per line"
+
+
+def warn_of_plain_order(image_set: ImageSet, owner: str, advice: str) -> None:
+    """Say so if another program would have sorted the class folders otherwise: torchvision's ImageFolder, for example.
+
+    Args:
+        owner: what has outputs in the order of the folders, without a proof that they are in this order.
+        advice: what to do if it was in plain order.
+    """
+    ours, plain = image_set.classes, tuple(sorted(image_set.classes))
+    if ours == plain or ours != sort_classes(ours):  # a data set that has an order of its own
+        return
+    here, there = next(pair for pair in zip(ours, plain, strict=True) if pair[0] != pair[1])
+    logger.warning(
+        f"{owner} does not record its classes. They are taken to be in the order of the folders in {image_set.source}"
+        f" sorted by number and regardless of case ({here} comes before {there}). Plain sorting, as of torchvision's"
+        f" ImageFolder, puts {there} first. If it was made in that order, {advice}"
+    )
+
+
+def class_indices(image_set: ImageSet, classes: tuple[str, ...], owner: str, *, numbered: bool = False) -> np.ndarray:
+    """(number of class folders,) int64: the index of each class folder among a model's classes, which may be more.
 
     Folders named 0 ... 999, as in ImageNetV2, are taken for ImageNet's class indices.
 
     Args:
         classes: the model's, in its order.
         owner: what to call the model in the message.
-        subset: accept images of only some of the classes.
+        numbered: the images are ImageNetV2's, of which some class folders may be absent.
     Raises:
-        InputError: the classes differ; the message names the first three that do.
+        InputError: a folder is none of the classes; the message names the first three.
     """
-    if classes == imagenet_classes() and numbered_as_imagenet(image_set):
-        return np.arange(len(classes))
     index = {name: i for i, name in enumerate(classes)}
-    if not subset:
-        check_classes(image_set, classes, owner)
+    if classes == imagenet_classes() and (numbered or numbered_as_imagenet(image_set)):
+        index |= {str(i): i for i in range(len(classes))}
     unknown = [name for name in image_set.classes if name not in index]
     if unknown:
+        if len(image_set.classes) == len(classes):
+            check_classes(image_set, classes, owner)
         raise InputError(
             f"{image_set.source}: {len(unknown)} of {len(image_set.classes)} class folders are not classes of {owner}"
             f" ({', '.join(unknown[:3])})"
         )
     return np.array([index[name] for name in image_set.classes])
+
+
+def among_classes(image_set: ImageSet, classes: tuple[str, ...], owner: str) -> ImageSet:
+    """The same images with the classes of a model, matched by name; some of them may have no images.
+
+    ImageNetV2's folders 0 ... 999 keep their names.
+
+    Raises:
+        InputError: a folder is none of the model's classes.
+    """
+    indices = class_indices(image_set, classes, owner)
+    if np.array_equal(indices, np.arange(len(classes))):
+        return image_set
+    return dataclasses.replace(image_set, classes=classes, targets=indices[image_set.targets])
+
+
+def classes_with_images(targets: np.ndarray, classes: int) -> np.ndarray | None:
+    """The classes that have images, in order; None if all have some."""
+    present = np.unique(targets)
+    return present if len(present) < classes else None
 
 
 def class_mismatch(known: Sequence[str] | int, found: Sequence[str]) -> str | None:

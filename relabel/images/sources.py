@@ -10,6 +10,7 @@ An image has the same key in all of them, so one label set serves every source.
 """
 
 import functools
+import logging
 import os
 import posixpath
 import re
@@ -30,12 +31,15 @@ from relabel.runtime.errors import InputError, first_line
 HFDS = "hfds/"
 HFDS_NAME = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # ImageNet's files: n01440764_10026_n01440764.JPEG, class last
 
+logger = logging.getLogger(__name__)
+
 
 def find_images(source: Path | str) -> ImageSet:
     """List the images of a source.
 
     Raises:
-        InputError: the source does not exist, has no images or a class without images, or two images have the same key.
+        InputError: the source does not exist or has no images, a class folder has none but other files, or two images have
+            the same key.
     """
     source = str(source)
     if source.startswith(HFDS):
@@ -61,11 +65,14 @@ def from_folder(root: Path) -> ImageSet:
     if not folders:
         raise InputError(f"{root} has no sub-folders; expected one folder of images per class (ROOT/CLASS/*.JPEG)")
     keys: list[str] = []
+    empty: list[str] = []  # classes without images, as in a part of ImageNet
     for name in folders:
         content = list((root / name).iterdir())
         files = [path.name for path in content if is_image(path.name)]
         inner = [path for path in content if not is_image(path.name) and is_folder(path)]
-        if not files:
+        if not files and all(path.name.startswith(".") for path in content):
+            empty.append(name)
+        elif not files:
             hint = f"; it contains {len(inner)} folders: did you mean {root / name}?" if inner else "; fill it or remove it"
             raise InputError(f"{root / name} contains no images ({', '.join(sorted(extensions()))}){hint}")
         for path in inner:
@@ -75,6 +82,12 @@ def from_folder(root: Path) -> ImageSet:
                     f" folder: move the images up into {name}, or move {path.name} beside it"
                 )
         keys += [f"{name}/{file}" for file in files]
+    if not keys:
+        raise InputError(f"{root} contains no images: its {len(folders)} class folders are empty; fill them")
+    if empty:
+        logger.warning(
+            f"{len(empty)} of {len(folders)} class folders in {root} are empty (such as {empty[0]}); they count as classes"
+        )
     return make_image_set(str(root), folders, keys, string_locations(keys), functools.partial(path_in_folder, root))
 
 
@@ -83,7 +96,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 
 def is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+    return not path.name.startswith(".") and path.name != "lost+found" and path.is_dir()  # every ext4 disk has one
 
 
 def from_list(path: Path) -> ImageSet:

@@ -67,6 +67,12 @@ def find_card(path: Path) -> ModelCard | None:
         return None
 
 
+def check_same_model(card: ModelCard, path: Path, model: str, option: str) -> None:
+    """Raise InputError if `model`, given as `option`, is another architecture than the checkpoint's; its tag may differ."""
+    if model.split(".")[0] != card.arch.split(".")[0]:
+        raise InputError(f"{option} {model}: {path} records that it is a checkpoint of {card.arch}; leave {option} out")
+
+
 def read_card(path: Path, option: str) -> ModelCard:
     """The model card of a relabel checkpoint.
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from relabel.models.weights import load_weights, read_weights
+from relabel.models.weights import count_classes, load_weights, read_weights
 from relabel.runtime.errors import InputError, first_line
 
 
@@ -61,6 +61,19 @@ def create_classifier(
         load_weights(classifier, weights, checkpoint, model, new_head)
         classifier.set_input_size(img_size=input_size)  # type: ignore[operator]
     return classifier.eval()
+
+
+def classes_in_checkpoint(
+    checkpoint: Path, model: str, model_kwargs: dict[str, Any] | None = None, weights_option: str = "--checkpoint"
+) -> int | None:
+    """How many classes the head has in a checkpoint of a timm model; None if it holds no such head.
+
+    Raises:
+        InputError: there is no such model, or the checkpoint cannot be read.
+    """
+    check_model_name(model, weights_option)
+    any_head = create_timm_model(model, {"num_classes": 2, **(model_kwargs or {})}, False, None, weights_option)
+    return count_classes(any_head, read_weights(checkpoint), checkpoint)
 
 
 def check_model_name(model: str, weights_option: str) -> None:

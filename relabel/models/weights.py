@@ -42,8 +42,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
     Args:
         checkpoint: .safetensors, or what torch.save wrote: a state_dict, or a dict that contains one under any name,
-            directly or within another dict. Of several, averaged weights come first (`ema` in the name), then `state_dict`, then
-            `model`.
+            perhaps inside a second dict. Of several, averaged weights come first (`ema` in the name), then `state_dict`,
+            then `model`.
     Raises:
         InputError: the file is missing, not a weights file, contains several sets of weights under other names, or averaged
             weights in a form that cannot be read.
@@ -190,6 +190,14 @@ def load_weights(
                 f" {list(tensor.shape)}; {remedy}"
             )
     classifier.load_state_dict(loaded)
+
+
+def count_classes(classifier: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> int | None:
+    """How many classes the classifier's head has in these weights; None if it is not in them."""
+    names = [name for name in classifier.state_dict() if not name.endswith(BATCH_COUNT)]
+    loaded = strip_wrapper_prefix(weights, names, checkpoint)
+    counts = {len(loaded[name]) for name in head_tensor_names(classifier) if name in loaded and loaded[name].ndim}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def strip_wrapper_prefix(weights: dict[str, Tensor], wanted: Collection[str], checkpoint: Path) -> dict[str, Tensor]:

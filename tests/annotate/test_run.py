@@ -373,13 +373,26 @@ def test_unknown_choice_is_a_usage_error_that_names_the_choices(
     assert not (tmp_path / "labels").exists()
 
 
-def test_class_folder_without_images_stops_the_run_before_anything_is_written(
+def test_class_folder_without_images_but_with_other_files_stops_the_run_before_anything_is_written(
     annotate: Relabel, image_folder: Path, tmp_path: Path
 ) -> None:
     (image_folder / "fox").mkdir()
+    (image_folder / "fox" / "notes.txt").write_text("soon")
     finished = annotate()
     assert finished.returncode == 1 and f"{image_folder}/fox contains no images" in finished.stderr
     assert not (tmp_path / "labels").exists()
+
+
+def test_empty_class_folder_is_a_class(annotate: Relabel, image_folder: Path, tmp_path: Path) -> None:
+    """As in a part of ImageNet with all its folders."""
+    shutil.rmtree(image_folder / "dog")
+    (image_folder / "dog").mkdir()
+    (image_folder / "lost+found").mkdir()
+    finished = annotate()
+    assert finished.returncode == 0, finished.stderr
+    assert "1 of 3 class folders" in finished.stdout and "are empty (such as dog)" in finished.stdout
+    manifest = Manifest.load(tmp_path / "labels")
+    assert (manifest.classes, manifest.image_count) == (("cat", "dog", "eel"), 4)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.conftest import REPOSITORY
 
 ROOMS = ("relabel", "annotate", "train", "pipeline")

@@ -42,9 +42,8 @@ def test_teacher_from_a_relabel_checkpoint_sees_crops_at_its_evaluation_size(fol
     assert teacher is not None and teacher.input_size == (40, 40)
     images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     resized = F.interpolate(images / 255, (40, 40), mode="bicubic", antialias=True)
-    mean = torch.tensor(model.pretrained_cfg["mean"]).view(3, 1, 1)  # the model's own, as for the student
-    std = torch.tensor(model.pretrained_cfg["std"]).view(3, 1, 1)
-    torch.testing.assert_close(teacher(images), model((resized - mean) / std), atol=1e-4, rtol=1e-4)
+    expected = model((resized - 0.5) / 0.5)  # as the card says, not as timm's settings of the model do
+    torch.testing.assert_close(teacher(images), expected, atol=1e-4, rtol=1e-4)
     assert not teacher(images).requires_grad
 
 
@@ -57,6 +56,48 @@ def test_named_teacher_sees_crops_at_the_given_size_or_its_own(folder: ImageSet,
     teacher = load_teacher(resized, RECIPE, folder, CPU, None)
     assert teacher is not None and teacher.input_size == (32, 48)
     assert teacher(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).shape == (2, 3)
+
+
+def test_named_teacher_with_a_card_is_the_one_that_the_card_describes(folder: ImageSet, tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights.pth", folder.classes, card=True)
+    named = TeacherChoice("resnet10t.c3_in1k", tmp_path / "weights.pth")  # the card has the arguments
+    teacher = load_teacher(named, RECIPE, folder, CPU, None)
+    assert teacher is not None and (teacher.input_size, teacher.mean) == ((40, 40), (0.5, 0.5, 0.5))
+    with pytest.raises(InputError, match=r"--teacher resnet18: .*weights.pth records that it is a checkpoint of resnet10t"):
+        load_teacher(TeacherChoice("resnet18", tmp_path / "weights.pth"), RECIPE, folder, CPU, None)
+    (tmp_path / "names.txt").write_text("dog\ncat\neel\n")
+    contradicted = TeacherChoice(None, tmp_path / "weights.pth", classes=str(tmp_path / "names.txt"))
+    with pytest.raises(InputError, match=r"--teacher-classes .*records other classes or another order .*leave --teacher-cl"):
+        load_teacher(contradicted, RECIPE, folder, CPU, None)
+    others = named_images(("ant", "bee", "fly"), ("ant/a.JPEG",), [0])
+    with pytest.raises(InputError, match=r"expected cat, found ant"):
+        load_teacher(named, RECIPE, others, CPU, None)
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_teachers_outputs_are_matched_with_the_images_by_name(folder: ImageSet, tmp_path: Path, card: bool) -> None:
+    names = ("eel", "bat", "dog", "cat")
+    model = save_weights(tmp_path / "weights.pth", names, card)
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    choice = TeacherChoice("resnet10t", tmp_path / "weights.pth", THIN, (24, 24), str(tmp_path / "names.txt"))
+    teacher = load_teacher(choice, RECIPE, folder, CPU, None)
+    assert teacher is not None
+    images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (teacher.mean, teacher.std))
+    expected = model((images / 255 - mean) / std)[:, [3, 2, 0]]
+    torch.testing.assert_close(teacher(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_teacher_without_names_is_warned_of_if_its_order_may_be_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = ("class1", "class2", "class10")
+    save_weights(tmp_path / "weights.pth", classes, card=False)
+    choice = TeacherChoice("resnet10t", tmp_path / "weights.pth", THIN)
+    folder = named_images(classes, ("class1/a.JPEG",), [0])
+    load_teacher(choice, RECIPE, folder, CPU, None)
+    assert "the teacher resnet10t does not record its classes" in caplog.text
+    assert "(class2 comes before class10)" in caplog.text and "with --teacher-classes FILE" in caplog.text
 
 
 def test_unusable_teacher_is_rejected_with_the_reason(folder: ImageSet, tmp_path: Path) -> None:

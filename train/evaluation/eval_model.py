@@ -7,10 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from relabel.images.classes import class_indices, imagenet_classes
+from relabel.images.classes import (
+    class_indices,
+    imagenet_classes,
+    listing_advice,
+    numbered_as_imagenet,
+    output_names,
+    warn_of_plain_order,
+)
 from relabel.images.image_set import ImageSet
 from relabel.models.card import find_card, read_card
-from relabel.models.classifier import create_classifier
+from relabel.models.classifier import classes_in_checkpoint, create_classifier
 from relabel.models.preprocessing import Preprocessing, eval_preprocessing
 from relabel.runtime.defaults import Loss
 from relabel.runtime.errors import InputError
@@ -24,6 +31,7 @@ class EvalModel:
         weights: the checkpoint's path, or "published".
         classes: name of each output's class folder.
         loss: what it was trained with.
+        recorded: the checkpoint records the classes.
     """
 
     arch: str
@@ -32,6 +40,7 @@ class EvalModel:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     loss: Loss
+    recorded: bool = False
 
 
 def load_eval_model(
@@ -42,18 +51,19 @@ def load_eval_model(
     *,
     size: int | None = None,
     crop: float | None = None,
+    names: str | None = None,
 ) -> EvalModel:
-    """Create the model and check that its classes are the image folder's.
+    """Create the model and check that the image folder's classes are among its own.
 
-    A relabel checkpoint has a model card with its classes. Other models with 1,000 classes are taken to have ImageNet's, and
-    those with another number the folder's, in order.
+    A relabel checkpoint has a model card with its classes; `names` tells those of other models. Without it, models with
+    1,000 classes are taken to have ImageNet's, and those with another number the folder's, in order.
 
     Args:
         checkpoint: a relabel checkpoint, or weights of `arch`; published weights of `arch` if None.
         size, crop: override those of the model's own preprocessing.
+        names: of the outputs: a file, or "timm".
     Raises:
-        InputError: neither checkpoint nor arch, a checkpoint without a model card and no arch, or classes that differ from
-            the folder's.
+        InputError: neither checkpoint nor arch, a checkpoint without a model card and no arch, or a folder of another class.
     """
     if checkpoint is None and arch is None:
         raise InputError("nothing to evaluate: give --checkpoint, or --arch for published weights")
@@ -64,28 +74,59 @@ def load_eval_model(
         class_indices(image_set, card.classes, str(checkpoint))  # before anything is loaded
         arch, model_kwargs = card.arch, card.model_kwargs
     assert arch is not None
+    if card is not None:
+        num_classes: int | None = len(card.classes)
+    elif checkpoint is not None:
+        num_classes = classes_in_checkpoint(checkpoint, arch, model_kwargs) or len(image_set.classes)
+    else:
+        num_classes = None
     classifier = create_classifier(
-        arch,
-        pretrained=checkpoint is None,
-        checkpoint=checkpoint,
-        num_classes=len(image_set.classes) if checkpoint is not None else None,
-        model_kwargs=model_kwargs,
+        arch, pretrained=checkpoint is None, checkpoint=checkpoint, num_classes=num_classes, model_kwargs=model_kwargs
     )
     whose = str(checkpoint) if checkpoint is not None else f"the published {arch}"
-    classes = card.classes if card is not None else assumed_classes(classifier, image_set, whose)
+    if card is not None:
+        classes = card.classes
+    else:
+        classes = assumed_classes(classifier, image_set, whose, names, "--classes", published=checkpoint is None)
     class_indices(image_set, classes, whose)
     preprocessing = card.preprocessing if card is not None else eval_preprocessing(classifier)
     preprocessing = dataclasses.replace(preprocessing, size=size or preprocessing.size, crop=crop or preprocessing.crop)
     return EvalModel(
-        arch, str(checkpoint or "published"), classifier, classes, preprocessing, card.loss if card is not None else "ce"
+        arch,
+        str(checkpoint or "published"),
+        classifier,
+        classes,
+        preprocessing,
+        card.loss if card is not None else "ce",
+        recorded=card is not None,
     )
 
 
-def assumed_classes(classifier: nn.Module, image_set: ImageSet, whose: str) -> tuple[str, ...]:
-    """The classes of a model without a card: ImageNet's if there are 1,000, else the folder's, if there are as many."""
+def assumed_classes(
+    classifier: nn.Module, image_set: ImageSet, whose: str, names: str | None, option: str, *, published: bool
+) -> tuple[str, ...]:
+    """The classes of a model without a card: those that are named, ImageNet's if there are 1,000, else the folder's.
+
+    Where only the order of the folders says which output is which, and another program might order them otherwise, a
+    warning says so.
+
+    Args:
+        names: a file, or "timm"; given as `option`.
+        published: its weights are timm's, so 1,000 classes are ImageNet's.
+    Raises:
+        InputError: names that do not fit the model; or another number of classes than folders.
+    """
     count = int(classifier.num_classes)  # type: ignore[arg-type]
+    if names is not None:
+        return output_names(names, count, option)
     if count == len(imagenet_classes()):
+        if numbered_as_imagenet(image_set) and not published:
+            warn_of_plain_order(image_set, whose, listing_advice(option))
         return imagenet_classes()
     if count != len(image_set.classes):
-        raise InputError(f"{whose} has {count} classes, {image_set.source} has {len(image_set.classes)} class folders")
+        raise InputError(
+            f"{whose} does not fit {image_set.source}: it has {count} classes, and there are {len(image_set.classes)} class"
+            f" folders; {listing_advice(option)}"
+        )
+    warn_of_plain_order(image_set, whose, listing_advice(option))
     return image_set.classes

@@ -3,6 +3,7 @@
 Shapes: N images of the folder, B of a batch, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,13 @@ class Predictions:
 
     Attributes:
         best: (N, min(5, C)) int64 classes, the best first.
+        best_among: (N, min(5, S)) the same, of each set of S classes that `predict` was given.
         scores: (N, C) float32 probabilities, if `predict` keeps them.
     """
 
     best: Tensor
     scores: Tensor | None = None
+    best_among: tuple[Tensor, ...] = ()
 
 
 @torch.no_grad()  # not inference_mode: the attack needs gradients within
@@ -43,7 +46,7 @@ def predict(
     group: Processes,
     classes: int,
     *,
-    among: Tensor | None = None,
+    among: Sequence[Tensor] = (),
     attack: tuple[float, Tensor] | None = None,
     scores_of: Loss | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
@@ -56,7 +59,7 @@ def predict(
     Args:
         classifier: (B, 3, size, size) -> (B, C); it runs in eval mode, and then goes back to the mode it was in.
         classes: C.
-        among: (S,) the classes to choose from; all if None.
+        among: sets of classes, each (S,), to choose from besides all.
         attack: FGSM's step, for pixels in [0, 1], and (N,) the classes that it moves the images away from.
         scores_of: also keep the probability of each class, by softmax ("ce") or by a sigmoid per class ("bce").
     """
@@ -70,9 +73,9 @@ def predict(
         pin_memory=group.device.type == "cuda",
         worker_init_fn=init_worker,
     )
-    among = among.to(group.device) if among is not None else None
+    sets = [torch.arange(classes), *among]
     seen = torch.zeros(len(image_set), dtype=torch.int64)
-    best = torch.zeros(len(image_set), min(BEST, classes if among is None else len(among)), dtype=torch.int64)
+    best = [torch.zeros(len(image_set), min(BEST, len(chosen)), dtype=torch.int64) for chosen in sets]
     scores = torch.zeros(len(image_set), classes) if scores_of is not None else None
     bar = tqdm(total=len(indices), unit="img", desc=title, leave=False, disable=None if group.is_first else True)
     with bar:
@@ -84,7 +87,8 @@ def predict(
             with autocast(group.device, autocast_dtype):
                 logits = classifier(preprocessing.normalise(pixels))
             logits = logits.float()
-            best[index] = top_classes(logits, among, best.shape[1]).cpu()
+            for chosen, best_of in zip(sets, best, strict=True):
+                best_of[index] = top_classes(logits, chosen, best_of.shape[1]).cpu()
             if scores is not None:
                 scores[index] = (logits.softmax(1) if scores_of == "ce" else logits.sigmoid()).cpu()
             seen[index] += 1
@@ -92,13 +96,15 @@ def predict(
     classifier.train(was_training)
 
     # Entries of images that other processes had are zero here, so sums put the parts together
-    seen, best = (group.sum(values.to(group.device)).cpu() for values in (seen, best))
+    seen, *best = (group.sum(values.to(group.device)).cpu() for values in (seen, *best))
     assert bool((seen == 1).all()), "an image was left out or predicted twice"
-    return Predictions(best, None if scores is None else group.sum(scores.to(group.device)).cpu())
+    scores = None if scores is None else group.sum(scores.to(group.device)).cpu()
+    return Predictions(best[0], scores, tuple(best[1:]))
 
 
-def top_classes(logits: Tensor, among: Tensor | None, k: int) -> Tensor:
-    """(B, C) logits -> (B, k) the best classes, the best first, out of all or of those in `among`."""
-    if among is None:
-        return logits.topk(k, dim=1).indices
-    return among[logits[:, among].topk(k, dim=1).indices]
+def top_classes(logits: Tensor, chosen: Tensor, k: int) -> Tensor:
+    """(B, C) logits -> (B, k) the best of the (S,) chosen classes, the best first."""
+    chosen = chosen.to(logits.device)
+    return (
+        chosen[logits[:, chosen].topk(k, dim=1).indices] if len(chosen) < logits.shape[1] else logits.topk(k, dim=1).indices
+    )

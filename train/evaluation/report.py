@@ -6,12 +6,15 @@ from typing import Any
 TITLES = {
     "top1": "top-1",
     "top5": "top-5",
+    "top1_among_folders": "top-1 among the folders' classes",
+    "top5_among_folders": "top-5 among the folders' classes",
     "real": "ReaL",
     "multilabel_accuracy": "multi-label accuracy",
     "multilabel_accuracy_by_class": "multi-label accuracy, mean over classes",
     "multilabel_map": "multi-label mAP",
     "mce": "mCE (AlexNet 100)",
     "corruption_error": "mean corruption error",
+    "corruption_error_among_folders": "mean corruption error among the folders' classes",
     "multilabel_corruption_error": "mean corruption error, multi-label",
 }
 PREFIX = "error_"  # of a measure, before the name of one corruption
@@ -30,7 +33,10 @@ def table(result: dict[str, Any]) -> str:
             title = TITLES.get(measure, f"  under {measure.removeprefix(PREFIX)}")
             row = [name, title, str(summary.get(f"{measure}_images", summary["images"])), f"{value:.2f}"]
             if other is not None:
-                row += [f"{second[measure]:.2f}", *difference_cells(summary["differences"].get(measure))]
+                row += [
+                    f"{second[measure]:.2f}" if measure in second else "",
+                    *difference_cells(summary["differences"].get(measure)),
+                ]
             rows.append(row)
     models = [("model", result)] if other is None else [("first", result), ("second", other)]
     lines = [f"{which:<8}{model['arch']}, weights {model['checkpoint']}" for which, model in models]

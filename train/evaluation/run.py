@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from relabel.images.classes import ClassNames
+from relabel.images.classes import ClassNames, among_classes, check_recorded_classes, classes_with_images
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.runtime.defaults import EVAL_BATCH_SIZE, HalfPrecision
@@ -21,7 +21,7 @@ from relabel.runtime.workers import decoding_workers
 from train.evaluation.bootstrap import paired_bootstrap
 from train.evaluation.corruption_error import corruption_error, mean_corruption_error, mean_error
 from train.evaluation.eval_model import EvalModel, load_eval_model
-from train.evaluation.evaluate import Evaluation, accuracies, evaluate
+from train.evaluation.evaluate import Evaluation, accuracies, accuracies_among_folders, evaluate
 from train.evaluation.measures import Measure, class_accuracies, multilabel_accuracy, top_k
 from train.evaluation.multilabels import MultiLabels, read_multilabels, real_labels
 from train.evaluation.predictions import predict
@@ -39,6 +39,7 @@ class EvalOptions:
     Attributes:
         checkpoint, arch: the model: a relabel checkpoint; weights of the timm model `arch`; or its published weights.
         model_kwargs: passed to timm.create_model.
+        classes: names of the outputs of models that do not record them: a file, or "timm".
         compare: another checkpoint, to compare with the first by a paired bootstrap; compare_arch: its model, if not `arch`.
         suite: folder of other data sets, see train/evaluation/suite.py.
         fgsm_epsilon: also evaluate under attack, with this step for pixels in [0, 1].
@@ -57,6 +58,7 @@ class EvalOptions:
     checkpoint: Path | None = None
     arch: str | None = None
     model_kwargs: dict[str, Any] = field(default_factory=dict)
+    classes: str | None = None
     compare: Path | None = None
     compare_arch: str | None = None
     suite: Path | None = None
@@ -90,10 +92,10 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class EvalData:
-    """The images that every model is evaluated on, and how.
+    """The images that a model is evaluated on, and how.
 
     Attributes:
-        image_set: the images, whose classes are the models'.
+        image_set: the images, with the model's classes, some of which may have no images.
         multilabels: all the classes that each of them shows, if known; real: the same, from ReaL.
         benchmarks: the other data sets.
         attack_epsilon: the step of FGSM; no attack if None.
@@ -122,7 +124,6 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
         check_output(options.output, is_result, options.force)
     names = ClassNames(options.class_names)
     image_set = find_images(images)
-    multilabels = read_multilabels(options.multilabels, image_set) if options.multilabels is not None else None
     with processes(options.device) as group:
         autocast_dtype = autocast_dtype_of(options.amp, options.amp_dtype, group.device)
         sources = [(options.checkpoint, options.arch)]
@@ -130,24 +131,47 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
             sources.append((options.compare, options.compare_arch or options.arch))
         models = [
             load_eval_model(
-                checkpoint, arch, options.model_kwargs, image_set, size=options.eval_size, crop=options.eval_crop
+                checkpoint,
+                arch,
+                options.model_kwargs,
+                image_set,
+                size=options.eval_size,
+                crop=options.eval_crop,
+                names=options.classes,
             )
             for checkpoint, arch in sources
         ]
+        if all(model.recorded for model in models):
+            check_recorded_classes(models[0].classes, options.classes, models[0].weights, "--classes")
         first = models[0]
-        benchmarks, absent = find_benchmarks(options.suite, first.classes, first.weights) if options.suite else ([], [])
+        absent: list[str] = []
         workers = decoding_workers(options.workers)
         loading = {"batch_size": options.batch_size, "workers": workers, "autocast_dtype": autocast_dtype}
-        data = EvalData(image_set, multilabels, real_labels(image_set), benchmarks, options.fgsm_epsilon, loading)
-        evaluations = [evaluate_model(model, data, group) for model in models]
+        data_of: dict[tuple[str, ...], EvalData] = {}  # of models with these classes; listing a suite twice takes minutes
+        for model in models:
+            if model.classes not in data_of:
+                images_of_model = among_classes(image_set, model.classes, model.weights)
+                multilabels = read_multilabels(options.multilabels, images_of_model) if options.multilabels else None
+                benchmarks: list[Benchmark | CorruptedImages] = []
+                if options.suite is not None:
+                    benchmarks, absent = find_benchmarks(options.suite, model.classes, model.weights)
+                real = real_labels(images_of_model)
+                data_of[model.classes] = EvalData(
+                    images_of_model, multilabels, real, benchmarks, options.fgsm_epsilon, loading
+                )
+        evaluations = [evaluate_model(model, data_of[model.classes], group) for model in models]
         if not group.is_first:
             return None
-    results = [model_result(*pair, data) for pair in zip(models, evaluations, strict=True)]
+    results = [
+        model_result(model, evaluation, data_of[model.classes])
+        for model, evaluation in zip(models, evaluations, strict=True)
+    ]
     result = results[0]
     if options.suite is not None:
         result["absent"] = absent
     class_names = [names(name) for name in first.classes]
-    result |= best_and_worst_classes(evaluations[0][IMAGES].measures["top1"], image_set.targets, class_names)
+    targets = data_of[first.classes].image_set.targets
+    result |= best_and_worst_classes(evaluations[0][IMAGES].measures["top1"], targets, class_names)
     if options.compare is not None:
         result["compared_with"] = results[1]
         for name, evaluation in evaluations[0].items():
@@ -179,6 +203,7 @@ def evaluate_model(model: EvalModel, data: EvalData, group: Processes) -> dict[s
         model.classifier.to(memory_format=torch.channels_last)
     arguments = model.classifier, data.image_set, model.preprocessing, group
     labels: dict[str, Any] = {"multilabels": data.multilabels, "average_precision_of": model.loss, **data.loading}
+    labels["among_folders"] = classes_with_images(data.image_set.targets, len(model.classes))
     evaluations = {IMAGES: evaluate(*arguments, real=data.real, **labels)}
     if data.attack_epsilon is not None:
         evaluations[FGSM] = evaluate(*arguments, attack_epsilon=data.attack_epsilon, title=FGSM, **labels)
@@ -192,41 +217,57 @@ def evaluate_model(model: EvalModel, data: EvalData, group: Processes) -> dict[s
 
 
 def evaluate_benchmark(model: EvalModel, benchmark: Benchmark, data: EvalData, group: Processes) -> Evaluation:
+    """top1 and top5 among the classes that the benchmark lets the model choose from, and among those that have images."""
+    choices = np.arange(len(model.classes)) if benchmark.choices is None else benchmark.choices
+    present = np.unique(benchmark.targets)
     predictions = predict(
         model.classifier,
         benchmark.image_set,
         model.preprocessing,
         group,
         len(model.classes),
-        among=torch.from_numpy(benchmark.class_indices) if benchmark.subset else None,
+        among=[torch.from_numpy(choices), torch.from_numpy(present)],
         title=benchmark.name,
         **data.loading,
     )
-    measures = accuracies(predictions, benchmark.targets, len(benchmark.image_set.classes))
+    best, best_of_present = predictions.best_among
+    measures = accuracies(best, benchmark.targets, len(choices))
+    if len(present) < len(choices):
+        measures |= accuracies_among_folders(best_of_present, benchmark.targets, len(present))
     return Evaluation(len(benchmark.image_set), measures, notes={"data": benchmark.image_set.source})
 
 
 def evaluate_corruptions(model: EvalModel, corrupted: CorruptedImages, data: EvalData, group: Processes) -> Evaluation:
-    """corruption_error, the plain mean, and error_NAME of each corruption; multilabel_corruption_error if the images have
-    multi-labels; mce for all of ImageNet-C."""
+    """corruption_error, the plain mean, and error_NAME of each corruption; corruption_error_among_folders if some of the
+    model's classes have no images; multilabel_corruption_error if the images have multi-labels; mce for all of ImageNet-C.
+    """
     preprocessing = dataclasses.replace(model.preprocessing, crop=1.0) if corrupted.published else model.preprocessing
     multilabels = data.multilabels if corrupted.images.keys == data.image_set.keys else None
     targets = torch.from_numpy(corrupted.targets)
+    present = classes_with_images(corrupted.targets, len(model.classes))
+    among = [] if present is None else [torch.from_numpy(present)]
     top1: dict[str, list[Measure]] = {}
+    top1_among_folders: dict[str, list[Measure]] = {}
     multilabel: dict[str, list[Measure]] = {}
     for corruption, folders in corrupted.folders.items():
-        top1[corruption], multilabel[corruption] = [], []
+        top1[corruption], top1_among_folders[corruption], multilabel[corruption] = [], [], []
         for image_set in folders:
             title = f"{corruption} {Path(image_set.source).name}"
             arguments = model.classifier, image_set, preprocessing, group, len(model.classes)
-            best = predict(*arguments, title=title, **data.loading).best
+            predictions = predict(*arguments, among=among, title=title, **data.loading)
+            best = predictions.best
             top1[corruption].append(top_k(best, targets, 1))
+            top1_among_folders[corruption] += [
+                top_k(best_of_present, targets, 1) for best_of_present in predictions.best_among
+            ]
             if multilabels is not None:
                 multilabel[corruption].append(multilabel_accuracy(best, multilabels, targets))
     measures = {"corruption_error": mean_error(top1)}
+    if present is not None:
+        measures["corruption_error_among_folders"] = mean_error(top1_among_folders)
     if multilabels is not None:
         measures["multilabel_corruption_error"] = mean_error(multilabel)
-    if corrupted.published and not corrupted.missing:
+    if corrupted.published and not corrupted.missing and present is None:
         measures["mce"] = mean_corruption_error(top1)
     measures |= {f"error_{corruption}": corruption_error(accuracies) for corruption, accuracies in top1.items()}
     return Evaluation(len(corrupted.images), measures, notes={"data": str(corrupted.root), "missing": corrupted.missing})
@@ -257,6 +298,8 @@ def differences(first: Evaluation, second: Evaluation) -> dict[str, dict[str, An
     """First minus second, for every measure that is a mean over images."""
     found = {}
     for name, measure in first.measures.items():
+        if name not in second.measures:  # of models with different classes
+            continue
         difference = paired_bootstrap(measure, second.measures[name])
         rounded = {key: round(value, 4) for key, value in dataclasses.asdict(difference).items()}
         found[name] = {**rounded, "excludes_zero": difference.excludes_zero}

@@ -10,6 +10,7 @@ corrupted/CORRUPTION/SEVERITY              any images, written by `relabel corru
 """
 
 import dataclasses
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +41,13 @@ class Benchmark:
 
     Attributes:
         class_indices: (number of class folders,) index of each among the model's classes.
-        subset: the model chooses only among these.
+        choices: the classes among which the benchmark lets the model choose; None for all.
     """
 
     name: str
     image_set: ImageSet
     class_indices: np.ndarray
-    subset: bool
+    choices: np.ndarray | None
 
     @property
     def targets(self) -> np.ndarray:
@@ -105,14 +106,24 @@ def find_benchmarks(
         folder = next((suite / f for f in folder_names if (suite / f).is_dir()), None)
         if folder is not None:
             image_set = find_images(folder)
-            subset = name in SUBSETS
-            found.append(Benchmark(name, image_set, class_indices(image_set, classes, whose, subset=subset), subset))
+            indices = class_indices(image_set, classes, whose, numbered=name.startswith("imagenetv2"))
+            found.append(Benchmark(name, image_set, indices, choices(name, indices, classes) if name in SUBSETS else None))
     found += [find_corrupted(suite / name, classes, whose) for name in CORRUPTED if (suite / name).is_dir()]
     absent = [name for name in (*PLAIN, *CORRUPTED) if name not in {benchmark.name for benchmark in found}]
     if not found:
         names = [name for folder_names in PLAIN.values() for name in folder_names]
         raise InputError(f"--suite {suite} holds none of {', '.join([*names, *CORRUPTED])}")
     return found, absent
+
+
+def choices(name: str, indices: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """The classes of a published subset of ImageNet, of which some folders may be absent; or the folders' own classes."""
+    data = pkgutil.get_data("timm.data", f"_info/{name.replace('-', '_')}_synsets.txt")
+    assert data is not None, "the classes of ImageNet-A and -R come with timm"
+    published = set(data.decode().split())
+    if {classes[i] for i in indices} <= published <= set(classes):
+        return np.flatnonzero([name in published for name in classes])
+    return np.sort(indices)
 
 
 def find_corrupted(root: Path, classes: tuple[str, ...], whose: str) -> CorruptedImages:

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from relabel.images.classes import TIMM_CLASSES
 from relabel.images.image_set import keys_digest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import read_shard_lines
@@ -66,6 +67,10 @@ def run_settings(card: ModelCard, recipe: Recipe, data: TrainingSet, options: Tr
         settings["teacher"] = dataclasses.asdict(teacher) | {
             "checkpoint": f"sha256 {sha256_of(weights)}" if weights is not None else None
         }
+        if teacher.classes is None:  # as in the runs before it could be given
+            del settings["teacher"]["classes"]
+        elif teacher.classes != TIMM_CLASSES:
+            settings["teacher"]["classes"] = f"sha256 {sha256_of(Path(teacher.classes))}"
         settings["teacher_file"] = str(weights) if weights is not None else None
     if store is not None and recipe.needs_labels:
         settings["labels"] = dataclasses.asdict(store.manifest)
