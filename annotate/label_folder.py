@@ -95,6 +95,8 @@ def ensure_manifest(labels: Path, manifest: Manifest, lines: dict[int, ShardLine
 
 def is_intact(labels: Path, line: ShardLine, manifest: Manifest) -> bool:
     """Whether the shard's line and its file are both as written; either may be damaged."""
+    if line.rows + len(line.unreadable) != len(manifest.images_of(line.shard)):
+        return False
     try:
         MappedShard.open(labels, line, manifest).check()
     except InputError:

@@ -33,6 +33,7 @@ from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE,
 from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
+from relabel.runtime.workers import decoding_workers
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
     for name in ("topk", "batch_size", "shard_size"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
+    workers = decoding_workers(config.workers)
     image_set = find_images(images)
     card = find_card(config.checkpoint) if config.checkpoint is not None else None
     if card is not None:
@@ -104,7 +106,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
             with write_lock(labels, group):
                 pending = prepare(labels, manifest, group, config.skip_unreadable)
                 mine = pending[group.rank :: group.world]
-                annotate_shards(image_set, labels, mine, manifest, forward, group, config.workers, config.skip_unreadable)
+                annotate_shards(image_set, labels, mine, manifest, forward, group, workers, config.skip_unreadable)
                 group.barrier()
                 if group.is_first:
                     finish(labels, manifest)

@@ -59,6 +59,7 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
         require_tensorboard()
     with processes(options.device) as group, contextlib.ExitStack() as held:
         # Data, model, optimizer
+        workers = decoding_workers(options.workers)
         data = open_training_set(images, recipe, options, group.world)
         steps_per_epoch = len(data.images) // recipe.batch_size
         autocast_dtype = autocast_dtype_of(options.amp, options.amp_dtype, group.device)
@@ -85,7 +86,7 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
         saved = start_run(run, run_settings(student.card, recipe, data, options), conditions, options.resume, group)
         unrecorded = None  # metrics of an epoch that was saved before it was recorded
         if saved is not None:
-            unrecorded = state.restore(saved)
+            unrecorded = state.restore(saved, run)
             logger.info(f"resuming {run} at step {state.step} of {steps_per_epoch * recipe.epochs}")
 
         # Targets and the step on the device; crops from decoding processes
@@ -106,7 +107,6 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             recipe,
             autocast_dtype,
         )
-        workers = decoding_workers(options.workers)
         loader = DataLoader(
             RandomCrops(data.images, recipe, maps.read if maps is not None and not maps.store.resident else None),
             batch_sampler=TrainingBatches(len(data.images), recipe, state.step, group.rank, group.world),

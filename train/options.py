@@ -57,5 +57,5 @@ class TrainOptions:
             raise InputError("--multilabels describes validation images; give them with --val")
         if self.pretrained and self.initial_weights is not None:
             raise InputError("--pretrained and --initial-weights are two sets of weights to start from; leave one out")
-        if self.save_every <= 0:
+        if not self.save_every > 0:
             raise InputError(f"--save-every {self.save_every}: expected a positive number of minutes")

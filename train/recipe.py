@@ -9,17 +9,19 @@ import json
 import math
 import textwrap
 import tomllib
-import types
-import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from relabel.runtime.defaults import Loss
+from relabel.runtime.defaults import MAX_PIXELS, Loss
 from relabel.runtime.errors import InputError
+from relabel.runtime.typed import hints_of, shown, typed
 
 RECIPES = Path(__file__).with_name("recipes")
+MAX_ANCESTORS = 20  # of a recipe
+MAX_BYTES = 100_000  # of a recipe file; all settings, explained, are 7,000
+MAX_DOTS = 200  # in a line of it
 ABOUT = ("reproduces", "published")  # keys of a recipe file that are not settings, and not inherited
 
 Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single", "teacher"]
@@ -36,6 +38,7 @@ class Check:
 ANY = Check(lambda value: True, "")
 POSITIVE = Check(lambda x: x > 0, "a positive number")
 NOT_NEGATIVE = Check(lambda x: x >= 0, "0 or more")
+SIDE = Check(lambda x: 1 <= x <= MAX_PIXELS, f"1 to {MAX_PIXELS}")
 AT_LEAST_1 = Check(lambda x: x >= 1, "at least 1")
 SHARE = Check(lambda x: 0 <= x <= 1, "a share within [0, 1]")
 POSITIVE_SHARE = Check(lambda x: 0 < x <= 1, "a share within (0, 1]")
@@ -98,7 +101,7 @@ class Recipe:
     )
     decay_epochs: int = setting(30, POSITIVE, "For schedule step: lr falls to a tenth every this many epochs.")
     warmup_epochs: int = setting(5, NOT_NEGATIVE, "Linear warm-up from a hundredth of lr.")
-    image_size: int = setting(224, AT_LEAST_1, "Pixels of a training crop, square.")
+    image_size: int = setting(224, SIDE, "Pixels of a training crop, square.")
     crop_scale: tuple[float, float] = setting((0.08, 1.0), RISING_TO_1, "Range of a crop's share of the image's area.")
     crop_ratio: tuple[float, float] = setting((0.75, 1.3333), RISING, "Range of a crop's width / height.")
     crops_per_image: int = setting(
@@ -130,7 +133,7 @@ class Recipe:
         0.0, BELOW_1, "Decay of a moving average of the weights, which is then evaluated and saved instead; 0 for none."
     )
     start: Literal["any", "pretrained"] = setting("any", ANY, "pretrained: refuse to start from random weights.")
-    eval_size: int = setting(224, AT_LEAST_1, "Pixels of an evaluation image, square; resized bilinearly, as crops are.")
+    eval_size: int = setting(224, SIDE, "Pixels of an evaluation image, square; resized bilinearly, as crops are.")
     eval_crop: float = setting(
         0.875, POSITIVE_SHARE, "Share of the shorter side that the centre crop keeps; 1 is all of a square image."
     )
@@ -189,7 +192,7 @@ class Recipe:
 
 def as_toml(recipe: Recipe) -> str:
     """Every setting with its explanation and the values it may have, as a recipe file that can be edited."""
-    hints = typing.get_type_hints(Recipe)
+    hints = hints_of(Recipe)
     lines = []
     for field in dataclasses.fields(recipe):
         expected = field.metadata["check"].expected
@@ -235,74 +238,82 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals:
-            raise InputError(f"--set {override!r}: expected KEY=VALUE, such as lr=0.2")
+            raise InputError(f"--set {shown(override)}: expected KEY=VALUE, such as lr=0.2")
         settings[key.strip()] = (toml_value(value), "--set")
     return build_recipe(settings)
 
 
-def read_settings(path: Path, children: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
-    """A file's settings on top of those it inherits, each with the file it came from; `children` inherit from it."""
-    if path in children:
-        raise InputError(f"{path} inherits from itself, through {', '.join(child.name for child in children)}")
+def read_settings(path: Path) -> dict[str, tuple[Any, str]]:
+    """A file's settings on top of those it inherits, each with the file it came from."""
+    settings: dict[str, tuple[Any, str]] = {}
+    children: list[Path] = []
+    while True:
+        if path in children:
+            raise InputError(f"{path} inherits from itself, through {', '.join(child.name for child in children)}")
+        if len(children) > MAX_ANCESTORS:
+            raise InputError(f"{children[0]} inherits through more than {MAX_ANCESTORS} files; write its settings into it")
+        own = read_toml(path)
+        parent = own.pop("inherit", None)
+        for key in ABOUT:
+            own.pop(key, None)
+        settings = {key: (value, str(path)) for key, value in own.items()} | settings
+        if parent is None:
+            return settings
+        if not isinstance(parent, str) or Path(parent).name != parent:
+            raise InputError(
+                f"{path}: inherit = {shown(parent)}; expected the name of a recipe, or of a .toml file beside it"
+            )
+        children.append(path)
+        beside = path.with_name(f"{parent}.toml")
+        path = beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             f"no recipe {path.stem!r}; expected one of {', '.join(recipe_names())}, or the path of a .toml file"
         )
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES} bytes, so it is not a recipe")
     try:
-        own = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    parent = own.pop("inherit", None)
-    for key in ABOUT:
-        own.pop(key, None)
-    inherited: dict[str, tuple[Any, str]] = {}
-    if parent is not None:
-        if not isinstance(parent, str) or Path(parent).name != parent:
-            raise InputError(f"{path}: inherit = {parent!r}; expected the name of a recipe, or of a .toml file beside it")
-        beside = path.with_name(f"{parent}.toml")
-        inherited = read_settings(
-            beside if beside.is_file() and beside != path else RECIPES / f"{parent}.toml", (*children, path)
-        )
-    return inherited | {key: (value, str(path)) for key, value in own.items()}
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """tomllib.loads, with a ValueError for whatever is not TOML, or nested more deeply than tomllib can read."""
+    if (
+        dots := max((line.count(".") for line in text.splitlines()), default=0)
+    ) > MAX_DOTS:  # tomllib takes 10 GB for a key with 200,000
+        raise ValueError(f"a line has {dots} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("lists or tables are nested too deeply") from None
 
 
 def build_recipe(settings: dict[str, tuple[Any, str]]) -> Recipe:
-    hints = typing.get_type_hints(Recipe)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(Recipe)}
+    fields = hints_of(Recipe)
     values = {}
     for key, (value, place) in settings.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = difflib.get_close_matches(key[:100], fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(fields)}"
-            raise InputError(f"{place}: unknown setting {key!r}{hint}")
-        values[key] = coerce(value, fields[key], f"{place}: {key} = {value!r}")
+            raise InputError(f"{place}: unknown setting {shown(key)}{hint}")
+        try:
+            values[key] = typed(value, fields[key])
+        except ValueError as error:
+            raise InputError(f"{place}: {key} = {shown(value)}; {error}") from error
     if "target" not in values:
         raise InputError(f"the recipe sets no target; expected one of {', '.join(get_args(Target))}")
     return Recipe(**values)
 
 
-def coerce(value: Any, kind: Any, place: str) -> Any:
-    """The value as a field's type; integers are accepted for floats, and lists for tuples."""
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise InputError(f"{place}; expected one of {', '.join(map(str, get_args(kind)))}")
-    if get_origin(kind) is tuple:
-        parts = get_args(kind)
-        if isinstance(value, (list, tuple)) and len(value) == len(parts):
-            return tuple(coerce(v, part, place) for v, part in zip(value, parts, strict=True))
-        raise InputError(f"{place}; expected a list of {len(parts)} numbers")
-    assert isinstance(kind, type) and not isinstance(kind, types.UnionType)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise InputError(f"{place}; expected {kind.__name__}, not {type(value).__name__}")
-
-
 def toml_value(text: str) -> Any:
-    """A value typed on the command line: TOML if it is TOML, else a string."""
+    """A value typed on the command line: TOML if it is TOML and one value, else a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {text}")
+    except ValueError:
         return text.strip()
+    return parsed["value"] if parsed.keys() == {"value"} else text

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from relabel.models.card import ModelCard
 from relabel.runtime.distributed import Processes
+from relabel.runtime.errors import InputError, first_line
 from train.optimizer import load_optimizer
 from train.run_dir.checkpoint import LAST, save_checkpoint
 
@@ -76,13 +77,23 @@ class TrainingState:
             saved["state_dict_ema"] = self.ema.module.state_dict()
         save_checkpoint(run / LAST, saved)
 
-    def restore(self, saved: dict[str, Any]) -> dict[str, Any] | None:
-        """Continue from what `save` has written. Returns the metrics in it."""
-        self.model.load_state_dict(saved["state_dict"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(saved["state_dict_ema"])
-        load_optimizer(self.optimizer, saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"] or self.scaler.state_dict())  # empty if it was not enabled
+    def restore(self, saved: dict[str, Any], run: Path) -> dict[str, Any] | None:
+        """Continue from what `save` has written. Returns the metrics in it.
+
+        Raises:
+            InputError: it is the state of another model or optimizer.
+        """
+        try:
+            self.model.load_state_dict(saved["state_dict"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(saved["state_dict_ema"])
+            load_optimizer(self.optimizer, saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"] or self.scaler.state_dict())  # empty if it was not enabled
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+            raise InputError(
+                f"{run / LAST} is not the state of this run ({type(error).__name__}: {first_line(error)}); restore it, or"
+                " delete it to start from the beginning"
+            ) from error
         self.step = saved["step"]
         if self.group.is_first:  # the saved meter is the sum over all processes
             self.meter = saved["seen"].to(self.group.device)

@@ -65,6 +65,7 @@ def import_maps(
         InputError: no maps, a compressed tar, maps without an image, invalid files (all of a shard's are listed), or a
             different label set in the folder.
     """
+    workers = decoding_workers(workers)
     places = index_tar(source) if source.is_file() else index_folder(source)
     image_set = find_images(images) if images is not None else None
     if image_set is not None:
@@ -106,7 +107,7 @@ def import_maps(
         with readable_errors(), write_lock(labels, SINGLE_PROCESS):
             pending = prepare(labels, manifest, SINGLE_PROCESS)
             files = MapFiles([places.pop(key) for key in keys], axes, manifest)
-            for shard, maps in read_shards(pending, files, manifest, decoding_workers(workers)):
+            for shard, maps in read_shards(pending, files, manifest, workers):
                 images_of_shard = manifest.images_of(shard)
                 shard_keys = keys[images_of_shard.start : images_of_shard.stop]
                 append_shard_line(labels, write_shard(labels, shard, shard_keys, maps, manifest))

@@ -18,8 +18,9 @@ from torch import Tensor
 from relabel.images.image_set import ImageSet
 from relabel.images.keys import is_utf8
 from relabel.images.tar_members import TarMember, read_member, tar_members
+from relabel.models.weights import check_pickle_size, odd_storage, torch_reason
 from relabel.runtime.defaults import Axes
-from relabel.runtime.errors import InputError, first_line
+from relabel.runtime.errors import InputError
 
 EXACT_INTEGERS = {torch.float16: 2048, torch.bfloat16: 256}  # each type is exact for integers up to this one
 
@@ -148,12 +149,19 @@ def read_maps(
             (classes < 0) | (classes >= num_classes) | (classes != classes.round()),
             f"its second half does not hold class indices below {num_classes}; check --num-classes",
         ),
-        (~scores.isfinite(), "its scores are not finite"),
+        (~scores.half().isfinite(), "its scores are not finite numbers of float16, which a label set stores"),
+        (stored_twice(classes), "a cell has a class twice"),
     ):
         errors += [f"{read[i][0].name}: {problem}" for i in invalid.flatten(1).any(1).nonzero().flatten().tolist()]
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranked = torch.stack([scores.gather(1, order), classes.gather(1, order)], dim=1)
     return ranked.transpose(3, 4) if axes == "xy" else ranked, errors
+
+
+def stored_twice(classes: Tensor) -> Tensor:
+    """(n, k, H, W) classes -> (n, k - 1, H, W) whether two neighbours among a cell's sorted classes are the same."""
+    ordered = classes.sort(dim=1).values
+    return ordered[:, 1:] == ordered[:, :-1]
 
 
 def read_tensor(place: Place) -> Tensor:
@@ -163,12 +171,16 @@ def read_tensor(place: Place) -> Tensor:
         InputError: the file is missing, or does not hold such a tensor.
     """
     try:
-        stored = torch.load(io.BytesIO(place.read()), map_location="cpu", weights_only=True)
+        content = place.read()
+        check_pickle_size(io.BytesIO(content))
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{place.name}: {error.strerror}") from error
     except Exception as error:  # torch raises many types of errors for a damaged file
-        raise InputError(f"{place.name}: not a tensor file ({first_line(error)})") from error
-    if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2:
+        raise InputError(f"{place.name}: not a tensor file ({torch_reason(error)})") from error
+    if not isinstance(stored, Tensor) or stored.ndim != 4 or len(stored) != 2 or not stored.numel():
         found = list(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
         raise InputError(f"{place.name}: found {found}, expected a tensor [2, k, H, W] of scores and class indices")
-    return stored
+    if problem := odd_storage(stored):
+        raise InputError(f"{place.name}: the tensor is {problem}; expected numbers, each of which is in the file")
+    return stored.detach()

@@ -17,7 +17,7 @@ from pipeline.cli.options import (
     parse_model_kwargs,
     parse_size,
 )
-from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, SHARD_SIZE, TAIL, Tail
+from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, MAX_CLASSES, SHARD_SIZE, TAIL, Tail
 from relabel.runtime.errors import InputError
 
 GROUP = "Annotate"
@@ -36,7 +36,7 @@ def annotate(
         ),
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes of the classifier; the model's own by default.")
+        int | None, typer.Option(help="Number of classes of the classifier; the model's own by default.", max=MAX_CLASSES)
     ] = None,
     classes: Annotated[
         str | None,

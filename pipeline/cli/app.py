@@ -1,15 +1,17 @@
 """The program: its commands in titled groups, its exit codes, and how errors are shown."""
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from relabel.runtime.errors import InputError
+from relabel.runtime.typed import MAX_INT, shown
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 BROKEN_PIPE = 141  # what a shell reports after SIGPIPE
@@ -31,6 +33,22 @@ class TitledGroups(TyperGroup):
                 formatter.write_dl(rows)
 
 
+class CheckedCommand(TyperCommand):
+    """Refuses what no option takes: nothing at all (Path("") is the working directory), and numbers beyond 64 bits."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, argument in zip(["", *args], args, strict=False):
+            option, equals, value = argument.partition("=")
+            if not argument or (option.startswith("--") and equals and not value):
+                name = option or (before if before.startswith("--") else "an argument")
+                raise typer.BadParameter("it is empty; give a value, or leave the option out", ctx, param_hint=name)
+        rest = super().parse_args(ctx, args)
+        for name, number in ctx.params.items():
+            if isinstance(number, int) and abs(number) > MAX_INT:
+                raise typer.BadParameter(f"{shown(number)} is too large", ctx, param_hint=f"--{name.replace('_', '-')}")
+        return rest
+
+
 app = typer.Typer(
     name="relabel",
     help="Localised multi-label maps for image classification: annotate images once, then train on crops whose targets say"
@@ -47,6 +65,9 @@ app = typer.Typer(
 def set_up() -> None:
     from relabel.runtime.logs import show_logs
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
     show_logs()
 
 
@@ -54,7 +75,7 @@ def command(group: str, name: str | None = None) -> Callable[[Callable[P, None]]
     """Register a function as a command of a group, with its errors made readable."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
-        return app.command(name, rich_help_panel=group)(readable_errors(function))
+        return app.command(name, cls=CheckedCommand, rich_help_panel=group)(readable_errors(function))
 
     return register
 

@@ -9,15 +9,16 @@ from pipeline.cli.app import command
 from pipeline.cli.options import Images
 
 GROUP = "Data"
+MAX_SCENES = 1_000_000
 
 
 @command(GROUP, "demo-data")
 def demo_data(
     folder: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
-    train_images: Annotated[int, typer.Option(help="Training scenes.")] = 3000,
-    val_images: Annotated[int, typer.Option(help="Validation scenes.")] = 1000,
-    annotator_images: Annotated[int, typer.Option(help="One-digit scenes for the annotator.")] = 3000,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    train_images: Annotated[int, typer.Option(help="Training scenes.", min=1, max=MAX_SCENES)] = 3000,
+    val_images: Annotated[int, typer.Option(help="Validation scenes.", min=1, max=MAX_SCENES)] = 1000,
+    annotator_images: Annotated[int, typer.Option(help="One-digit scenes for the annotator.", min=1, max=MAX_SCENES)] = 3000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.", min=0)] = 0,
 ) -> None:
     """Write the embedded digit scenes.
 
@@ -32,7 +33,7 @@ def demo_data(
 def corrupt(
     images: Images,
     output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.", min=0)] = 0,
 ) -> None:
     """Write corrupted copies of images.
 

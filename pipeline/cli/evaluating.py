@@ -1,6 +1,5 @@
 """Commands that evaluate trained weights, and that export them to other libraries."""
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +19,7 @@ from pipeline.cli.options import (
 )
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.errors import InputError
+from relabel.runtime.typed import shown
 
 GROUP = "Evaluate"
 
@@ -115,11 +115,14 @@ def eval(
 
 
 def parse_fraction(text: str) -> float:
-    """ "8/255" or "0.03"."""
+    """ "8/255" or "0.03". In floats: the Fraction of 1e-999999999 has a denominator of a thousand million digits."""
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(Fraction(text))
+        return float(numerator) / (float(denominator) if slash else 1)
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"--fgsm-epsilon {text}: expected a fraction such as 8/255, or a number such as 0.03") from error
+        raise InputError(
+            f"--fgsm-epsilon {shown(text)}: expected a fraction such as 8/255, or a number such as 0.03"
+        ) from error
 
 
 @command(GROUP)

@@ -7,7 +7,7 @@ import typer
 
 from pipeline.cli.app import command
 from pipeline.cli.options import Device, Labels, ModelKwargs, parse_model_kwargs, parse_size
-from relabel.runtime.defaults import SHARD_SIZE, Axes, AxesChoice
+from relabel.runtime.defaults import MAX_CLASSES, SHARD_SIZE, Axes, AxesChoice
 from relabel.runtime.errors import InputError
 
 GROUP = "Exchange"
@@ -17,7 +17,9 @@ GROUP = "Exchange"
 def import_maps(
     source: Annotated[Path, typer.Argument(help="Folder or uncompressed tar of CLASS/NAME.pt files, [2, k, H, W].")],
     labels: Labels,
-    num_classes: Annotated[int, typer.Option(help="Number of classes of the annotator that made them.")] = 1000,
+    num_classes: Annotated[
+        int, typer.Option(help="Number of classes of the annotator that made them.", max=MAX_CLASSES)
+    ] = 1000,
     axes: Annotated[
         AxesChoice,
         typer.Option(

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from relabel.runtime.defaults import HalfPrecision
-from relabel.runtime.errors import InputError
+from relabel.runtime.defaults import MAX_PIXELS, HalfPrecision
+from relabel.runtime.errors import InputError, first_line
+from relabel.runtime.typed import shown
 
 Images = Annotated[
     str,
@@ -43,11 +44,13 @@ def parse_model_kwargs(pairs: list[str], option: str = "--model-kwargs") -> dict
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise InputError(f"{option} {pair!r}: expected KEY=VALUE, such as output_stride=8")
+            raise InputError(f"{option} {shown(pair)}: expected KEY=VALUE, such as output_stride=8")
         try:
             kwargs[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             kwargs[key] = value
+        except (MemoryError, RecursionError, TypeError) as error:  # brackets nested by the thousand, and {[]: 1}
+            raise InputError(f"{option} {shown(pair)}: the value is not a Python literal ({first_line(error)})") from error
     return kwargs
 
 
@@ -56,6 +59,6 @@ def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"{option} {text}: expected pixels, as N or ROWSxCOLUMNS")
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 6 and 0 < int(part) <= MAX_PIXELS for part in parts):
+        raise InputError(f"{option} {shown(text)}: expected pixels, as N or ROWSxCOLUMNS, at most {MAX_PIXELS}")
     return int(parts[0]), int(parts[-1])

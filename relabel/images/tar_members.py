@@ -40,7 +40,9 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                         if nested.offset >= end:  # the inner tar has no empty blocks at its end
                             break
                         yield TarMember(f"{stem}/{nested.name}", path, nested.offset_data, nested.size)
-    except tarfile.TarError as error:
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises half a dozen types for a damaged header
         raise InputError(
             f"{path} is not an uncompressed tar, or is damaged ({error}); decompress it, or unpack it and pass the folder"
         ) from error

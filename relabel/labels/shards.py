@@ -140,12 +140,6 @@ class MappedShard:
             arrays[name] = mapped[start : start + length].view(found_dtype).reshape(shape)
         if line.manifest not in (None, manifest.identity):
             raise InputError(f"{path}: made with a different {MANIFEST}; {REMEDY}")
-        images = len(manifest.images_of(line.shard))
-        if n + len(line.unreadable) != images:
-            raise InputError(
-                f"{path}: shards.jsonl lists {n} label maps and {len(line.unreadable)} unreadable images, the manifest"
-                f" {images} images; {REMEDY}"
-            )
         return cls(path, mapped, line.sha256, manifest.num_classes, **arrays)
 
     def check(self) -> None:

@@ -115,8 +115,9 @@ class LabelStore:
     def check(self, shards: slice = slice(None)) -> "LabelStore":
         """Compare every shard with its sha256, and its classes with their number; returns the store.
 
-        This reads all files, which takes seconds for ImageNet's 6 GB (`make bench-full`), so `open` does not do it. Nothing
-        is remembered between processes. Later changes to a file are not seen, except for a class that does not exist.
+        This reads all files, which takes seconds for ImageNet's 6 GB (`make bench-full`), so `open` does not do it, and
+        nothing is remembered between processes. What changes in a file afterwards is not seen, unless it becomes a class
+        that does not exist.
 
         Args:
             shards: check only these, where several processes share the work.

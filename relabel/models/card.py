@@ -11,9 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from relabel.models.preprocessing import Preprocessing
-from relabel.models.weights import load_torch_file
+from relabel.models.weights import check_checkpoint_file, load_torch_file
 from relabel.runtime.defaults import Loss
 from relabel.runtime.errors import InputError, first_line
+from relabel.runtime.typed import from_fields, parse_json, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,15 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        fields = lists_to_tuples(json.loads(text))
-        fields["model_kwargs"] = lists_to_tuples(fields["model_kwargs"])
-        preprocessing = Preprocessing(**lists_to_tuples(fields.pop("view")))
-        return cls(**fields, preprocessing=preprocessing)
+        """Raises ValueError for anything that relabel does not write."""
+        fields = typed(parse_json(text), dict[str, Any])
+        if "view" in fields:
+            fields["preprocessing"] = fields.pop("view")
+        card = from_fields(cls, fields)
+        preprocessing = card.preprocessing
+        if not card.classes or preprocessing.size < 1 or not 0 < preprocessing.crop <= 1 or 0 in preprocessing.std:
+            raise ValueError("its values are out of range")
+        return dataclasses.replace(card, model_kwargs=lists_to_tuples(card.model_kwargs))
 
 
 def lists_to_tuples(fields: dict[str, Any]) -> dict[str, Any]:
@@ -51,11 +57,10 @@ def find_card(path: Path) -> ModelCard | None:
         InputError: the file is missing, damaged, or contains more than weights.
     """
     if path.suffix == ".safetensors":
+        check_checkpoint_file(path)
         try:
             with safe_open(path, "pt") as file:
                 card = (file.metadata() or {}).get("card")
-        except FileNotFoundError as error:
-            raise InputError(f"checkpoint {path} does not exist") from error
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is truncated or not a safetensors file ({first_line(error)})") from error
     else:
@@ -63,7 +68,7 @@ def find_card(path: Path) -> ModelCard | None:
         card = content.get("card", getattr(content, "_metadata", {}).get("", {}).get("card"))
     try:
         return ModelCard.from_json(card) if isinstance(card, str) else None
-    except (ValueError, KeyError, TypeError, AttributeError):  # another program's file, with its own kind of card
+    except ValueError:  # another program's file, with its own kind of card
         return None
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
-import pickle
+import itertools
+import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import huggingface_hub
 import numpy as np
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from relabel.runtime.errors import InputError, first_line
 
+PICKLES = 5  # in a file of torch.save's old format: magic number, protocol, machine, content, names of the storages
+MAX_INSTRUCTIONS = 5_000_000  # of a pickle; a thousand tensors with an optimizer's state take a hundred thousand
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".bin")  # that timm loads from a folder
 AVERAGED_NAME = re.compile(  # as a word of its own: matches state_dict_ema, modelEMA and emaModel; not semantic, not SCHEMA
     r"(?<![A-Za-z])(ema|swa|averaged|polyak|shadow)(?![a-z])"
@@ -48,9 +52,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         InputError: the file is missing, not a weights file, contains several sets of weights under other names, or averaged
             weights in a form that cannot be read.
     """
-    if not checkpoint.is_file():
-        hint = "; pass a model on the hub as the model's name instead" if str(checkpoint).startswith("hf-hub:") else ""
-        raise InputError(f"checkpoint {checkpoint} does not exist{hint}")
+    check_checkpoint_file(checkpoint)
     check_zip_checksums(checkpoint)
     try:
         if checkpoint.suffix == ".safetensors":
@@ -86,6 +88,9 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         loaded = sets[chosen]
     weights: dict[str, Tensor] = timm.models.clean_state_dict(loaded)
     weights.pop("n_averaged", None)  # a counter that torch.optim.swa_utils stores beside the averaged weights
+    for name, tensor in weights.items():
+        if problem := odd_storage(tensor):
+            raise InputError(f"{checkpoint}: {name} is {problem}; expected a state_dict of dense tensors")
     return weights
 
 
@@ -114,8 +119,57 @@ def holds_tensors(content: object) -> bool:
 
 def load_weights_only(path: Path) -> Any:
     """Read what torch.save wrote, without running any code in it."""
+    with path.open("rb") as file:
+        check_pickle_size(file)
     with torch.serialization.safe_globals(SAFE_GLOBALS):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_pickle_size(file: BinaryIO) -> None:
+    """Counts the instructions in what torch.save wrote, before torch follows them: each may make an object.
+
+    Raises:
+        ValueError: there are more than any checkpoint of tensors has.
+    """
+    streams: list[IO[bytes]] = [file]
+    if zipfile.is_zipfile(file):
+        records = zipfile.ZipFile(file)
+        streams = [records.open(name) for name in records.namelist() if name.endswith(".pkl")]
+    for stream in streams:
+        stream.seek(0)
+        with contextlib.suppress(ValueError, EOFError, IndexError, struct.error):  # damaged: torch reports it
+            for _ in range(PICKLES):
+                if sum(1 for _ in itertools.islice(pickletools.genops(stream), MAX_INSTRUCTIONS)) == MAX_INSTRUCTIONS:
+                    raise OversizedPickle(f"it makes more than {MAX_INSTRUCTIONS} objects")
+
+
+class OversizedPickle(Exception):
+    """A file that would fill the memory with objects that are not weights."""
+
+
+def check_checkpoint_file(path: Path) -> None:
+    """Raises InputError if there is no such file."""
+    if path.is_file():
+        return
+    if path.exists():
+        raise InputError(f"checkpoint {path} is {'a folder' if path.is_dir() else 'not a regular file'}; name a file")
+    hint = "; pass a model on the hub as the model's name instead" if str(path).startswith("hf-hub:") else ""
+    raise InputError(f"checkpoint {path} does not exist{hint}")
+
+
+def odd_storage(tensor: Tensor) -> str | None:
+    """Why a tensor is not an ordinary array of numbers, all of which were in its file; None if it is one."""
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_meta:
+        return "without values (on the meta device)"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return f"not dense ({tensor.layout})"
+    if tensor.is_complex():
+        return "complex"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return "an expanded view of fewer numbers"
+    return None
 
 
 def load_failure_reason(checkpoint: Path, error: Exception) -> str:
@@ -124,6 +178,15 @@ def load_failure_reason(checkpoint: Path, error: Exception) -> str:
     with contextlib.suppress(Exception), torch.serialization.safe_globals(SAFE_GLOBALS):
         if classes := torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint):
             return f"it contains {', '.join(sorted(classes)[:3])}{', ...' if len(classes) > 3 else ''}"
+    return torch_reason(error)
+
+
+def torch_reason(error: Exception) -> str:
+    """One line of torch's message, without its advice to load the file unsafely."""
+    if unpickling := re.search(r"WeightsUnpickler error: *(.*)", str(error)):
+        return first_line(ValueError(unpickling[1])).rstrip(". ")
+    if "weights_only" in str(error):
+        return "it contains more than tensors, or is not a file of torch.save"
     return first_line(error)
 
 
@@ -188,6 +251,11 @@ def load_weights(
             raise InputError(
                 f"{checkpoint}: {name} is {list(loaded[name].shape)}, {model} with {classifier.num_classes} classes needs"
                 f" {list(tensor.shape)}; {remedy}"
+            )
+        if tensor.is_floating_point() and tensor.isfinite().all() and not loaded[name].float().isfinite().all():
+            raise InputError(
+                f"{checkpoint}: {name} has values that are not finite, so what {model} predicts with it means nothing; use"
+                " weights that were saved before the training diverged"
             )
     classifier.load_state_dict(loaded)
 
@@ -292,12 +360,11 @@ def load_torch_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged, or not written by relabel.
     """
+    check_checkpoint_file(path)
     check_zip_checksums(path)
     try:
         content = load_weights_only(path)
-    except FileNotFoundError as error:
-        raise InputError(f"checkpoint {path} does not exist") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises a dozen types for a damaged file
         raise InputError(f"{path} is damaged, or contains more than weights ({load_failure_reason(path, error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} contains a {type(content).__name__}, not a checkpoint")

@@ -3,6 +3,8 @@
 The command line prints an InputError's message and exits with status 1.
 """
 
+import re
+
 
 class InputError(ValueError):
     """Its message says what was found, where, what was expected, and what to do. Any other exception is a bug in relabel."""
@@ -19,4 +21,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, without the pages that may follow; the error's type if it is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch colours some of its messages
+    return next(iter(text.strip().splitlines()), type(error).__name__)

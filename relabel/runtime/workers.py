@@ -10,16 +10,21 @@ from torch.utils.data import get_worker_info
 
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import cores
+from relabel.runtime.typed import shown
+
+MAX_WORKERS = 1024
 
 
 def decoding_workers(requested: int | None) -> int:
     """The requested number of decoding processes; if None, this process's share of the machine's cores.
 
     Raises:
-        InputError: a negative number.
+        InputError: a negative number, or more than any machine has use for.
     """
     if requested is not None and requested < 0:
-        raise InputError(f"--workers {requested}: expected at least 0")
+        raise InputError(f"--workers {shown(requested)}: expected at least 0")
+    if requested is not None and requested > MAX_WORKERS:
+        raise InputError(f"--workers {shown(requested)}: expected at most {MAX_WORKERS}")
     return cores() if requested is None else requested
 
 

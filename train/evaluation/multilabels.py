@@ -21,6 +21,7 @@ from torch import Tensor
 from relabel.images.classes import imagenet_classes, numbered_as_imagenet
 from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
+from relabel.runtime.typed import parse_json, typed
 
 LAYOUTS = 'the layout {"images": {KEY: {"classes": [NAME, ...]}}} nor that of Shankar et al. ("initial_annots")'
 VALIDATION_FILE = "ILSVRC2012_val_{:08d}"
@@ -48,18 +49,18 @@ def read_multilabels(path: Path, image_set: ImageSet) -> MultiLabels:
     Raises:
         InputError: no such file, another layout, images without an entry, or a class without a folder.
     """
+    if not path.is_file():
+        raise InputError(f"labels JSON {path} {'is not a regular file' if path.exists() else 'does not exist'}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"labels JSON {path} does not exist") from error
+        content = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not JSON: {type(error).__name__} {error}") from error
     if isinstance(content, dict) and "initial_annots" in content:
         return from_shankar(content, path, image_set)
     try:
-        images = content["images"]
-        classes_of = {key: images[key]["classes"] for key in image_set.keys if key in images}
-    except (KeyError, TypeError) as error:
+        images = typed(content, dict[str, Any])["images"]
+        classes_of = {key: typed(images[key]["classes"], list[str]) for key in image_set.keys if key in images}
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} has neither {LAYOUTS}: {type(error).__name__} {error}") from error
     missing = [key for key in image_set.keys if key not in classes_of]
     if missing:
@@ -83,14 +84,18 @@ def from_shankar(content: dict[str, Any], path: Path, image_set: ImageSet) -> Mu
     classes = torch.zeros(len(image_set), len(image_set.classes), dtype=torch.bool)
     valid = torch.zeros(len(image_set), dtype=torch.bool)
     try:
-        annotations, problematic = content["initial_annots"], set(content["problematic_images"])
+        annotations = typed(content["initial_annots"], dict[str, dict[str, Any]])
+        problematic = set(content["problematic_images"])
         for i, key in enumerate(image_set.keys):
             file = PurePosixPath(key).name
             if file in annotations and file not in problematic:
-                right = [*annotations[file].get("correct", []), *annotations[file].get("unclear", [])]
+                judgements = (annotations[file].get(judgement, []) for judgement in ("correct", "unclear"))
+                right = [name for names in judgements for name in typed(names, list[str])]
                 classes[i, named_class_indices(right, class_index, key, path, image_set)] = True
                 valid[i] = True
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f'{path} has "initial_annots", but not the layout of Shankar et al.: {type(error).__name__} {error}'
         ) from error

@@ -15,6 +15,7 @@ from relabel.images.image_set import ImageSet
 from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.defaults import EVAL_BATCH_SIZE, Loss
 from relabel.runtime.distributed import Processes
+from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast
 from relabel.runtime.workers import batches_of, init_worker
 from train.evaluation.centre_crops import CentreCrops
@@ -62,6 +63,8 @@ def predict(
         among: sets of classes, each (S,), to choose from besides all.
         attack: FGSM's step, for pixels in [0, 1], and (N,) the classes that it moves the images away from.
         scores_of: also keep the probability of each class, by softmax ("ce") or by a sigmoid per class ("bce").
+    Raises:
+        InputError: a prediction is not finite.
     """
     was_training = classifier.training
     classifier.eval()
@@ -87,6 +90,13 @@ def predict(
             with autocast(group.device, autocast_dtype):
                 logits = classifier(preprocessing.normalise(pixels))
             logits = logits.float()
+            finite = logits.isfinite().all(1)
+            if not finite.all():
+                key = image_set.keys[int(index[int((~finite).int().argmax())])]
+                raise InputError(
+                    f"the model's prediction for {key} is not finite, so no figure would mean anything: its weights have"
+                    " diverged, or half precision has overflowed (--no-amp)"
+                )
             for chosen, best_of in zip(sets, best, strict=True):
                 best_of[index] = top_classes(logits, chosen, best_of.shape[1]).cpu()
             if scores is not None:

@@ -12,11 +12,12 @@ import torch
 from relabel.images.classes import ClassNames, among_classes, check_recorded_classes, classes_with_images
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from relabel.runtime.defaults import EVAL_BATCH_SIZE, HalfPrecision
+from relabel.runtime.defaults import EVAL_BATCH_SIZE, MAX_PIXELS, HalfPrecision
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import check_output, write_output
 from relabel.runtime.precision import autocast_dtype_of, dtype_name
+from relabel.runtime.typed import shown
 from relabel.runtime.workers import decoding_workers
 from train.evaluation.bootstrap import paired_bootstrap
 from train.evaluation.corruption_error import corruption_error, mean_corruption_error, mean_error
@@ -80,8 +81,10 @@ class EvalOptions:
             raise InputError(f"--compare-arch {self.compare_arch} is the model of --compare; give that too")
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
-        if self.eval_size is not None and self.eval_size < 1:
-            raise InputError(f"--eval-size {self.eval_size}: expected at least 1")
+        if self.eval_size is not None and not 1 <= self.eval_size <= MAX_PIXELS:
+            raise InputError(f"--eval-size {shown(self.eval_size)}: expected 1 to {MAX_PIXELS}")
+        if self.output is not None and self.output.is_dir():
+            raise InputError(f"--output {self.output} is a folder; name a file in it")
         if self.eval_crop is not None and not 0 < self.eval_crop <= 1:
             raise InputError(f"--eval-crop {self.eval_crop}: expected a share within (0, 1]")
         if self.fgsm_epsilon is not None and not 0 < self.fgsm_epsilon <= 1:
@@ -120,6 +123,7 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
     Raises:
         InputError: no model, classes that differ from the images', labels of other images, a suite without data sets.
     """
+    workers = decoding_workers(options.workers)
     if options.output is not None:
         check_output(options.output, is_result, options.force)
     names = ClassNames(options.class_names)
@@ -145,7 +149,6 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
             check_recorded_classes(models[0].classes, options.classes, models[0].weights, "--classes")
         first = models[0]
         absent: list[str] = []
-        workers = decoding_workers(options.workers)
         loading = {"batch_size": options.batch_size, "workers": workers, "autocast_dtype": autocast_dtype}
         data_of: dict[tuple[str, ...], EvalData] = {}  # of models with these classes; listing a suite twice takes minutes
         for model in models:

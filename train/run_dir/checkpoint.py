@@ -5,6 +5,7 @@ Both results are plain state dicts, which timm loads as they are (`checkpoint_pa
 """
 
 import io
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from relabel.models.card import ModelCard
+from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
+from relabel.runtime.typed import parse_json, typed
+from train.run_dir.metrics import check_metrics
 
 LAST = "last.pt"
 WEIGHTS = "weights.pth"
@@ -33,12 +37,25 @@ def save_weights(path: Path, state_dict: dict[str, Tensor], card: ModelCard | No
     )
     metadata = {} if card is None else {"card": card.to_json()}
     if path.suffix == ".safetensors":
-        write_checkpoint(path, safetensors.torch.save(tensors, {"format": "pt"} | metadata))
+        write_checkpoint(path, with_sorted_metadata(safetensors.torch.save(tensors, {"format": "pt"} | metadata)))
         return
     modules: dict[str, dict[str, Any]] = dict(getattr(state_dict, "_metadata", {}))  # torch keeps layers' versions here
     modules[""] = modules.get("", {}) | metadata  # "" is the whole model
     tensors._metadata = modules  # type: ignore[attr-defined]
     save_checkpoint(path, tensors)
+
+
+def with_sorted_metadata(content: bytes) -> bytes:
+    """The bytes of a .safetensors file with its metadata in order: the library writes them in a random one.
+
+    The file begins with the length of its header in 8 bytes, then the header: JSON, padded with spaces to a multiple of 8.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, content[end:]])
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -50,6 +67,35 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_checkpoint(path, buffer.getvalue())
+
+
+def read_last(path: Path) -> dict[str, Any]:
+    """What TrainingState.save wrote.
+
+    Raises:
+        InputError: the file is damaged, or is not the state of a run.
+    """
+    content = load_torch_file(path)
+    kinds: dict[str, Any] = {
+        "step": int,
+        "optimizer": dict[str, Any],
+        "scaler": dict[str, Any],
+        "state_dict": dict[str, Any],
+    }
+    try:
+        for name, kind in kinds.items():
+            if name not in content:
+                raise ValueError(f"{name} is missing")
+            typed(content[name], kind)
+        if not isinstance(content.get("seen"), Tensor) or content["seen"].shape != (3,) or content["step"] < 0:
+            raise ValueError("its counts are not those of a run")
+        if (metrics := parse_json(typed(content.get("metrics", "null"), str))) is not None:
+            check_metrics(metrics, "wall_s")
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not the checkpoint of a relabel run ({error}); delete it to start from the beginning"
+        ) from error
+    return content
 
 
 def write_checkpoint(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
+from relabel.runtime.typed import parse_json, typed
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
@@ -15,11 +16,40 @@ MAX_MARKERS = 40  # with more evaluations than this, a curve is drawn without do
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The epochs recorded so far; a torn last line is left out."""
+    """The epochs recorded so far; a torn last line is left out.
+
+    Raises:
+        InputError: a line is damaged.
+    """
     path = run / METRICS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    epochs = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            epochs.append(check_metrics(parse_json(line)))
+        except ValueError as error:
+            raise InputError(
+                f"{path} line {number} is damaged ({error}); restore the file, or delete it: curves need it"
+            ) from error
+    return epochs
+
+
+def check_metrics(metrics: Any, *more: str) -> dict[str, Any]:
+    """The metrics of an epoch as they were read.
+
+    Args:
+        more: numbers that they need besides those that are drawn.
+    Raises:
+        ValueError: they are not what a run records.
+    """
+    fields: dict[str, Any] = typed(metrics, dict[str, Any])
+    for name, kind in {"epoch": int, **dict.fromkeys(("loss", "top1", "lr", *more), float)}.items():
+        if name not in fields:
+            raise ValueError(f"{name} is missing")
+        typed(fields[name], kind)
+    typed(fields.get("val", {}), dict[str, float])
+    return fields
 
 
 def append_metrics(run: Path, metrics: dict[str, Any]) -> None:

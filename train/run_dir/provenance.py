@@ -22,16 +22,16 @@ from relabel.images.image_set import keys_digest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import read_shard_lines
 from relabel.models.card import ModelCard
-from relabel.models.weights import load_torch_file
 from relabel.runtime import files
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write, delete_temporary, sha256_of
 from relabel.runtime.machine import processor, versions
+from relabel.runtime.typed import parse_json, typed
 from train.divergence import DIVERGED
 from train.options import TrainOptions
 from train.recipe import Recipe
-from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS
+from train.run_dir.checkpoint import LAST, SAFETENSORS, WEIGHTS, read_last
 from train.run_dir.metrics import CURVES, METRICS
 from train.training_set import TrainingSet
 
@@ -119,9 +119,10 @@ def start_run(
     starts: list[dict[str, Any]] = []
     if path.exists():
         try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
+            earlier = typed(parse_json(path.read_bytes()), dict[str, Any])
+            starts = typed(earlier.get("starts", []), list[dict[str, Any]])
         except ValueError as error:
-            raise InputError(f"{path} is damaged; delete the folder and train again") from error
+            raise InputError(f"{path} is damaged ({error}); delete the folder and train again") from error
         may_differ = PATH_FIELDS | INFORMATION_FIELDS
         changed = [key for key in settings if key not in may_differ and earlier.get(key) != settings[key]]
         if changed:
@@ -129,16 +130,13 @@ def start_run(
             raise InputError(f"{run} holds a run with different settings ({changes}); use another --run-dir, or delete it")
         if last.exists() and not resume:
             raise InputError(f"{run} already holds a run; continue it with --resume, use another --run-dir, or delete it")
-        starts = earlier.get("starts", [])
     elif last.exists():
         raise InputError(f"{run} holds {LAST} but no {RUN_FILE}, so its settings are unknown; use another --run-dir")
     else:
         strangers = [name for name in WRITTEN if (run / name).is_file()]
         if strangers:
             raise InputError(f"{run} holds {strangers[0]}, but no run that wrote it; use another --run-dir, or move it away")
-    saved = load_torch_file(last) if last.exists() else None
-    if saved is not None and "step" not in saved:
-        raise InputError(f"{last} is not the checkpoint of a relabel run; delete it to start from the beginning")
+    saved = read_last(last) if last.exists() else None
     step = saved["step"] if saved is not None else 0
     if group.any(step != group.from_first(step)):
         raise InputError(f"not all processes find the same {last}; --run-dir must be a folder that they share")

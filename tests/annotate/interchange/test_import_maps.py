@@ -6,16 +6,19 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from annotate.interchange.import_maps import import_maps
+from pipeline.verify import verify
 from relabel.labels.boxes import whole_image
 from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
+from tests.conftest import refusal
 
 NAMES = ("cat/a", "cat/b", "dog/c", "dog/d", "dog/e")
 CLASSES = 7
@@ -161,3 +164,41 @@ def test_imported_and_exported_maps_equal_the_originals(
         torch.testing.assert_close(exported, published(i), atol=2e-3, rtol=1e-3)
     failed = relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported")
     assert failed.returncode == 1 and "is not empty" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda stored: stored[0].fill_(1e30), "its scores are not finite numbers of float16"),
+        (lambda stored: stored[0, 0, 0].fill_(float("nan")), "its scores are not finite numbers of float16"),
+        (lambda stored: stored[1, 1].copy_(stored[1, 0]), "a cell has a class twice"),
+    ],
+)
+def test_map_that_verify_would_refuse_is_not_imported(tmp_path: Path, change: Any, reason: str) -> None:
+    stored = torch.stack([torch.randn(2, 3, 4), torch.arange(2).view(2, 1, 1).expand(2, 3, 4).float()])
+    (tmp_path / "maps" / "cat").mkdir(parents=True)
+    torch.save(stored, tmp_path / "maps" / "cat" / "a.pt")
+    torch.save(stored.clone().requires_grad_(), tmp_path / "maps" / "cat" / "b.pt")
+    import_maps(tmp_path / "maps", tmp_path / "labels", 7, workers=1)
+    assert verify(tmp_path / "labels").findings == []
+    change(stored)
+    torch.save(stored, tmp_path / "maps" / "cat" / "a.pt")
+    message = refusal(lambda: import_maps(tmp_path / "maps", tmp_path / "other", 7, workers=0))
+    assert f"{tmp_path}/maps/cat/a.pt: {reason}" in message
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (torch.ones(2, 2, 3, 4).to_sparse(), "the tensor is not dense"),
+        (torch.ones(2, 2, 3, 4, device="meta"), "the tensor is without values"),
+        (torch.ones(1).expand(2, 2000, 300, 400), "the tensor is an expanded view"),
+        (torch.ones(2, 0, 3, 4), "found [2, 0, 3, 4]"),
+        (torch.ones(2, 2, 3, 4, dtype=torch.complex64), "the tensor is complex"),
+    ],
+)
+def test_map_that_is_no_array_of_numbers_is_named(tmp_path: Path, stored: torch.Tensor, reason: str) -> None:
+    (tmp_path / "maps" / "cat").mkdir(parents=True)
+    torch.save(stored, tmp_path / "maps" / "cat" / "a.pt")
+    message = refusal(lambda: import_maps(tmp_path / "maps", tmp_path / "labels", 7, workers=0))
+    assert f"{tmp_path}/maps/cat/a.pt: {reason}" in message

@@ -20,7 +20,8 @@ from relabel.images.sources import find_images
 from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
-from tests.conftest import wait_until
+from tests.conftest import refusal, wait_until
+from tests.label_sets import named_images
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 
@@ -168,3 +169,28 @@ def test_decoding_process_that_dies_is_reported(folder: ImageSet, tmp_path: Path
     ):
         evaluate(ReadsRed(), folder, PREPROCESSING, ALONE, workers=1)
     killer.join(60)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"images": {"a/0.png": {"classes": "a"}}}',
+        '{"images": {"a/0.png": {"classes": null}}}',
+        '{"images": {"a/0.png": {"classes": [["a"]]}}}',
+        '{"images": {"a/0.png": ["a"]}}',
+        '{"images": "a/0.png"}',
+        '{"images": null}',
+        "[]",
+        "[" * 100_000,
+        '{"initial_annots": {"0.png": {"correct": "a"}}, "problematic_images": {}}',
+        '{"initial_annots": {"0.png": {"correct": [["a"]]}}, "problematic_images": {}}',
+        '{"initial_annots": {"0.png": null}, "problematic_images": {}}',
+        '{"initial_annots": [], "problematic_images": {}}',
+        '{"initial_annots": {}, "problematic_images": [[]]}',
+        '{"initial_annots": {}}',
+    ],
+)
+def test_labels_of_a_wrong_type_are_named_with_their_file(tmp_path: Path, content: str) -> None:
+    images = named_images(("a",), ("a/0.png",), [0])
+    (tmp_path / "multilabels.json").write_text(content)
+    assert str(tmp_path / "multilabels.json") in refusal(lambda: read_multilabels(tmp_path / "multilabels.json", images))
