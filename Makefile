@@ -71,7 +71,7 @@ RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(call quote,$(GPUS)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo results bench bench-full test test-fast check format annotate verify train eval all clean FORCE
+.PHONY: help demo results bench bench-full test test-fast fuzz check format annotate verify train eval all clean FORCE
 
 define HELP
 make demo                     run the whole chain on the embedded digit scenes; takes minutes, needs no GPU
@@ -82,6 +82,7 @@ make eval     IMAGENET=DIR    evaluate RUN on DIR/val
 make all      IMAGENET=DIR    all four stages; each stage first runs the ones it depends on
 make test                     run all tests
 make test-fast                run all tests that are not marked as slow
+make fuzz                     run the commands on thousands of spoilt files and odd options
 make check                    check format, lint and types
 make format                   format the code and fix lint errors
 make bench                    measure the speed of each part, as ratios to its alternatives
@@ -205,6 +206,9 @@ results: | $(VENV)
 
 test: | $(VENV)
 	.venv/bin/pytest --numprocesses auto --dist loadfile
+
+fuzz: | $(VENV)
+	FUZZ_CASES=5000 FUZZ_SEED=$$(date +%s) .venv/bin/pytest --numprocesses auto tests/test_fuzz.py
 
 test-fast: | $(VENV)
 	.venv/bin/pytest -m "not slow" --numprocesses auto --dist loadfile

@@ -194,11 +194,11 @@ def relabel_here() -> Relabel:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, relabel: Relabel, tiny_options: list[str]) -> Path:
-    """The label set of the image folder, made once by one undisturbed process with two workers. Only to be read."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, relabel_here: Relabel, tiny_options: list[str]) -> Path:
+    """The label set of the image folder, made once by this process with two decoding workers. Only to be read."""
     images = write_images(tmp_path_factory.mktemp("undisturbed") / "images")
     labels = images.parent / "labels"
-    finished = relabel("annotate", images, "--labels", labels, *tiny_options, "--workers=2")
+    finished = relabel_here("annotate", images, "--labels", labels, *tiny_options, "--workers=2")
     assert finished.returncode == 0, finished.stderr
     return labels
 

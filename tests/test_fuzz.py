@@ -334,13 +334,13 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "train": ["labels", "arch", "recipe", "set", "val", "multilabels", "teacher", "teacher-kwargs", "teacher-input-size"],
     "eval": ["checkpoint", "compare", "suite", "multilabels", "class-names", "eval-size", "eval-crop", "batch-size"],
-    "verify": ["images", "min-agreement", "spot-check", "checkpoint", "class-names"],
+    "verify": ["images", "min-agreement", "spot-check", "class-names"],
     "compare": ["boxes", "class-names"],
     "import-maps": ["num-classes", "axes", "images", "shard-size", "model", "input-size"],
 }
 OPTIONS["annotate"] += ["workers", "device", "shard-size", "amp-dtype"]
 OPTIONS["train"] += ["model-kwargs", "initial-weights", "workers", "device", "amp-dtype", "save-every"]
-OPTIONS["eval"] += ["workers", "device", "fgsm-epsilon", "amp-dtype", "model-kwargs", "output"]
+OPTIONS["eval"] += ["workers", "device", "fgsm-epsilon", "amp-dtype", "model-kwargs"]
 SETTINGS = [
     "lr",
     "epochs",
@@ -380,12 +380,23 @@ def option(rng: random.Random, world: World) -> Case:
     }
     odd = rng.choice(OPTIONS[name])
     value = rng.choice(TEXTS)
-    names = [f"--{odd}", odd.replace("-", "_"), value[:20] if len(value) > 2 else f"--{odd}", "timm"]
+    names = [
+        f"--{odd}",
+        odd.replace("-", "_"),
+        odd.replace("-", " "),
+        odd.partition("-")[0],
+        "checkpoint",
+        *([value[:20]] if value.strip() else []),
+        "--model",
+        "timm",
+    ]
     if odd == "set":
         setting = rng.choice(SETTINGS)
         value, names = f"{setting}={value}", [*names, setting]
     elif odd.endswith("kwargs"):
         value = f"{rng.choice(['num_classes', 'depth', 'img_size', 'drop_rate', 'features_only', 'in_chans'])}={value}"
+    if odd == "spot-check":
+        sound["verify"].append(f"--checkpoint={world.checkpoint}")
     flags = ["--fgsm"] if odd == "fgsm-epsilon" else ["--amp"] if odd == "amp-dtype" else []
     return Case([name, *sound[name], *flags, f"--{odd}={value}"], names)
 

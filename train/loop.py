@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.distributed import processes
+from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast_dtype_of, dtype_name
 from relabel.runtime.workers import batches_of, decoding_workers, init_worker
 from train.crops import RandomCrops, TrainingBatches, collate, prefetch
@@ -87,6 +88,11 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
         unrecorded = None  # metrics of an epoch that was saved before it was recorded
         if saved is not None:
             unrecorded = state.restore(saved, run)
+            if state.step > steps_per_epoch * recipe.epochs:
+                raise InputError(
+                    f"{run / LAST} is at step {state.step} of {steps_per_epoch * recipe.epochs}, so it is not the state of"
+                    " this run; restore it, or delete it to start from the beginning"
+                )
             logger.info(f"resuming {run} at step {state.step} of {steps_per_epoch * recipe.epochs}")
 
         # Targets and the step on the device; crops from decoding processes

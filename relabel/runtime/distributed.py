@@ -1,21 +1,33 @@
 """Communication between the processes that torchrun started. In a single process every operation does nothing."""
 
+import ipaddress
+import json
+import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from relabel.runtime.errors import InputError, first_line, out_of_memory
+from relabel.runtime.heartbeat import heartbeat
 from relabel.runtime.machine import choose_device, int_variable
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(days=1)  # for one process to wait for another: shards are divided up front, and one GPU may be slower
+TIMEOUT = timedelta(days=1)  # for one process to wait for another that lives: shards are divided up front
+CONNECT_TIMEOUT_S = 60
+JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to start: each first lists its images
 
 
 @dataclass(frozen=True)
@@ -110,17 +122,110 @@ def processes(device: str | None) -> Iterator[Processes]:
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{int_variable('LOCAL_RANK', 0)}"
     chosen = choose_device(device)
-    try:
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    store, rank = join(world)
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    with readable_errors():
+        peers = {peer: name for peer, name in enumerate(introduce(store, rank, world, backend)) if peer != rank}
+        own = TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=JOIN_TIMEOUT)
+    with heartbeat(prefixed(own), rank, peers, f"{address}:{port}"), readable_errors():
         dist.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo",
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world,
             timeout=TIMEOUT,
             device_id=chosen if chosen.type == "cuda" else None,
         )
-    except ValueError as error:  # RANK, MASTER_ADDR or MASTER_PORT is missing, or no number
+        yield Processes(rank, world, chosen)
+        dist.destroy_process_group()  # not after an error: it could wait for processes that wait for this one
+
+
+def join(world: int) -> tuple[Store, int]:
+    """The store that all processes share, and this process's rank among them.
+
+    Raises:
+        InputError: the process that has the store cannot be reached.
+    """
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has it, and had it before we were started
+            with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), CONNECT_TIMEOUT_S):
+                pass
+        store, rank, _ = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
+    except (dist.DistError, KeyError, ValueError, OSError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise InputError(
-            f"WORLD_SIZE is {world}, but the processes cannot be joined: {first_line(error)}. Start them with torchrun, or"
-            " unset WORLD_SIZE"
+            f"cannot join the {world} processes of this run at {place} ({first_line(error).rstrip('. ')}); check that the"
+            " first process runs and that this machine reaches it there"
         ) from error
-    with readable_errors():
-        yield Processes(dist.get_rank(), world, chosen)
-    dist.destroy_process_group()  # not after an error: it could wait for processes that wait for this one
+    return store, rank
+
+
+def prefixed(store: Store) -> Store:
+    """For our own keys; torchrun counts its restarts."""
+    return PrefixStore(f"relabel/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def introduce(store: Store, rank: int, world: int, backend: str) -> list[str]:
+    """Wait until all processes have started. Returns what to call each in a message.
+
+    Raises:
+        InputError: some do not start; or, in every process, some would give others an address that only they can reach.
+    """
+    shared, keys = prefixed(store), [f"start/{peer}" for peer in range(world)]
+    machine = f"{socket.gethostname()} {network()}"
+    unreachable = advertised_loopback() if backend == "gloo" else None
+    shared.set(keys[rank], json.dumps([socket.gethostname(), machine, unreachable]))
+    try:
+        shared.wait(keys, JOIN_TIMEOUT)
+    except dist.DistError as error:
+        missing = [str(peer) for peer, key in enumerate(keys) if not shared.check([key])]
+        raise InputError(
+            f"process {', '.join(missing[:5])} of {world} did not start within {JOIN_TIMEOUT}; see its own error, and start"
+            " all processes again"
+        ) from error
+    started = [json.loads(shared.get(key)) for key in keys]
+    problems = sorted({f"on {host}, {problem}" for host, _, problem in started if problem is not None})
+    if problems and len({machine for _, machine, _ in started}) > 1:
+        seen = shared.add("seen", 1)
+        deadline = time.monotonic() + 10
+        while rank == 0 and seen < world and time.monotonic() < deadline:  # it may have the store
+            time.sleep(0.1)
+            seen = shared.add("seen", 0)
+        raise InputError(
+            f"processes on other machines could not connect: {'; '.join(problems)}. Set GLOO_SOCKET_IFNAME there to the"
+            " network interface that the others reach, or give the name its real address in /etc/hosts"
+        )
+    return [f"process {peer} on {host}" for peer, (host, _, _) in enumerate(started)]
+
+
+def network() -> int:
+    """What tells the networks of two containers on one machine apart."""
+    namespace = Path("/proc/self/ns/net")
+    return namespace.stat().st_ino if namespace.exists() else 0
+
+
+def advertised_loopback() -> str | None:
+    """Why gloo would tell other machines to connect to their own loopback interface; None if it gives a real address.
+
+    It gives the address of this machine's name, as long as that can be bound; Debian's /etc/hosts says 127.0.1.1.
+    """
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return None
+    name = socket.gethostname()
+    interfaces = ", ".join(interface for _, interface in socket.if_nameindex() if interface != "lo")
+    choices = f" (this machine has {interfaces})" if interfaces else ""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    for family, kind, _, _, address in found:
+        with socket.socket(family, kind) as trial:
+            try:
+                trial.bind(address)
+            except OSError:
+                continue
+        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            return f"the name {name} stands for {address[0]}{choices}"
+        return None
+    return f"the name {name} stands for no address of this machine{choices}"

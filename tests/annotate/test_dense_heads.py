@@ -51,6 +51,7 @@ def test_each_cell_of_vgg_equals_its_head_on_the_window_centred_there(vgg: Class
         torch.testing.assert_close(maps[:, :, row, column], vgg.forward_head(window), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_mean_over_full_windows_of_vgg_equals_its_logits_for_a_larger_image(vgg: Classifier) -> None:
     maps = fully_convolutional(vgg, (224, 288))(images((224, 288), 1))

@@ -164,4 +164,4 @@ def test_world_size_without_torchrun_is_explained(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = relabel_here("annotate", image_folder, "--labels", tmp_path / "out", *tiny_options)
-    assert refused.returncode == 1 and "WORLD_SIZE is 2, but the processes cannot be joined" in refused.stderr
+    assert refused.returncode == 1 and "cannot join the 2 processes of this run" in refused.stderr

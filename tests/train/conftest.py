@@ -38,5 +38,5 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    run_training(data, run, recipe(epochs=25), model_kwargs=DROPPED)
+    run_training(data, run, recipe(epochs=8), model_kwargs=DROPPED)
     return run

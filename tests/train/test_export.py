@@ -126,12 +126,14 @@ def test_documented_code_loads_the_backbone_into_both_detectors_and_they_train(b
         assert not [name for name in changed if "bn" in name or name.startswith(("conv1", "layer1"))], "documented as frozen"
 
 
+@pytest.mark.slow
 def test_documented_builders_load_the_backbone_into_both_detectors_with_trainable_batch_norm(backbone: Path) -> None:
     for detector in detectors_of(BY_BUILDERS, backbone).values():
         assert isinstance(detector.backbone.body.bn1, nn.BatchNorm2d)
         assert all(parameter.requires_grad for parameter in detector.backbone.body.parameters())
 
 
+@pytest.mark.slow
 def test_exported_pth_and_safetensors_have_the_same_tensors(run: Path, tmp_path: Path) -> None:
     for name in ("a.pth", "a.safetensors"):
         export_backbone(run / "weights.safetensors", tmp_path / name)

@@ -80,9 +80,14 @@ def load_eval_model(
         num_classes = classes_in_checkpoint(checkpoint, arch, model_kwargs) or len(image_set.classes)
     else:
         num_classes = None
-    classifier = create_classifier(
-        arch, pretrained=checkpoint is None, checkpoint=checkpoint, num_classes=num_classes, model_kwargs=model_kwargs
-    )
+    try:
+        classifier = create_classifier(
+            arch, pretrained=checkpoint is None, checkpoint=checkpoint, num_classes=num_classes, model_kwargs=model_kwargs
+        )
+    except InputError as error:
+        if card is None or str(checkpoint) in str(error):
+            raise
+        raise InputError(f"{checkpoint}, by its model card: {error}") from error
     whose = str(checkpoint) if checkpoint is not None else f"the published {arch}"
     if card is not None:
         classes = card.classes

@@ -23,6 +23,7 @@ def test_table_lists_every_tag_that_timm_has_weights_for() -> None:
     assert [row.model for row in load_table()] == timm.list_models(pretrained=True)
 
 
+@pytest.mark.slow
 @same_timm
 @pytest.mark.parametrize(
     "model",

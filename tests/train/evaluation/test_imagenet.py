@@ -24,6 +24,8 @@ from tests.slow_loop import THIN, images_of, logits_of, save_run
 from tests.train.evaluation.test_measures import shankar_file
 from train.evaluation.run import EvalOptions, evaluate_checkpoint
 
+pytestmark = pytest.mark.slow  # the fixture writes and evaluates a data set of 1000 classes
+
 TIMM_DATA = Path(timm.__file__).parent / "data" / "_info"
 
 
@@ -123,7 +125,6 @@ def test_folders_named_by_number_are_imagenets_classes(imagenet: Known) -> None:
     assert "tench (n01440764)" in str(result["lowest_top1"]), "a class is called by its name, not its number"
 
 
-@pytest.mark.slow
 def test_model_without_a_card_has_imagenets_classes(imagenet: Known, tmp_path: Path) -> None:
     state = load_torch_file(imagenet.weights)
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "published.pth")
