@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ import torch
 from annotate.interchange.import_maps import import_maps
 from benchmarks.generated_maps import GRID, NUM_CLASSES, SHARD_SIZE, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
-from benchmarks.interleaved import median_seconds
+from benchmarks.interleaved import median_seconds, wait_for
 from pipeline.verify import verify
 from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
@@ -45,16 +46,40 @@ def main() -> None:
         torch.set_num_threads(1)
         print(hardware(device))
         maps = generated_maps(DISTINCT, torch.Generator().manual_seed(0))
-        measure(Path(folder, "labels"), maps, device)
+        measure(Path(folder, "labels"), imagenet_keys(IMAGES), maps, device)
         shutil.rmtree(Path(folder, "labels"))
         measure_import(Path(folder), maps)
 
 
-def measure(labels: Path, maps: LabelMaps, device: torch.device) -> None:
+def measure(labels: Path, keys: list[str], maps: LabelMaps, device: torch.device) -> None:
+    store = load(labels, keys, maps, device).store
+    store.to("cpu")  # frees the memory
+    with timed("verify"):
+        assert verify(labels).findings == []
+
+
+@dataclass
+class Taken:
+    """Seconds of an operation, and the peak of the process's own memory meanwhile, in bytes."""
+
+    seconds: float = 0.0
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A label set in the device's memory: what loading it took, and rows per second of random batches."""
+
+    store: LabelStore
+    loading: Taken
+    rows_per_s: float
+
+
+def load(labels: Path, keys: list[str], maps: LabelMaps, device: torch.device) -> Loaded:
+    """Write a label set of these images, open it, and read random batches, first from its files, then from memory."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = GRID
-    print(f"label set of {IMAGES:,} maps of k {TOPK}, {rows}x{columns}; random batches of {BATCH}: median of {ROUNDS}")
-    keys = imagenet_keys(IMAGES)
+    print(f"label set of {len(keys):,} maps of k {TOPK}, {rows}x{columns}; random batches of {BATCH}: median of {ROUNDS}")
     with timed("write it"):
         write_label_set(labels, keys, maps)
     with timed("open"):
@@ -63,19 +88,18 @@ def measure(labels: Path, maps: LabelMaps, device: torch.device) -> None:
         store.check()
     with timed("rows of all keys"):
         found = store.rows(keys)
-    assert torch.equal(found, torch.arange(IMAGES))
+    assert torch.equal(found, torch.arange(len(keys)))
 
     def random_batch() -> None:
-        store.gather(torch.randint(IMAGES, (BATCH,), generator=generator))
+        store.gather(torch.randint(len(keys), (BATCH,), generator=generator))
 
     for resident in (False, True):
-        with timed(f"to({device.type}), {'resident' if resident else 'mapped'}"):
+        with timed(f"to({device.type}), {'resident' if resident else 'mapped'}") as loading:
             store.to(device, resident)
+            wait_for(device)
         [seconds] = median_seconds(device, ROUNDS, random_batch)
-        print(f"    random batches      {BATCH / seconds:12,.0f} rows/s")
-    store.to("cpu")  # frees the memory
-    with timed("verify"):
-        assert verify(labels).findings == []
+        print(f"    random batches      {BATCH / seconds:12,.0f} rows/s", flush=True)
+    return Loaded(store, loading, BATCH / seconds)
 
 
 def measure_import(folder: Path, maps: LabelMaps) -> None:
@@ -103,25 +127,25 @@ def measure_import(folder: Path, maps: LabelMaps) -> None:
 
 
 @contextmanager
-def timed(operation: str) -> Iterator[None]:
-    """Print how many seconds the block takes, and the peak of the process's own memory meanwhile."""
-    peak, ended = own_memory(), threading.Event()
+def timed(operation: str) -> Iterator[Taken]:
+    """Print what the block takes."""
+    taken, ended = Taken(memory=own_memory()), threading.Event()
 
     def watch() -> None:
-        nonlocal peak
         while not ended.wait(0.02):
-            peak = max(peak, own_memory())
+            taken.memory = max(taken.memory, own_memory())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
     try:
-        yield
+        yield taken
     finally:
-        seconds = time.perf_counter() - start
+        taken.seconds = time.perf_counter() - start
         ended.set()
         watcher.join()
-    print(f"  {operation:<22}{seconds:10.1f} s   {max(peak, own_memory()) / 1e9:6.2f} GB", flush=True)
+        taken.memory = max(taken.memory, own_memory())
+    print(f"  {operation:<22}{taken.seconds:10.1f} s   {taken.memory / 1e9:6.2f} GB", flush=True)
 
 
 def own_memory() -> int:

@@ -47,12 +47,10 @@ from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
 from train.run_dir.metrics import read_metrics
 
-ROUNDS = 9
-
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, the side of a crop in pixels, the batch size, and the number of steps per epoch."""
+    """A model, the side of a crop in pixels, the batch size, and the number of steps per epoch and of rounds."""
 
     model: str
     side: int
@@ -60,6 +58,17 @@ class Workload:
     steps: int
     workers: int
     autocast_dtype: torch.dtype | None
+    rounds: int = 9
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images per second in the fastest round of each arm, and which half is the loop's limit."""
+
+    of_arm: dict[str, float]
+    limit: str
+    share: float  # of the limit's speed that the loop reaches
+    step: Callable[[], object]  # of "model only", to profile
 
 
 def workload_for(device: torch.device) -> Workload:
@@ -75,14 +84,14 @@ def main() -> None:
     workload = workload_for(device)
     print(hardware(device))
     with tempfile.TemporaryDirectory() as scratch:
-        image_set = write_pictures(Path(scratch, "images"), workload.batch * workload.steps)
-        maps = generated_maps(min(len(image_set), 4096), torch.Generator().manual_seed(0))
-        maps = dataclasses.replace(maps, classes=maps.classes.int() % CLASSES)
-        write_label_set(Path(scratch, "labels"), image_set.keys, maps, CLASSES)
-        compare(workload, image_set, Path(scratch), device)
+        compare(workload, Path(scratch), device)
 
 
-def compare(workload: Workload, image_set: ImageSet, scratch: Path, device: torch.device) -> None:
+def compare(workload: Workload, scratch: Path, device: torch.device) -> Rates:
+    image_set = write_pictures(scratch / "images", workload.batch * workload.steps)
+    maps = generated_maps(min(len(image_set), 4096), torch.Generator().manual_seed(0))
+    maps = dataclasses.replace(maps, classes=maps.classes.int() % CLASSES)
+    write_label_set(scratch / "labels", image_set.keys, maps, CLASSES)
     plain = ["colour_jitter=[0, 0, 0]", "lighting=0"]
     size = [f"batch_size={workload.batch}", f"image_size={workload.side}"]
     recipe = load_recipe("relabel", [*plain, *size, "epochs=2", "warmup_epochs=0", "lr=1e-3"])
@@ -92,22 +101,28 @@ def compare(workload: Workload, image_set: ImageSet, scratch: Path, device: torc
         "the loop": lambda: the_loop(workload, recipe, scratch, device),
         "timm": lambda: timms_loop(workload, recipe, scratch / "images", device),
     }
-    rates: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(ROUNDS):
+    measured: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(workload.rounds):
         for name in rotated(list(arms), turn):
-            rates[name].append(arms[name]())
-    rate = {name: max(arm_rates) for name, arm_rates in rates.items()}
+            measured[name].append(arms[name]())
+    rate = {name: max(arm_rates) for name, arm_rates in measured.items()}
     print(
         f"training loop: {workload.model}, {workload.side}x{workload.side}, {dtype_name(workload.autocast_dtype)},"
         f" batch {workload.batch}, {workload.steps} steps, {workload.workers} decoding workers; images/s, fastest and median"
-        f" of {ROUNDS}, interleaved"
+        f" of {workload.rounds}, interleaved"
     )
     for name, value in rate.items():
-        print(f"  {name:<14}{value:10.1f}{statistics.median(rates[name]):10.1f}")
-    limit = min("model only", "loader only", key=rate.__getitem__)
-    share = rate["the loop"] / rate[limit]
-    print(f"  the {limit.removesuffix(' only')} is the limit; the loop reaches {share:.3f} of its speed")
-    print(f"  the loop / timm {rate['the loop'] / rate['timm']:8.3f}")
+        print(f"  {name:<14}{value:10.1f}{statistics.median(measured[name]):10.1f}")
+    slower = min("model only", "loader only", key=rate.__getitem__)
+    rates = Rates(
+        rate,
+        slower.removesuffix(" only"),
+        rate["the loop"] / rate[slower],
+        resident_step(workload, recipe, scratch / "labels", device),
+    )
+    print(f"  the {rates.limit} is the limit; the loop reaches {rates.share:.3f} of its speed")
+    print(f"  the loop / timm {rate['the loop'] / rate['timm']:8.3f}", flush=True)
+    return rates
 
 
 def rotated(names: list[str], by: int) -> list[str]:
@@ -115,11 +130,16 @@ def rotated(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-def model_only(workload: Workload, recipe: Recipe, labels: Path, device: torch.device) -> float:
+def resident_step(workload: Workload, recipe: Recipe, labels: Path, device: torch.device) -> Callable[[], object]:
+    """The loop's step on one batch that stays on the device."""
     store = LabelStore.open(labels).to(device)
     step = training_step(workload.model, recipe, store, workload.autocast_dtype, device)
     crops = resident_crops(workload.batch, recipe.image_size, len(store), CLASSES, device)
-    return images_per_s(workload, device, lambda: step(crops, 0, 0))
+    return lambda: step(crops, 0, 0)
+
+
+def model_only(workload: Workload, recipe: Recipe, labels: Path, device: torch.device) -> float:
+    return images_per_s(workload, device, resident_step(workload, recipe, labels, device))
 
 
 def loader_only(workload: Workload, recipe: Recipe, image_set: ImageSet, device: torch.device) -> float:

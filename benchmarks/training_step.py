@@ -18,6 +18,7 @@ from pathlib import Path
 
 import timm
 import torch
+from torch import Tensor
 
 from benchmarks.generated_maps import GRID, NUM_CLASSES, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
@@ -31,29 +32,50 @@ from train.augment import DRAWS, MIRROR
 from train.crops import Crops
 from train.optimizer import create_optimizer
 from train.recipe import Recipe, load_recipe
-from train.step import TrainingStep
+from train.step import TrainingStep, compiled
 from train.supervision import LabelMapTargets, Supervision
 
 IMAGES = 8192  # in the label set
-POOLED = 1024  # crops pooled at once
-MODEL = "resnet50"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The batch size, the number of steps that are timed together, the number of rounds, and the forward pass's dtype."""
+    """The student and its crops, how often a step is timed, and the sizes for pooling."""
 
+    model: str
+    side: int  # of a crop, in pixels
     batch: int
-    steps: int
+    steps: int  # timed together
     rounds: int
     autocast_dtype: torch.dtype | None
+    pooled: int  # crops pooled at once
     copied: int  # bytes copied to measure the device's bandwidth
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of a step with ground-truth labels, with label maps, and of the label work alone; and the step to profile."""
+
+    single_s: float
+    relabel_s: float
+    labels_s: float
+    step: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class PoolTimes:
+    """Seconds, the bytes that pooling has to move, the bytes per second of a copy; and the work to profile."""
+
+    pool_s: float
+    moved: int
+    bandwidth: float
+    work: Callable[[], object]
 
 
 def workload_for(device: torch.device) -> Workload:
     if device.type == "cuda":
-        return Workload(batch=256, steps=10, rounds=15, autocast_dtype=torch.bfloat16, copied=2**30)
-    return Workload(batch=4, steps=1, rounds=40, autocast_dtype=None, copied=2**28)
+        return Workload("resnet50", 224, 256, steps=10, rounds=15, autocast_dtype=torch.bfloat16, pooled=1024, copied=2**30)
+    return Workload("resnet50", 224, 4, steps=1, rounds=40, autocast_dtype=None, pooled=1024, copied=2**28)
 
 
 def main() -> None:
@@ -61,10 +83,14 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     print(hardware(device))
     with tempfile.TemporaryDirectory() as folder:
-        labels = Path(folder, "labels")
-        write_label_set(labels, imagenet_keys(IMAGES), generated_maps(IMAGES, torch.Generator().manual_seed(0)), NUM_CLASSES)
-        compare_steps(workload_for(device), LabelStore.open(labels).to(device), device)
+        compare_steps(workload_for(device), generated_store(Path(folder, "labels"), IMAGES).to(device), device)
     pool(workload_for(device), device)
+
+
+def generated_store(labels: Path, images: int) -> LabelStore:
+    maps = generated_maps(min(images, IMAGES), torch.Generator().manual_seed(0))
+    write_label_set(labels, imagenet_keys(images), maps)
+    return LabelStore.open(labels)
 
 
 def training_step(
@@ -94,14 +120,17 @@ def resident_crops(batch: int, side: int, images: int, classes: int, device: tor
     return (crops.pin_memory() if device.type == "cuda" else crops).to(device)
 
 
-def compare_steps(workload: Workload, store: LabelStore, device: torch.device) -> None:
-    recipe = load_recipe("relabel", ["lr=1e-3"])  # the targets are random, and at the recipe's rate the loss could diverge
-    relabel = training_step(MODEL, recipe, store, workload.autocast_dtype, device)
+def compare_steps(workload: Workload, store: LabelStore, device: torch.device, compile: bool = False) -> StepTimes:
+    # The targets are random, and at the recipe's rate the loss could diverge
+    recipe = load_recipe("relabel", ["lr=1e-3", f"image_size={workload.side}"])
+    relabel = training_step(workload.model, recipe, store, workload.autocast_dtype, device)
+    if compile:
+        assert isinstance(relabel.forward, torch.nn.Module)
+        relabel = replace(relabel, forward=compiled(relabel.forward))
     single = replace(relabel, targets=Supervision(relabel.recipe, NUM_CLASSES))  # the same except for the target
     assert relabel.targets.maps is not None
     targets = relabel.targets.maps
-    side = relabel.recipe.image_size
-    crops = resident_crops(workload.batch, side, len(store), NUM_CLASSES, device)
+    crops = resident_crops(workload.batch, workload.side, len(store), NUM_CLASSES, device)
 
     def repeat(work: Callable[[], object]) -> Callable[[], None]:
         def repeated() -> None:
@@ -117,37 +146,44 @@ def compare_steps(workload: Workload, store: LabelStore, device: torch.device) -
     ]
     for arm in arms:  # not timed: the first step at a batch size also chooses kernels
         arm()
-    relabel_s, single_s, labels_s = median_seconds(device, workload.rounds, *arms)
+    medians = median_seconds(device, workload.rounds, *arms)
+    relabel_s, single_s, labels_s = (seconds / workload.steps for seconds in medians)
     print(
-        f"training step: {MODEL}, {side}x{side}, {dtype_name(workload.autocast_dtype)}, batch {workload.batch}; label maps"
-        f" of k {TOPK}, C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of {workload.rounds}, interleaved"
+        f"training step: {workload.model}{', compiled' if compile else ''}, {workload.side}x{workload.side},"
+        f" {dtype_name(workload.autocast_dtype)}, batch {workload.batch}; label maps of k {TOPK}, C {NUM_CLASSES},"
+        f" {GRID[0]}x{GRID[1]}; median of {workload.rounds}, interleaved"
     )
     for name, seconds, share in (
         ("with ground-truth labels", single_s, ""),
         ("with label maps", relabel_s, f"{100 * (relabel_s / single_s - 1):+.2f} %"),
         ("only gather, pool and softmax", labels_s, f"{100 * labels_s / single_s:+.2f} %"),
     ):
-        print(f"  {name:<32}{1000 * seconds / workload.steps:9.2f} ms   {share}".rstrip())
+        print(f"  {name:<32}{1000 * seconds:9.2f} ms   {share}".rstrip(), flush=True)
+    return StepTimes(single_s, relabel_s, labels_s, lambda: relabel(crops, 0, 0))
 
 
-def pool(workload: Workload, device: torch.device) -> None:
+def pool(workload: Workload, device: torch.device) -> PoolTimes:
     generator = torch.Generator().manual_seed(0)
-    maps = generated_maps(POOLED, generator).to(device)
-    boxes = random_boxes(POOLED, generator).to(device)
+    maps = generated_maps(workload.pooled, generator).to(device)
+    boxes = random_boxes(workload.pooled, generator).to(device)
     source = torch.zeros(workload.copied, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
-    target = label_pool(maps, boxes, NUM_CLASSES).softmax(1)
-    pool_s, copy_s = median_seconds(
-        device, 30, lambda: label_pool(maps, boxes, NUM_CLASSES).softmax(1), lambda: copy.copy_(source)
-    )
+
+    def work() -> Tensor:
+        return label_pool(maps, boxes, NUM_CLASSES).softmax(1)
+
+    target = work()
+    pool_s, copy_s = median_seconds(device, 30, work, lambda: copy.copy_(source))
     moved = sum(t.nbytes for t in (maps.scores, maps.classes, maps.tail, boxes, target))
     bandwidth = 2 * workload.copied / copy_s  # bytes are read and written
     print(
-        f"label pooling and softmax: B {POOLED}, k {TOPK}, C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of 30, interleaved"
+        f"label pooling and softmax: B {workload.pooled}, k {TOPK}, C {NUM_CLASSES}, {GRID[0]}x{GRID[1]}; median of 30,"
+        " interleaved"
     )
     print(f"  {'measured':<32}{1000 * pool_s:9.3f} ms")
     limit = f"{moved / 1e6:.1f} MB at the {bandwidth / 1e9:.0f} GB/s of a copy"
-    print(f"  {'limit':<32}{1000 * moved / bandwidth:9.3f} ms   {limit}")
+    print(f"  {'limit':<32}{1000 * moved / bandwidth:9.3f} ms   {limit}", flush=True)
+    return PoolTimes(pool_s, moved, bandwidth, work)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def write_lock(folder: Path, writers: str, option: str) -> Iterator[None]:
             if not lock(file, wait=False):
                 logger.warning(f"{folder} is on a file system without locks; make sure that no other run writes to it")
         except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"another {writers} is writing {folder}; wait for it, or use another {option}") from error
+            raise InputError(
+                f"another {writers} is writing to {folder}; wait for it to finish, or use another {option}"
+            ) from error
         yield
 
 

@@ -51,7 +51,7 @@ def test_flip_averages_with_the_mirrored_images_map_mirrored_back(randomised: Ra
 
 def test_class_token_model_is_accepted_only_with_the_option(randomised: Randomised) -> None:
     classifier = make(randomised, "test_vit", img_size=(64, 96))
-    with pytest.raises(InputError, match=r"class token.*pass --class-token to use it anyway"):
+    with pytest.raises(InputError, match=r"class token.*annotate --class-token uses it anyway"):
         fully_convolutional(classifier, (64, 96))
     annotator = fully_convolutional(classifier, (64, 96), class_token=True)
     assert annotator.kind == "token"

@@ -103,7 +103,7 @@ def test_killed_run_releases_its_lock_even_while_its_decoding_workers_live_on(
         held.process.wait(timeout=60)
         # The image is still held, so an option stops the rerun. It is checked after the lock.
         rerun = relabel_here("annotate", image_folder, "--labels", labels, *tiny_options, "--topk=1")
-    assert "is writing" not in rerun.stderr
+    assert "is writing to" not in rerun.stderr
     assert "topk: 2, not 1 as in this run" in rerun.stderr
 
 

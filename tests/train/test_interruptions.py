@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
+from relabel.runtime.files import LOCK
 from tests import processes
 from tests.conftest import TORCHRUN, free_port
 from tests.processes import MOMENTS, Kill, Moment, exit_codes
@@ -127,7 +128,7 @@ def test_every_file_of_a_run_gets_its_name_when_it_is_complete(data: Path, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", noted_replace)
         run_training(data, run, recipe(epochs=2), val=data / "val")
-    assert {path.name for path in run.iterdir()} == named
+    assert {path.name for path in run.iterdir()} == named | {LOCK}
     assert named == {"run.json", "metrics.jsonl", "last.pt", "curves.png", "weights.safetensors", "weights.pth"}
 
 

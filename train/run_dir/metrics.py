@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 from relabel.runtime.typed import parse_json, typed
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
@@ -78,13 +81,16 @@ def metrics_error(path: Path, error: OSError) -> InputError:
 
 
 def draw_curves(run: Path) -> None:
-    """curves.png: loss, accuracies and learning rate over the epochs.
+    """curves.png: loss, accuracies and learning rate over the epochs. Without matplotlib, a warning: training goes on.
 
     Raises:
         InputError: the disk is full or read-only.
     """
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        logger.warning(f"{run / CURVES} is not drawn, because matplotlib is not installed; {METRICS} has the numbers")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator

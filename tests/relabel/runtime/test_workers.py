@@ -30,7 +30,8 @@ def test_full_shared_memory_ends_every_command_with_what_to_do(
     image_folder: Path, tiny_options: list[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "maps" / "cat").mkdir(parents=True)
-    torch.save(torch.zeros(2, 5, 200, 200), tmp_path / "maps" / "cat" / "cat_0.pt")
+    scores, classes = torch.zeros(3, 300, 300), torch.arange(3.0).view(3, 1, 1).expand(3, 300, 300)
+    torch.save(torch.stack([scores, classes]), tmp_path / "maps" / "cat" / "cat_0.pt")
     settings = ("epochs=1", "warmup_epochs=0", "batch_size=8", "image_size=224", "eval_size=32")
     train = ["train", image_folder, "--run-dir", tmp_path / "run", "--arch=resnet10t", "--recipe=single"]
     weights = [f"--checkpoint={tiny_checkpoint}", *model_options(THIN)]

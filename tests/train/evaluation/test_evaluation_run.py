@@ -167,7 +167,7 @@ def test_models_of_other_classes_and_impossible_options_are_rejected(
         ([mine, "--fgsm-epsilon=4/255"], "--fgsm-epsilon is the step of --fgsm; give --fgsm too"),
         ([mine, "--compare-arch=resnet10t"], "--compare-arch resnet10t is the model of --compare; give that too"),
         ([mine, "--amp-dtype=float16"], "--amp-dtype float16 has no effect in float32"),
-        ([mine, "--fgsm", "--fgsm-epsilon=8/0"], "--fgsm-epsilon 8/0: expected a fraction"),
+        ([mine, "--fgsm", "--fgsm-epsilon=8/0"], "--fgsm-epsilon '8/0': expected a fraction"),
         ([mine, "--fgsm", "--fgsm-epsilon=8"], "--fgsm-epsilon 8: expected a share"),
         ([mine, "--eval-crop=2"], "--eval-crop 2.0: expected a share"),
         ([mine, f"--suite={image_folder / 'none'}"], "is not a folder; expected one that holds"),

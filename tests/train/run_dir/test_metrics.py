@@ -1,7 +1,9 @@
-"""Metrics and curves of a run on a full disk."""
+"""Metrics and curves of a run on a full disk, and without matplotlib."""
 
 import contextlib
+import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,3 +44,14 @@ def test_run_directory_of_any_name_gets_its_curves(tmp_path: Path, name: bytes) 
     append_metrics(run, EPOCH)
     draw_curves(run)
     assert (run / CURVES).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_training_goes_on_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    append_metrics(tmp_path, EPOCH)
+    with caplog.at_level(logging.WARNING):
+        draw_curves(tmp_path)
+    assert "curves.png is not drawn, because matplotlib is not installed; metrics.jsonl has the numbers" in caplog.text
+    assert not (tmp_path / CURVES).exists()

@@ -30,7 +30,7 @@ def test_second_training_is_refused_while_the_first_lives_and_starts_when_it_was
     assert first.stdout is not None and first.stdout.readline() == "held\n"
     for resume in (False, True):
         said = refusal(lambda resume=resume: run_training(data, run, recipe(epochs=2), resume=resume))  # type: ignore[misc]
-        assert f"another `relabel train` is writing {run}; wait for it, or use another --run-dir" in said
+        assert f"another `relabel train` is writing to {run}; wait for it to finish, or use another --run-dir" in said
     assert [path.name for path in run.iterdir()] == [LOCK]
     first.kill()
     first.wait()
