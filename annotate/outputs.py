@@ -5,7 +5,7 @@ Without a list of names, output i of the classifier is assumed to be the i-th cl
 
 from torch import nn
 
-from relabel.images.classes import output_names
+from relabel.images.classes import output_names, same_spelling
 from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
 
@@ -20,10 +20,10 @@ def outputs_by_name(classes: str, classifier: nn.Module, images: ImageSet) -> li
     """
     names = output_names(classes, int(classifier.num_classes))  # type: ignore[arg-type]
     output = {name: i for i, name in enumerate(names)}
-    unknown = [name for name in images.classes if name not in output]
+    unknown = [name for name in images.classes if same_spelling(name) not in output]
     if unknown:
         raise InputError(
             f"--classes {classes}: {len(unknown)} of {len(images.classes)} classes of {images.source} are not listed (first:"
             f" {', '.join(unknown[:3])}); the list starts with {names[0]}"
         )
-    return [output[name] for name in images.classes]
+    return [output[same_spelling(name)] for name in images.classes]

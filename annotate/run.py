@@ -24,7 +24,7 @@ from relabel.images.classes import (
     warn_of_plain_order,
 )
 from relabel.images.image_set import ImageSet, keys_digest
-from relabel.images.sources import find_images
+from relabel.images.sources import check_outside, find_images
 from relabel.labels.manifest import PUBLISHED, Manifest
 from relabel.models.card import ModelCard, check_same_model, find_card
 from relabel.models.classifier import create_classifier
@@ -77,6 +77,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; expected at least 1")
     workers = decoding_workers(config.workers)
+    check_outside(labels, images, "--labels")
     image_set = find_images(images)
     card = find_card(config.checkpoint) if config.checkpoint is not None else None
     if card is not None:

@@ -26,7 +26,8 @@ from relabel.runtime.defaults import MIN_AGREEMENT
 from relabel.runtime.errors import InputError
 from relabel.runtime.workers import decoding_workers
 
-MAX_NAMED = 5  # classes listed as having the lowest agreement, and shards that are not finished
+MAX_NAMED = 5  # classes listed as having the lowest agreement, and shards that are not finished or have unreadable images
+MAX_UNREADABLE = 0.2  # of the images; with more, a disk was probably missing when they were annotated
 POOL_BATCH = 256
 INFINITE = 0x7C00  # the bits of float16 infinity; NaN has larger ones
 CHECK_BATCH = 256  # rows checked at a time, so that the working set fits in a core's cache
@@ -84,6 +85,14 @@ def verify(
         if len(keys):
             top1 = np.concatenate([shard.top1 for shard in shards])
             check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, names or ClassNames())
+    if len(unreadable) > MAX_UNREADABLE * (len(keys) + len(unreadable)):
+        affected = [shard_name(number) for number, shard in zip(finished, shards, strict=True) if shard.unreadable]
+        more = f" and {len(affected) - MAX_NAMED} more" if len(affected) > MAX_NAMED else ""
+        report.findings.append(
+            f"{labels}: {len(unreadable)} of {len(keys) + len(unreadable)} images were unreadable and are left out (first:"
+            f" {unreadable[0]}), expected at most {100 * MAX_UNREADABLE:.0f}%. If they can be read now, delete"
+            f" {', '.join(affected[:MAX_NAMED])}{more} and run the command that made the label set again"
+        )
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
     grid = "x".join(map(str, manifest.grid))
     report.notes.insert(

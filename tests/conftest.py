@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run beside one another; set before 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for published weights
 
 import contextlib
+import fcntl
 import resource
 import shutil
 import signal
@@ -73,6 +74,22 @@ def refusal(of: Callable[[], object]) -> str:
     with pytest.raises(InputError) as caught:
         of()
     return str(caught.value)
+
+
+@contextlib.contextmanager
+def leased(path: Path) -> Iterator[Callable[[], None]]:
+    """Make every process that opens the file wait until the yielded function is called, or for 45 s, Linux's default."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # Linux sends it to the holder when a process waits
+    holder = os.open(path, os.O_RDONLY)
+    fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    def release() -> None:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    try:
+        yield release
+    finally:
+        os.close(holder)
 
 
 def write_images(root: Path) -> Path:

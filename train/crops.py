@@ -18,6 +18,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from relabel.images.image_set import ImageSet
 from relabel.labels.maps import LabelMaps
+from relabel.runtime.errors import InputError
 from relabel.runtime.workers import in_shared_memory
 from train.augment import MIRROR, augmentation_draws
 from train.recipe import Recipe
@@ -83,6 +84,12 @@ class RandomCrops(Dataset[Crops]):
         with self.image_set.open_image(index) as encoded:
             size = encoded.width, encoded.height
             windows, draws = draw_crops(recipe, size, seed_of(recipe.seed, epoch, index))
+            if any(left == right or top == bottom for left, top, right, bottom in windows):
+                ratios = " to ".join(f"{ratio:.4g}" for ratio in recipe.crop_ratio)
+                raise InputError(
+                    f"{self.image_set.name(index)}: {size[0]} x {size[1]} pixels are too narrow for a crop of crop_ratio"
+                    f" {ratios} (width by height); remove the image, or set a crop_ratio that includes 1"
+                )
             image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
         crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
         boxes = np.array(windows) / (*size, *size)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from relabel.images.sources import check_outside
 from relabel.runtime.defaults import EVAL_BATCH_SIZE
 from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
@@ -58,6 +59,9 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
     """
     if options.tensorboard:
         require_tensorboard()
+    check_outside(run, images, "--run-dir")
+    if options.val is not None:
+        check_outside(run, options.val, "--run-dir")
     with processes(options.device) as group, contextlib.ExitStack() as held:
         # Data, model, optimizer
         workers = decoding_workers(options.workers)

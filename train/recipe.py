@@ -276,7 +276,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path} has more than {MAX_BYTES} bytes, so it is not a recipe")
     try:
-        return parse_toml(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8-sig"))  # utf-8-sig: Windows writes a byte order mark
     except ValueError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
 

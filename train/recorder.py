@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from relabel.images.decoding import UnreadableImage
+from relabel.images.decoding import UnavailableImage, UnreadableImage
 from relabel.runtime.distributed import Processes
 from train.evaluation.evaluate import Evaluation
 from train.progress import summary
@@ -55,17 +55,15 @@ class Recorder:
         """Evaluate the model if the recipe says so, and record the epoch. The state has been saved.
 
         Raises:
-            UnreadableImage: a validation image cannot be read.
+            UnreadableImage or UnavailableImage: a validation image cannot be read.
         """
         start_s, epoch = time.perf_counter(), metrics["epoch"]
         if self.evaluate is not None and (epoch % self.recipe.eval_epochs == 0 or epoch == self.recipe.epochs):
             self.group.sync_buffers(model)
             try:
                 metrics["val"] = self.evaluate(model).summary()
-            except UnreadableImage as error:
-                raise UnreadableImage(
-                    f"{error}. Epoch {epoch} is saved; fix the image and run again with --resume"
-                ) from None
+            except (UnreadableImage, UnavailableImage) as error:
+                raise type(error)(f"{error}. Epoch {epoch} is saved; fix the image and run again with --resume") from None
         metrics["wall_s"] += time.perf_counter() - start_s
         if self.writer is not None:
             write_epoch(self.writer, metrics)

@@ -23,7 +23,7 @@ from annotate.label_folder import finish, prepare, write_lock
 from annotate.run import AnnotateConfig, load_annotator
 from relabel.images.classes import warn_of_plain_order
 from relabel.images.image_set import ImageSet, keys_digest
-from relabel.images.sources import find_images
+from relabel.images.sources import check_outside, find_images
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import append_shard_line
@@ -66,6 +66,8 @@ def import_maps(
             different label set in the folder.
     """
     workers = decoding_workers(workers)
+    if images is not None:
+        check_outside(labels, images, "--labels")
     places = index_tar(source) if source.is_file() else index_folder(source)
     image_set = find_images(images) if images is not None else None
     if image_set is not None:

@@ -12,7 +12,10 @@ from relabel.runtime.typed import shown
 
 Images = Annotated[
     str,
-    typer.Argument(help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, or hfds/NAME[:SPLIT]."),
+    typer.Argument(
+        help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, or"
+        " hfds/NAME[:SPLIT][?image=COLUMN&label=COLUMN]."
+    ),
 ]
 Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]
 ModelKwargs = Annotated[

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,13 +31,18 @@ class ClassNames:
         self._from_file = read_class_names(file) if file is not None else None
 
     def __call__(self, folder: str) -> str:
-        name = self._from_file.get(folder) if self._from_file is not None else lemma(folder)
+        name = self._from_file.get(same_spelling(folder)) if self._from_file is not None else lemma(folder)
         return folder if name is None else f"{name} ({folder})"
+
+
+def same_spelling(name: str) -> str:
+    """The name with each accented letter as one character (NFC): é can also be two, as in the file names of macOS."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_class_names(file: Path) -> dict[str, str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # utf-8-sig: Windows writes a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read class names from {file}: {error}") from error
     names: dict[str, str] = {}
@@ -46,6 +52,7 @@ def read_class_names(file: Path) -> dict[str, str]:
         folder, *name = line.split("\t" if "\t" in line else None, maxsplit=1)
         if not name or not name[0].strip():
             raise InputError(f"{file} line {number} is {line!r}; expected FOLDER NAME, such as n01440764 tench")
+        folder = same_spelling(folder)
         if folder in names:
             raise InputError(f"{file} line {number} names the folder {folder} again; expected one line per class")
         names[folder] = name[0].strip()
@@ -78,7 +85,7 @@ def numbered_as_imagenet(image_set: ImageSet) -> bool:
 
 
 def output_names(choice: str, num_outputs: int, option: str = "--classes") -> tuple[str, ...]:
-    """The class names of a classifier's outputs, in their order.
+    """The class names of a classifier's outputs, in their order and in one spelling of accented letters (`same_spelling`).
 
     Args:
         choice: a text file with one class name per output; or "timm", for the WordNet ids that timm provides for
@@ -90,6 +97,7 @@ def output_names(choice: str, num_outputs: int, option: str = "--classes") -> tu
     names = timm_class_names(num_outputs, option) if choice == TIMM_CLASSES else read_output_names(Path(choice), option)
     if len(names) != num_outputs:
         raise InputError(f"{option} {choice}: {len(names)} names, but the classifier has {num_outputs} outputs")
+    names = [same_spelling(name) for name in names]
     output = {name: i for i, name in enumerate(names)}
     if len(output) < len(names):
         repeated = next(name for i, name in enumerate(names) if output[name] != i)
@@ -99,7 +107,7 @@ def output_names(choice: str, num_outputs: int, option: str = "--classes") -> tu
 
 def check_recorded_classes(classes: tuple[str, ...], names: str | None, owner: str, option: str) -> None:
     """Raise InputError if names that were given contradict the classes that a relabel checkpoint records."""
-    if names is not None and output_names(names, len(classes), option) != classes:
+    if names is not None and output_names(names, len(classes), option) != tuple(map(same_spelling, classes)):
         raise InputError(
             f"{option} {names}: {owner} records other classes or another order (first: {classes[0]}); leave {option} out"
         )
@@ -159,10 +167,10 @@ def class_indices(image_set: ImageSet, classes: tuple[str, ...], owner: str, *, 
     Raises:
         InputError: a folder is none of the classes; the message names the first three.
     """
-    index = {name: i for i, name in enumerate(classes)}
+    index = {same_spelling(name): i for i, name in enumerate(classes)}
     if classes == imagenet_classes() and (numbered or numbered_as_imagenet(image_set)):
         index |= {str(i): i for i in range(len(classes))}
-    unknown = [name for name in image_set.classes if name not in index]
+    unknown = [name for name in image_set.classes if same_spelling(name) not in index]
     if unknown:
         if len(image_set.classes) == len(classes):
             check_classes(image_set, classes, owner)
@@ -170,7 +178,7 @@ def class_indices(image_set: ImageSet, classes: tuple[str, ...], owner: str, *, 
             f"{image_set.source}: {len(unknown)} of {len(image_set.classes)} class folders are not classes of {owner}"
             f" ({', '.join(unknown[:3])})"
         )
-    return np.array([index[name] for name in image_set.classes])
+    return np.array([index[same_spelling(name)] for name in image_set.classes])
 
 
 def among_classes(image_set: ImageSet, classes: tuple[str, ...], owner: str) -> ImageSet:
@@ -201,7 +209,8 @@ def class_mismatch(known: Sequence[str] | int, found: Sequence[str]) -> str | No
         found: the classes of the images.
     """
     count = known if isinstance(known, int) else len(known)
-    names = found if isinstance(known, int) else known
+    found = [same_spelling(name) for name in found]
+    names = found if isinstance(known, int) else [same_spelling(name) for name in known]
     if count != len(found):
         differing = [f"{name} is unknown" for name in found if name not in set(names)]
         differing += [f"{name} has no folder" for name in names if name not in set(found)]

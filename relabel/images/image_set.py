@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from relabel.images.decoding import EncodedImage, UnreadableImage, open_image
+from relabel.images.decoding import EncodedImage, UnavailableImage, UnreadableImage, open_image
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,16 @@ class ImageSet:
         """Open the file of image `index` without decoding it.
 
         Raises:
-            UnreadableImage: the file is missing, or not an image.
+            UnreadableImage: the file is not an image.
+            UnavailableImage: the file is missing, or the system cannot read it.
         """
         name = self.name(index)
         try:
             file = self.open(self.locations[index])
+        except UnreadableImage:
+            raise
         except Exception as error:  # the tar or data set has disappeared since it was listed
-            raise UnreadableImage(f"{name}: {error}") from error
+            raise UnavailableImage.because(name, error) from error
         with open_image(io.BytesIO(file) if isinstance(file, bytes) else file, name) as encoded:
             yield encoded
 
@@ -79,7 +82,8 @@ class ImageSet:
         """Decode image `index` as RGB.
 
         Raises:
-            UnreadableImage: the file is missing, not an image, or truncated.
+            UnreadableImage: the file is not an image, truncated, or damaged.
+            UnavailableImage: the file is missing, or the system cannot read it.
         """
         with self.open_image(index) as encoded:
             return encoded.decode()[0]

@@ -5,6 +5,7 @@ As a Python list and dict, ImageNet's keys would take ten times the memory, in e
 Shapes: N keys stored, n keys looked up.
 """
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,15 @@ def decode_keys(keys: np.ndarray) -> list[str]:
     return [safe(key.decode()) for key in keys.tolist()]
 
 
+def is_ascii(keys: np.ndarray) -> bool:
+    return not np.ascontiguousarray(keys).view(np.uint8).max(initial=0) & 0x80
+
+
+def composed(keys: np.ndarray) -> np.ndarray:
+    """The keys with each é as one character (NFC); in file names of macOS it is two (NFD)."""
+    return encode_keys([unicodedata.normalize("NFC", key.decode(errors="replace")) for key in keys.tolist()])
+
+
 class KeyIndex:
     """Looks up keys by binary search; `keys` is the (N,) result of `encode_keys`, in any order."""
 
@@ -43,7 +53,14 @@ class KeyIndex:
         self._order = np.argsort(keys, kind="stable")  # label sets are sorted: a stable sort is then one pass
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) int64 index of each key, -1 if it is missing."""
+        """(n,) int64 index of each key, -1 if it is missing. Keys in another spelling of é are found."""
+        found = self._find(keys)
+        missing = found < 0
+        if missing.any() and not (is_ascii(keys[missing]) or is_ascii(self.keys)):
+            found[missing] = KeyIndex(composed(self.keys))._find(composed(keys[missing]))
+        return found
+
+    def _find(self, keys: np.ndarray) -> np.ndarray:
         if len(self.keys) == 0:
             return np.full(len(keys), -1)
         position = np.searchsorted(self.keys, keys, sorter=self._order)

@@ -4,7 +4,7 @@
     images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder
     images.tar            CLASS/*.JPEG at any depth, or one tar per class inside it, as ImageNet's training images come
     ROOT/*.tar            a folder of such tars; a tar without folders is named after its class
-    hfds/NAME[:SPLIT]     a data set that `datasets` loads, from disk or by name; SPLIT defaults to "train"
+    hfds/NAME[:SPLIT]     a data set that `datasets` loads, see relabel/images/hf_dataset.py
 
 An image has the same key in all of them, so one label set serves every source.
 """
@@ -14,36 +14,61 @@ import logging
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from timm.data.readers import create_reader
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 
+from relabel.images.decoding import extensions
+from relabel.images.hf_dataset import HFDS, read_hf_dataset
 from relabel.images.image_set import ImageSet
 from relabel.images.keys import is_utf8
 from relabel.images.tar_members import TarMember, read_member, tar_members
-from relabel.runtime.errors import InputError, first_line
-
-HFDS = "hfds/"
-HFDS_NAME = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # ImageNet's files: n01440764_10026_n01440764.JPEG, class last
+from relabel.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+LAYOUT = "expected CLASS/NAME, the images directly in their class's folder: move them up"
+MAX_ENDINGS = 8  # listed of the files that are left out
 
 
 def find_images(source: Path | str) -> ImageSet:
     """List the images of a source.
 
     Raises:
-        InputError: the source does not exist or has no images, a class folder has none but other files, or two images have
-            the same key.
+        InputError: the source does not exist, has no images or another layout, a class folder has none but other files, or
+            two images have the same key.
     """
-    source = str(source)
+    images = list_images(str(source))
+    if len(images.classes) == 1:
+        logger.warning(
+            f"{source}: all {len(images)} images are of one class, {images.classes[0]}. The class of an image is the folder"
+            " that it is in (CLASS/NAME)"
+        )
+    return images
+
+
+def check_outside(folder: Path, images: Path | str, option: str) -> None:
+    """Refuse to write a folder inside an image folder, where its files would count as a class.
+
+    Raises:
+        InputError: `folder` is inside `images` and not hidden.
+    """
+    source = Path(images)
+    if not source.is_dir():
+        return
+    inside = Path(os.path.relpath(folder.resolve(), source.resolve()))
+    if inside.parts[:1] != ("..",) and not any(part.startswith(".") for part in inside.parts):
+        raise InputError(
+            f"{option} {folder} lies in the image folder {images}, where it would count as a class; name another"
+        )
+
+
+def list_images(source: str) -> ImageSet:
     if source.startswith(HFDS):
-        return from_hf_dataset(source)
+        return make_image_set(source, *read_hf_dataset(source))
     path = Path(source)
     if path.is_file() and path.suffix == ".txt":
         return from_list(path)
@@ -65,22 +90,34 @@ def from_folder(root: Path) -> ImageSet:
     if not folders:
         raise InputError(f"{root} has no sub-folders; expected one folder of images per class (ROOT/CLASS/*.JPEG)")
     keys: list[str] = []
+    left_out: Counter[str] = Counter()
     empty: list[str] = []  # classes without images, as in a part of ImageNet
     for name in folders:
-        content = list((root / name).iterdir())
-        files = [path.name for path in content if is_image(path.name)]
-        inner = [path for path in content if not is_image(path.name) and is_folder(path)]
-        if not files and all(path.name.startswith(".") for path in content):
+        files, inner, others = [], [], []
+        with os.scandir(root / name) as entries:  # tells files from folders without asking the disk again
+            for entry in entries:
+                if is_image(entry.name):
+                    check_regular(entry)
+                    files.append(entry.name)
+                elif is_folder(entry):
+                    inner.append(Path(entry.path))
+                else:
+                    others.append(entry.name)
+        left_out.update(others)
+        images_below = [folder for folder in inner if any(is_image(path.name) for path in folder.iterdir())]
+        if not files and not inner and all(other.startswith(".") for other in others):
             empty.append(name)
         elif not files:
-            hint = f"; it contains {len(inner)} folders: did you mean {root / name}?" if inner else "; fill it or remove it"
-            raise InputError(f"{root / name} contains no images ({', '.join(sorted(extensions()))}){hint}")
-        for path in inner:
-            if any(is_image(p.name) for p in path.iterdir()):
-                raise InputError(
-                    f"{path} contains images, but lies inside the folder of class {name}; an image's class is its parent"
-                    f" folder: move the images up into {name}, or move {path.name} beside it"
+            hint = "; fill it or remove it"
+            if len(inner) == 1 and images_below:
+                hint = (
+                    f", but its folder {inner[0].name} does; {LAYOUT}, or pass {root / name} if {inner[0].name} is a class"
                 )
+            elif inner:
+                hint = f"; it contains {len(inner)} folders: did you mean {root / name}?"
+            raise InputError(f"{root / name} contains no images ({endings()}){hint}")
+        if images_below:
+            raise nested_images(images_below[0], name)
         keys += [f"{name}/{file}" for file in files]
     if not keys:
         raise InputError(f"{root} contains no images: its {len(folders)} class folders are empty; fill them")
@@ -88,14 +125,30 @@ def from_folder(root: Path) -> ImageSet:
         logger.warning(
             f"{len(empty)} of {len(folders)} class folders in {root} are empty (such as {empty[0]}); they count as classes"
         )
+    report_left_out(str(root), left_out)
     return make_image_set(str(root), folders, keys, string_locations(keys), functools.partial(path_in_folder, root))
+
+
+def nested_images(folder: object, name: str) -> InputError:
+    inner = PurePosixPath(str(folder)).name
+    return InputError(
+        f"{folder} contains images, but lies inside the folder of class {name}; an image's class is its parent folder: move"
+        f" the images up into {name}, or move {inner} beside it"
+    )
+
+
+def check_regular(entry: "os.DirEntry[str]") -> None:
+    """Refuse what is named like an image and is no file: it would stop a run that has begun, or hold it for ever."""
+    if not entry.is_file():
+        kind = "a folder" if entry.is_dir() else "a broken link" if entry.is_symlink() else "a pipe, socket or device"
+        raise InputError(f"{entry.path} is named like an image, but is {kind}; remove or rename it")
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
     return sort_classes(p.name for p in root.iterdir() if is_folder(p))
 
 
-def is_folder(path: Path) -> bool:
+def is_folder(path: "Path | os.DirEntry[str]") -> bool:
     return not path.name.startswith(".") and path.name != "lost+found" and path.is_dir()  # every ext4 disk has one
 
 
@@ -104,9 +157,10 @@ def from_list(path: Path) -> ImageSet:
     folder = path.parent.resolve()
     locations: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks its UTF-8
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); expected one path per line") from error
+    folders: set[PurePosixPath] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -118,8 +172,10 @@ def from_list(path: Path) -> ImageSet:
         if key in locations:
             raise InputError(f"{path} line {number}: {image} and {locations[key]} have the same key {key}")
         locations[key] = str(image)
+        folders.add(PurePosixPath(*parts[:-1]))
     if not locations:
         raise InputError(f"{path} lists no images; expected one path per line")
+    check_layout(path, folders)
     classes, opener = sort_classes(key.split("/")[0] for key in locations), functools.partial(path_in_folder, path.parent)
     return make_image_set(str(path), classes, list(locations), string_locations(list(locations.values())), opener)
 
@@ -128,53 +184,74 @@ def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
     """Images in tars, read by their offset: nothing is unpacked, and no tar is kept open."""
     names: dict[str, str] = {}
     locations: list[tuple[int, int, int]] = []  # tar, offset, size: three numbers per image instead of an object
+    left_out: Counter[str] = Counter()
+    broken: list[str] = []
     for number, path in enumerate(tars):
-        for member in tar_members(path):
-            if is_image(PurePosixPath(member.name).name):
-                key = "/".join((path.stem, *PurePosixPath(posixpath.normpath(member.name)).parts)[-2:])
-                if key in names:
-                    raise InputError(f"{path}: {member.name} and {names[key]} have the same key {key}")
-                names[key] = member.name
-                locations.append((number, member.offset, member.size))
-    if not names:
-        raise InputError(
-            f"{source} contains no images ({', '.join(sorted(extensions()))}) in folders or tars named after classes"
+        folders: set[PurePosixPath] = set()
+        for member in tar_members(path, broken):
+            place = PurePosixPath(posixpath.normpath(member.name))
+            if not is_image(place.name):
+                left_out[place.name] += 1
+                continue
+            key = "/".join((path.stem, *place.parts)[-2:])
+            if key in names:
+                raise InputError(f"{path}: {member.name} and {names[key]} have the same key {key}")
+            names[key] = member.name
+            locations.append((number, member.offset, member.size))
+            folders.add(place.parent)
+        check_layout(path, folders)
+    if broken:
+        logger.warning(
+            f"{source}: {len(broken)} links lead to no file in their tar and are left out (first: {broken[0]}); pack the"
+            " files themselves (tar --dereference)"
         )
+    if not names:
+        raise InputError(f"{source} contains no images ({endings()}) in folders or tars named after classes")
+    report_left_out(str(source), left_out)
     classes = sort_classes(key.split("/")[0] for key in names)
     return make_image_set(
         str(source), classes, list(names), tar_locations(locations), functools.partial(read_tar_location, tuple(tars))
     )
 
 
-def from_hf_dataset(source: str) -> ImageSet:
-    """hfds/NAME[:SPLIT], through timm's reader."""
-    name, _, split = source.removeprefix(HFDS).partition(":")
-    try:
-        reader: Any = create_reader(HFDS + name, root=None, split=split or "train")
-        table = reader.dataset.data  # memory-mapped: a column's chunks take no memory until they are read
-        files = [path for chunk in table.column(reader.image_key).chunks for path in chunk.field("path").to_pylist()]
-        targets = table.column(reader.label_key).to_pylist()
-    except ImportError as error:
-        raise InputError(f"reading {source} needs the package datasets: pip install datasets") from error
-    except Exception as error:  # errors of the hub, the disk and the table have no common type
-        raise InputError(f"cannot read {source}: {first_line(error)}") from error
-    classes = tuple(reader.class_to_idx)
-    if not classes:
-        raise InputError(f"{source}: its column {reader.label_key} has no class names")
-    unlabelled = sum(target is None or not 0 <= target < len(classes) for target in targets)
-    if unlabelled:
-        raise InputError(f"{source}: {unlabelled} of its {len(targets)} images have no label; choose another split")
-    names = [Path(file).name if file else f"{row}" for row, file in enumerate(files)]
-    imagenet_names = [HFDS_NAME.fullmatch(name) for name in names]
-    if all(imagenet_names):  # its class indices follow the sorted WordNet ids
-        synsets = {target: match[2] for target, match in zip(targets, imagenet_names, strict=True) if match}
-        classes = tuple(synsets.get(i, name) for i, name in enumerate(classes))
-        names = [match[1] + match[3] for match in imagenet_names if match]
-    keys = [f"{classes[target].replace('/', '-')}/{name}" for target, name in zip(targets, names, strict=True)]
-    repeated = len(keys) - len(set(keys))
-    if repeated:
-        raise InputError(f"{source}: {repeated} images have the same class and file name as another, so keys are not unique")
-    return make_image_set(source, classes, keys, np.arange(len(keys)), functools.partial(read_dataset_row, reader), targets)
+def check_layout(source: Path, folders: set[PurePosixPath]) -> None:
+    """Refuse folders of images that cannot all be classes.
+
+    Raises:
+        InputError: one lies inside another; or some or all lie a folder deeper than the classes, as in CLASS/images/NAME.
+    """
+    inside: dict[PurePosixPath, set[str]] = {}
+    for folder in folders:
+        inside.setdefault(folder.parent, set()).add(folder.name)
+    for folder in sorted(folders):
+        outer = next((parent for parent in folder.parents if parent in folders), None)
+        if outer is not None:
+            raise nested_images(f"{source}:{folder}", outer.name or source.stem)
+        beside = inside.get(folder.parent.parent, {folder.name})
+        if folder.name not in beside:
+            raise InputError(f"{source}: images lie in {folder}, and in {min(beside)} beside {folder.parent}; {LAYOUT}")
+    if len(folders) > 1 and len({folder.name for folder in folders}) == 1:
+        first = min(folders)
+        raise InputError(f"{source}: all images lie in folders named {first.name}, such as {first}; {LAYOUT}")
+
+
+def endings() -> str:
+    return ", ".join(sorted(extensions()))
+
+
+def report_left_out(source: str, names: Counter[str]) -> None:
+    """Say how many files beside the images are left out, by the endings of their names; hidden files are not counted."""
+    by_ending: Counter[str] = Counter()
+    for name, count in names.items():
+        if not name.startswith("."):
+            by_ending[PurePosixPath(name).suffix.lower() or "no ending"] += count
+    if by_ending:
+        most = [f"{count} {ending}" for ending, count in by_ending.most_common(MAX_ENDINGS)]
+        more = f", and {len(by_ending) - len(most)} other endings" if len(by_ending) > len(most) else ""
+        logger.info(
+            f"{source}: {by_ending.total()} files are left out, as their names do not end as those of images do"
+            f" ({', '.join(most)}{more})"
+        )
 
 
 def make_image_set(
@@ -208,25 +285,19 @@ def read_tar_location(tars: tuple[Path, ...], location: Any) -> bytes:
     return read_member(TarMember("", tars[tar], offset, size))
 
 
-def read_dataset_row(reader: Any, row: Any) -> bytes:
-    file, _ = reader[int(row)]
-    with file:
-        content: bytes = file.read()
-    return content
-
-
 def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions()  # noqa: PTH122  (a million names)
-
-
-@functools.cache
-def extensions() -> frozenset[str]:
-    return frozenset(get_img_extensions(as_set=True))
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Each name once; numbers sort as numbers."""
     return tuple(sorted(set(names), key=lambda name: (natural_key(name), name)))  # the name itself: Cat is not cat
+
+
+def natural_key(name: str) -> list[int | str]:
+    """timm's natural_key, but it also takes names with digits that int() cannot read, such as 5² and ①."""
+    parts = re.split(r"(\d{1,4000})", name.lower())  # int() reads no more digits than 4,300
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def string_locations(locations: list[str]) -> np.ndarray:

@@ -16,11 +16,13 @@ MAX_INT = 2**63 - 1  # torch, NumPy and HDF5 count with 64 bits
 def parse_json(content: str | bytes) -> Any:
     """json.loads, with a ValueError for whatever is not JSON, and for what is nested too deeply for later code to walk.
 
+    A byte order mark, which Windows writes, is skipped.
+
     Raises:
         ValueError: with the reason.
     """
     try:
-        value = json.loads(content if isinstance(content, str) else content.decode())
+        value = json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("lists or objects are nested too deeply") from None
     level = [value]

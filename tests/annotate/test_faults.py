@@ -31,7 +31,7 @@ from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
 from tests import processes
 from tests.annotate.test_several_processes import LAST_OF_SHARD_1, held_in_mid_shard
-from tests.conftest import REPOSITORY, THIN, TORCHRUN, Contents, Relabel, wait_until
+from tests.conftest import REPOSITORY, THIN, TORCHRUN, Contents, Relabel, leased, wait_until
 from tests.processes import MOMENTS, Kill, Moment, exit_codes
 
 FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # in the same batch
@@ -129,26 +129,23 @@ def test_killed_process_stops_the_others_and_a_rerun_of_one_process_makes_its_sh
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
     labels, image = tmp_path / "labels", image_folder / LAST_OF_SHARD_1  # shard 1 is the second process's
-    content = image.read_bytes()
-    image.unlink()
-    os.mkfifo(image)
     command = [*TORCHRUN, "-m", "pipeline"]
     command += ["annotate", str(image_folder), "--labels", str(labels), *tiny_options]
-    launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until(lambda: launcher.poll() is not None or len(read_shard_lines(labels)) == 2, 120, "two shards")
-        assert launcher.poll() is None, "the run ended by itself"
-        pid: dict[bytes, int] = {}  # by b"RANK=0" and b"RANK=1"
-        for child in children_of(launcher.pid):
-            pid |= {e: child for e in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if e.startswith(b"RANK=")}
-        os.kill(pid[b"RANK=1"], signal.SIGKILL)
-        _, stderr = launcher.communicate(timeout=120)
-    finally:
-        launcher.kill()
+    with leased(image):
+        launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_until(lambda: launcher.poll() is not None or len(read_shard_lines(labels)) == 2, 120, "two shards")
+            assert launcher.poll() is None, "the run ended by itself"
+            pid: dict[bytes, int] = {}  # by b"RANK=0" and b"RANK=1"
+            for child in children_of(launcher.pid):
+                environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                pid |= {entry: child for entry in environment if entry.startswith(b"RANK=")}
+            os.kill(pid[b"RANK=1"], signal.SIGKILL)
+            _, stderr = launcher.communicate(timeout=120)
+        finally:
+            launcher.kill()
     assert launcher.returncode != 0 and "(SIGKILL)" in stderr
     assert not Path(f"/proc/{pid[b'RANK=0']}").exists()
-    image.unlink()
-    image.write_bytes(content)
     completes()
 
 
@@ -175,17 +172,35 @@ def test_folder_on_a_file_system_without_locks_is_written_with_a_warning(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--skip-unreadable"], ["--skip-unreadable", "--workers=1"]])
 def test_image_deleted_while_running_is_reported_and_once_restored_a_rerun_completes(
-    image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None], more: list[str]
 ) -> None:
     deleted = image_folder / NEXT_TO_IT
     content = deleted.read_bytes()
-    with held_in_mid_shard(image_folder, tmp_path / "labels", tiny_options, FIRST_OF_SHARD_1) as held:
+    with held_in_mid_shard(image_folder, tmp_path / "labels", [*tiny_options, *more], FIRST_OF_SHARD_1) as held:
         deleted.unlink()
         held.let_go()
         message = ended(held.process)
-    assert f"1 unreadable images in shard 1 of 3:\n  {deleted}: [Errno 2] No such file or directory" in message
+    assert message.startswith(
+        f"relabel: {deleted}: [Errno 2] No such file or directory. Make it readable, or remove it from"
+    )
     deleted.write_bytes(content)
+    completes()
+
+
+@pytest.mark.slow
+def test_images_whose_folder_goes_away_are_not_skipped_as_unreadable(
+    image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
+) -> None:
+    away, options = tmp_path / "away", [*tiny_options, "--skip-unreadable"]
+    with held_in_mid_shard(image_folder, tmp_path / "labels", options, FIRST_OF_SHARD_1) as held:
+        image_folder.rename(away)
+        held.let_go()
+        message = ended(held.process)
+    assert f"{image_folder}/dog/" in message and "[Errno 2] No such file or directory" in message
+    assert sorted(read_shard_lines(tmp_path / "labels")) == [0]
+    away.rename(image_folder)
     completes()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.data import ImageNetInfo
 
@@ -14,6 +15,7 @@ from relabel.labels.manifest import Manifest
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
 from tests.conftest import Relabel
+from tests.label_sets import named_images
 
 NAMES = ["eel", "bat\tof the kind that flies", "dog", "cat"]  # the tiny annotator's classes are cat, dog and eel
 ROWS = [2, 0, 1, 0]  # rows of its head, in the order of NAMES; "bat" gets the row of "cat"
@@ -96,3 +98,11 @@ def test_timm_option_matches_wordnet_ids_of_imagenet(image_folder: Path) -> None
     classifier.num_classes = 7
     with pytest.raises(InputError, match="timm has no names for a classifier of 7 classes"):
         outputs_by_name("timm", classifier, find_images(image_folder))
+
+
+def test_accented_letter_of_one_character_is_the_same_as_of_two(tmp_path: Path) -> None:
+    one, two = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "names.txt").write_text(f"eau\n{one}\n", encoding="utf-8-sig")
+    images = named_images((two, "eau"), (f"{two}/x.JPEG", "eau/x.JPEG"), [0, 1])
+    classifier = timm.create_model("resnet10t", num_classes=2, stem_width=8, channels=(8, 8, 8, 16))
+    assert outputs_by_name(str(tmp_path / "names.txt"), classifier, images) == [1, 0]

@@ -298,7 +298,7 @@ def test_unreadable_images_of_a_shard_are_all_listed(
     assert contents(tmp_path / "labels") == contents(undisturbed)
 
 
-def test_skipped_unreadable_images_are_recorded_and_the_label_set_passes_verify(
+def test_skipped_unreadable_images_are_recorded_and_verify_reports_so_many_of_them(
     annotate: Relabel, relabel_here: Relabel, image_folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     bad = [KEYS[3], KEYS[5], KEYS[6], KEYS[7], KEYS[8]]  # some of shard 1, all of shard 2
@@ -315,10 +315,45 @@ def test_skipped_unreadable_images_are_recorded_and_the_label_set_passes_verify(
     maps, expected = store.gather(store.rows(readable)), whole.gather(whole.rows(readable))
     assert torch.allclose(maps.scores.float(), expected.scores.float(), rtol=2e-3, atol=2e-3)
     verified = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
-    assert verified.returncode == 0, verified.stdout
-    assert "5 unreadable images left out" in verified.stdout
+    assert verified.returncode == 1
+    assert "5 unreadable images left out" in verified.stdout and "1 error\n" in verified.stdout
+    assert (
+        f"ERROR {labels}: 5 of 9 images were unreadable and are left out (first: {bad[0]}), expected at most 20%. If they"
+        f" can be read now, delete {shard_name(1)}, {shard_name(2)} and run" in verified.stdout
+    )
     assert annotate().returncode == 1  # they are still unreadable
-    assert relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0).returncode == 0
+
+
+def test_label_set_with_one_skipped_image_passes_verify(
+    annotate: Relabel, relabel_here: Relabel, image_folder: Path, tmp_path: Path
+) -> None:
+    truncate(image_folder / KEYS[3])
+    assert annotate("--skip-unreadable").returncode == 0
+    verified = relabel_here("verify", tmp_path / "labels", "--images", image_folder, "--min-agreement", 0)
+    assert verified.returncode == 0, verified.stdout
+    assert "1 unreadable images left out" in verified.stdout
+
+
+def test_label_set_and_run_inside_the_image_folder_are_refused(
+    relabel_here: Relabel, image_folder: Path, tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(image_folder)
+    monkeypatch.chdir(image_folder)
+    for inside in (
+        image_folder / "labels",
+        tmp_path / "link" / "cat" / "labels",
+        "labels",
+        tmp_path / "new" / ".." / "images",
+    ):
+        finished = relabel_here("annotate", image_folder, "--labels", inside, *tiny_options)
+        assert finished.returncode == 1
+        assert f"--labels {inside} lies in the image folder {image_folder}, where it would count as" in finished.stderr
+    (tmp_path / "val").mkdir()
+    for images, val in ((image_folder, tmp_path / "val"), (tmp_path / "val", image_folder)):
+        finished = relabel_here("train", images, "--run-dir", image_folder / "run", "--recipe", "single", "--val", val)
+        assert finished.returncode == 1
+        assert f"--run-dir {image_folder}/run lies in the image folder {image_folder}, where" in finished.stderr
+    assert sorted(p.name for p in image_folder.iterdir()) == ["cat", "dog", "eel"]
 
 
 def test_default_topk_keeps_all_of_few_classes_and_a_different_number_of_image_classes_gives_a_warning(

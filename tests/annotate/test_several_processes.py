@@ -1,17 +1,14 @@
 """Runs of annotate that are killed, started twice, or use several processes all give a label set with the same bytes.
 
-A named pipe in place of an image makes a run wait there for as long as a test needs: reading from the pipe blocks.
+A lease on an image makes a run wait there for as long as a test needs: opening the file blocks until the lease is released.
 """
 
-import fcntl
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,7 @@ import pytest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import SHARD_LINES, read_shard_lines
 from relabel.labels.shards import shard_name
-from tests.conftest import REPOSITORY, TORCHRUN, Contents, Relabel, free_port, wait_until
+from tests.conftest import REPOSITORY, TORCHRUN, Contents, Relabel, free_port, leased, wait_until
 
 LAST_OF_SHARD_1 = "dog/dog_4.JPEG"
 
@@ -31,46 +28,22 @@ class Held:
     """A run that waits for an image; `let_go` supplies the image."""
 
     process: "subprocess.Popen[str]"
-    pipe: int
-    content: bytes
-
-    def let_go(self) -> None:
-        os.write(self.pipe, self.content)
-        # Closing before the run has read it would make the run wait forever.
-        wait_until(lambda: self.unread() == 0, 60, "the run to read the image")
-        self.close()
-
-    def unread(self) -> int:
-        """Bytes in the pipe."""
-        number: int = struct.unpack("i", fcntl.ioctl(self.pipe, termios.FIONREAD, struct.pack("i", 0)))[0]
-        return number
-
-    def close(self) -> None:
-        if self.pipe >= 0:
-            os.close(self.pipe)
-        self.pipe = -1
+    let_go: Callable[[], None]
 
 
 @contextmanager
 def held_in_mid_shard(images: Path, labels: Path, options: list[str], key: str = LAST_OF_SHARD_1) -> Iterator[Held]:
-    """A run that has finished shard 0 and waits for an image of shard 1. On exit, the image is restored."""
-    image = images / key
-    content = image.read_bytes()
-    image.unlink()
-    os.mkfifo(image)
+    """A run that has finished shard 0 and waits for an image of shard 1."""
     command = [sys.executable, "-m", "pipeline", "annotate", str(images), "--labels", str(labels), *options]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    held = Held(process, os.open(image, os.O_RDWR), content)  # we hold the writing end open, so that reads block
-    try:
-        wait_until(lambda: process.poll() is not None or read_shard_lines(labels), 120, "the first shard")
-        assert process.poll() is None, "the run ended early"
-        yield held
-    finally:
-        process.kill()
-        process.wait(timeout=60)
-        held.close()  # decoding workers that outlive the run wake up and exit
-        image.unlink()
-        image.write_bytes(content)
+    with leased(images / key) as let_go:  # on leaving it, decoding workers that outlive the run wake up and exit
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_until(lambda: process.poll() is not None or read_shard_lines(labels), 120, "the first shard")
+            assert process.poll() is None, "the run ended early"
+            yield Held(process, let_go)
+        finally:
+            process.kill()
+            process.wait(timeout=60)
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
+from relabel.runtime import workers
+from relabel.runtime.errors import InputError
 from train.augment import MIRROR
 from train.crops import RandomCrops, TrainingBatches, collate, reduction_for
 from train.recipe import Recipe, load_recipe
@@ -230,3 +232,18 @@ def test_processes_share_every_batch_without_overlap() -> None:
     for batch, a, b in zip(whole, first, second, strict=True):
         assert len(a) == len(b) == 2
         assert sorted(a + b) == sorted(batch)
+
+
+@pytest.mark.parametrize(("size", "ratio"), [((1, 20), (3.0, 4.0)), ((20, 1), (0.25, 0.3))])
+def test_image_that_is_too_narrow_for_a_crop_is_named(
+    tmp_path: Path, size: tuple[int, int], ratio: tuple[float, float]
+) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", size).save(tmp_path / "a" / "thin.png")
+    crops = RandomCrops(find_images(tmp_path), dataclasses.replace(SMALL, crop_ratio=ratio))
+    loader = DataLoader(crops, batch_sampler=[[(0, 0)]], num_workers=1, collate_fn=collate)
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}/a/thin\.png: {size[0]} x {size[1]} pixels are too narrow for a crop"
+    ):
+        next(workers.batches_of(loader))
+    assert RandomCrops(find_images(tmp_path), SMALL)[(0, 0)].images.shape == (1, 3, 24, 24)

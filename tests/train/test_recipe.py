@@ -156,3 +156,8 @@ def test_setting_that_is_not_finite_is_rejected(setting: str) -> None:
 def test_schedule_too_short_for_cutmix_is_rejected() -> None:
     with pytest.raises(InputError, match="cutmix_off_epochs = 5 must be less than epochs = 5; set both"):
         load_recipe("relabel-cutmix", ["epochs=5", "warmup_epochs=0"])
+
+
+def test_byte_order_mark_of_a_recipe_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('inherit = "single"\r\nepochs = 7\r\n', encoding="utf-8-sig")
+    assert load_recipe(str(tmp_path / "mine.toml")).epochs == 7

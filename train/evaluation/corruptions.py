@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from relabel.images.sources import find_images
-from relabel.runtime.errors import InputError
+from relabel.images.sources import check_outside, find_images
 from relabel.runtime.files import atomic_folder
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -98,11 +97,11 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
     """Write every image of an image folder under every corruption and severity, by its key. Returns the number of files.
 
     Raises:
-        InputError: `images` is not an image folder, `folder` is not empty or lies within it, or the disk cannot be written.
+        InputError: `images` is not a source of images, `folder` is not empty or is inside `images`, or the disk cannot be
+            written.
     """
+    check_outside(folder, images, "the folder")
     source = find_images(images)
-    if folder.resolve().is_relative_to(Path(images).resolve()):
-        raise InputError(f"{folder} lies in {images}, where it would count as a class; name a folder beside it")
     with atomic_folder(folder) as unfinished:
         for corruption in CORRUPTIONS:
             for severity in SEVERITIES:
@@ -118,8 +117,8 @@ def write_corrupted(images: Path | str, folder: Path, seed: int = 0) -> int:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Save in the format of the suffix; JPEG nearly without loss."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        image.save(path, quality=QUALITY, subsampling=0)
+    """Save as JPEG, nearly without loss, if the suffix says so; else as PNG, which readers recognise under any name."""
+    if Image.registered_extensions().get(path.suffix.lower()) == "JPEG":
+        image.save(path, "JPEG", quality=QUALITY, subsampling=0)
     else:
-        image.save(path)
+        image.save(path, "PNG")

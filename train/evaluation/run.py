@@ -11,7 +11,7 @@ import torch
 
 from relabel.images.classes import ClassNames, among_classes, check_recorded_classes, classes_with_images
 from relabel.images.image_set import ImageSet
-from relabel.images.sources import find_images
+from relabel.images.sources import check_outside, find_images
 from relabel.runtime.defaults import EVAL_BATCH_SIZE, MAX_PIXELS, HalfPrecision
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
@@ -126,6 +126,8 @@ def evaluate_checkpoint(images: Path | str, options: EvalOptions) -> dict[str, A
     workers = decoding_workers(options.workers)
     if options.output is not None:
         check_output(options.output, is_result, options.force)
+        if not options.output.parent.is_dir():
+            check_outside(options.output.parent, images, "--output in")
     names = ClassNames(options.class_names)
     image_set = find_images(images)
     with processes(options.device) as group:

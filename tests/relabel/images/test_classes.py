@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from relabel.images.classes import ClassNames
+from relabel.images.classes import ClassNames, class_indices, class_mismatch
 from relabel.runtime.errors import InputError
+from tests.label_sets import named_images
 
 
 def test_wordnet_ids_get_their_lemma_and_other_folders_keep_their_name() -> None:
@@ -35,3 +36,18 @@ def test_malformed_or_repeated_lines_are_rejected(tmp_path: Path, content: str, 
         ClassNames(tmp_path / "names.txt")
     with pytest.raises(InputError, match="cannot read class names"):
         ClassNames(tmp_path / "none.txt")
+
+
+def test_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("7 seven\r\n8 eight\r\n", encoding="utf-8-sig")
+    assert ClassNames(tmp_path / "names.txt")("7") == "seven (7)"
+
+
+def test_accented_letter_of_one_character_is_the_same_as_of_two(tmp_path: Path) -> None:
+    one, two = "caf\u00e9", "cafe\u0301"
+    images = named_images((two, "thé"), (), [])
+    assert class_mismatch((one, "thé"), images.classes) is None
+    assert class_mismatch((one, "eau"), images.classes) == "different class names or order: expected eau, found thé"
+    assert class_indices(images, ("eau", "thé", one), "the model").tolist() == [2, 1]
+    (tmp_path / "names.txt").write_text(f"{one} coffee\n", encoding="utf-8")
+    assert ClassNames(tmp_path / "names.txt")(two) == f"coffee ({two})"

@@ -1,17 +1,24 @@
 """Decoding of every kind of image file, including damaged ones."""
 
+import contextlib
+import errno
 import io
+import os
 import random
+import socket
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from relabel.images.decoding import UnreadableImage, read_rgb
+from relabel.images import decoding
+from relabel.images.decoding import FORMATS, UnavailableImage, UnreadableImage, extensions, read_rgb
+from tests.conftest import leased
 
 RGB = np.array([[[250, 10, 20], [30, 240, 50], [60, 70, 230]], [[0, 0, 0], [255, 255, 255], [1, 2, 3]]], dtype=np.uint8)
 
@@ -99,19 +106,21 @@ def truncated_jpeg() -> bytes:
     return whole.getvalue()[: len(whole.getvalue()) // 2]
 
 
-def png_of_400_megapixels() -> bytes:
-    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+def png_of(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [header, b"IDAT" + zlib.compress(bytes(100))]
     framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
-def dds_of_unknown_pixel_format() -> bytes:
+def postscript() -> bytes:
+    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{ } loop\n%%EOF\n"
+
+
+def dds() -> bytes:
     whole = io.BytesIO()
     Image.fromarray(RGB).save(whole, "DDS")
-    damaged = bytearray(whole.getvalue())
-    damaged[80:84] = bytes(4)  # no flags: neither RGB nor compressed
-    return bytes(damaged)
+    return whole.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -120,10 +129,12 @@ def dds_of_unknown_pixel_format() -> bytes:
         (truncated_jpeg(), "truncated"),
         (b"<html>404 not found</html>", "cannot identify image file"),
         (b"", "cannot identify image file"),
-        (png_of_400_megapixels(), "exceeds limit"),
-        (dds_of_unknown_pixel_format(), "pixel format"),
+        (png_of(20_000, 20_000), "exceeds limit"),
+        (png_of(1, 89_000_000), "1 x 89000000 pixels; sides of up to 65,535 pixels can be read"),
+        (postscript(), "cannot identify image file"),
+        (dds(), "cannot identify image file"),
     ],
-    ids=["truncated", "text", "empty", "bomb", "unknown pixel format"],
+    ids=["truncated", "text", "empty", "bomb", "long bomb", "postscript", "another format"],
 )
 def test_unreadable_file_is_reported_with_its_name_and_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "x.JPEG"
@@ -135,9 +146,96 @@ def test_unreadable_file_is_reported_with_its_name_and_the_reason(tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
+def test_program_in_the_place_of_an_image_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho run >{tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow remembers whether there is one
+    for ending in ("jpg", "png", "eps"):
+        (tmp_path / f"x.{ending}").write_bytes(postscript())
+        with pytest.raises(UnreadableImage, match="cannot identify image file"):
+            read_rgb(tmp_path / f"x.{ending}")
+    assert not (tmp_path / "ran").exists()
+    with contextlib.suppress(OSError):
+        Image.open(tmp_path / "x.jpg").load()
+    assert (tmp_path / "ran").exists(), "Pillow by itself runs it"
+
+
 def test_missing_image_is_reported_with_its_name_and_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage, match=rf"{tmp_path}/x\.JPEG: .*No such file or directory$"):
+    with pytest.raises(
+        UnavailableImage, match=rf"^{tmp_path}/x\.JPEG: \[Errno 2\] No such file or directory\. Make it readable"
+    ):
         read_rgb(tmp_path / "x.JPEG")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "broken link", "link to itself", "name with a zero"])
+def test_what_is_no_regular_file_is_unavailable_and_never_waited_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    path = Path("x.JPEG")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "name with a zero":
+        path = Path("x\0.JPEG")
+    else:
+        path.symlink_to({"device": "/dev/zero", "broken link": "nowhere", "link to itself": str(path)}[kind])
+    with pytest.raises(UnavailableImage, match=r"^x.*\.JPEG: "):
+        read_rgb(path)
+
+
+def test_error_of_the_system_while_reading_is_not_taken_for_damage(tmp_path: Path) -> None:
+    class FailingDisk(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 1000:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(min(size or 0, 1000) if size != -1 else 1000)
+
+    jpeg = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3)).astype(np.uint8)).save(jpeg, "JPEG")
+    with pytest.raises(UnavailableImage, match=r"x\.JPEG: \[Errno 5\] Input/output error"):
+        read_rgb(FailingDisk(jpeg.getvalue()), "x.JPEG")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read_under_every_ending_of_its_names(tmp_path: Path, form: str) -> None:
+    flat = Image.new("RGB", (16, 8), (250, 10, 20))
+    own = [ending for ending, name in Image.registered_extensions().items() if name == form and ending in extensions()]
+    assert own
+    for ending in own:
+        flat.save(tmp_path / f"x{ending}", form)
+        assert np.abs(decoded(tmp_path / f"x{ending}")[4, 8].astype(int) - (250, 10, 20)).max() < 12
+
+
+def test_endings_of_formats_that_are_not_read_are_not_those_of_images() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif", ".mpo"} <= extensions()
+    assert extensions().isdisjoint({".eps", ".ps", ".pdf", ".wmf", ".h5", ".psd", ".svg", ""})
+
+
+def test_sixteen_bit_grey_that_uses_twelve_bits_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "warned_of_darkness", [])
+    for name, largest in (("black", 0), ("bright", 4096), ("dark", 4095), ("dark too", 3000)):
+        Image.fromarray(np.array([[0, largest]], dtype=np.uint16)).save(tmp_path / f"{name}.png")
+        read_rgb(tmp_path / f"{name}.png")
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/dark.png: 16-bit greyscale with values up to 4095 of 65,535 is nearly black; if white is 4,095"
+        " (12 bits), multiply the values of such images by 16 and save them again"
+    ]
+
+
+def test_image_under_a_lease_is_read_once_the_lease_is_given_up(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "x.png")
+    with leased(tmp_path / "x.png") as let_go:
+        released = threading.Timer(0.3, let_go)
+        released.start()
+        assert (decoded(tmp_path / "x.png") == RGB).all()
+        released.join()
 
 
 @pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P"), ("GIF", "P")])

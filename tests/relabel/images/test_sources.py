@@ -2,17 +2,20 @@
 
 import io
 import multiprocessing
+import os
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from relabel.images.decoding import UnreadableImage
+from relabel.images.decoding import UnavailableImage, UnreadableImage
 from relabel.images.image_set import ImageSet, keys_digest
-from relabel.images.sources import find_images
+from relabel.images.sources import find_images, sort_classes
 from relabel.runtime.errors import InputError
 from tests.conftest import CLASS_SIZES, Relabel, write_images
 
@@ -52,6 +55,111 @@ def test_other_files_and_hidden_files_are_not_listed_as_images(tmp_path: Path) -
         (tmp_path / "a" / name).write_text("not an image")
     (tmp_path / "list.JPEG").write_text("beside the class folders")
     assert find_images(tmp_path).keys == ("a/x.JPEG",)
+
+
+def test_names_with_digits_that_are_no_decimal_numbers_sort_as_text(tmp_path: Path) -> None:
+    names = ("①", "②", "5²", "10", "2", "x" + "9" * 200)
+    assert set(find_images(put(tmp_path, *(f"{name}/x.JPEG" for name in names))).classes) == set(names)
+    assert sort_classes(["b10", "B9", "b2x", "a", "10", "9", "b2", "Zebra"]) == (
+        "9",
+        "10",
+        "a",
+        "b2",
+        "b2x",
+        "B9",
+        "b10",
+        "Zebra",
+    )
+    assert sort_classes(["9" * 5000, "5²", "②", "10²"]) == ("5²", "10²", "9" * 5000, "②")
+
+
+def test_files_of_all_formats_are_images_and_how_many_others_are_left_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(
+        tmp_path,
+        "a/x.webp",
+        "a/y.BMP",
+        "a/z.gif",
+        "b/x.tif",
+        "b/y.jfif",
+        "b/z.avif",
+        "b/notes.svg",
+        "a/1.HEIC",
+        "a/2.heic",
+        "a/no",
+    )
+    put(tmp_path, "a/.DS_Store")
+    with caplog.at_level("INFO"):
+        assert len(find_images(tmp_path)) == 6
+    said = "4 files are left out, as their names do not end as those of images do (2 .heic, 1 no ending, 1 .svg)"
+    assert caplog.messages == [f"{tmp_path}: {said}"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "broken link"])
+def test_what_is_named_like_an_image_and_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = put(tmp_path, "a/x.JPEG") / "a" / "y.JPEG"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"{path} is named like an image, but is a {kind}.*; remove or rename it"):
+        find_images(tmp_path)
+
+
+def test_link_to_an_image_is_an_image(tmp_path: Path) -> None:
+    put(tmp_path, "pool/x.JPEG", "train/a/x.JPEG", "train/b/x.JPEG")
+    (tmp_path / "train/b/y.JPEG").symlink_to("../../pool/x.JPEG")
+    assert find_images(tmp_path / "train").keys == ("a/x.JPEG", "b/x.JPEG", "b/y.JPEG")
+
+
+def test_one_class_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    find_images(put(tmp_path, "a/x.JPEG", "a/y.JPEG"))
+    assert caplog.messages == [
+        f"{tmp_path}: all 2 images are of one class, a. The class of an image is the folder that it is in (CLASS/NAME)"
+    ]
+
+
+LAYOUTS = [
+    (("cat/images/1.JPEG", "dog/images/2.JPEG"), "in folders named images, such as .*cat/images; expected CLASS/NAME"),
+    (("cat/images/1.JPEG", "dog/2.JPEG"), "images lie in .*cat/images, and in dog beside .*cat; expected CLASS/NAME"),
+    (
+        ("cat/1.JPEG", "cat/images/2.JPEG", "dog/3.JPEG"),
+        "cat/images contains images, but lies inside the folder of class cat",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), LAYOUTS, ids=["all", "some", "both"])
+def test_images_in_a_folder_of_their_class_are_refused_with_the_layout_that_is_expected(
+    tmp_path: Path, keys: tuple[str, ...], message: str
+) -> None:
+    root = put(tmp_path / "train", *keys)
+    (tmp_path / "list.txt").write_text("\n".join(f"train/{key}" for key in keys))
+    for source in (as_tar(root, tmp_path), str(tmp_path / "list.txt")):
+        with pytest.raises(InputError, match=message):
+            find_images(source)
+    with pytest.raises(
+        InputError, match=r"cat contains no images .*, but its folder images does; expected CLASS|lies inside"
+    ):
+        find_images(root)
+
+
+def test_list_may_name_images_of_the_same_classes_in_several_folders(tmp_path: Path) -> None:
+    keys = ("cat/1.JPEG", "dog/2.JPEG", "more/cat/3.JPEG", "more/dog/4.JPEG", "train/a/cat/5.JPEG")
+    put(tmp_path, *keys)
+    (tmp_path / "list.txt").write_text("\n".join(keys))
+    assert find_images(tmp_path / "list.txt").keys == ("cat/1.JPEG", "cat/3.JPEG", "cat/5.JPEG", "dog/2.JPEG", "dog/4.JPEG")
+
+
+def test_images_beside_the_class_folders_of_a_tar_are_no_class_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path / "d", "cat/1.JPEG", "dog/2.JPEG", "preview.JPEG")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "d", ".")
+    with pytest.raises(InputError, match=r"x\.tar:cat contains images, but lies inside the folder of class x; "):
+        find_images(tmp_path / "x.tar")
 
 
 def test_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
@@ -228,6 +336,63 @@ def test_index_finds_every_key_and_no_other(elsewhere: ImageSet) -> None:
             elsewhere.index(stranger)
 
 
+def test_links_in_a_tar_are_the_images_that_they_lead_to_and_broken_ones_are_counted(
+    tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    farm = tmp_path / "train"
+    for image in root.glob("*/*"):
+        (farm / image.parent.name).mkdir(parents=True, exist_ok=True)
+        (farm / image.parent.name / image.name).write_bytes(image.read_bytes())
+    (farm / "dog" / "hard.JPEG").hardlink_to(farm / "eel" / "eel_0.JPEG")
+    (farm / "cat" / "a soft.JPEG").symlink_to("../eel/eel_1.JPEG")  # comes before what it leads to
+    (farm / "cat" / "chain.JPEG").symlink_to("a soft.JPEG")
+    (farm / "fox").symlink_to("cat")
+    expected = find_images(farm)
+    assert len(expected) == 9 + 3 + 3
+    images = find_images(as_tar(farm, tmp_path))
+    assert (images.keys, images.classes) == (expected.keys, expected.classes)
+    assert [pixels_of(images, i) for i in range(len(images))] == [pixels_of(expected, i) for i in range(len(images))]
+    assert not caplog.messages
+    (farm / "cat" / "out.JPEG").symlink_to(root / "cat" / "cat_0.JPEG")
+    (farm / "cat" / "loop.JPEG").symlink_to("loop.JPEG")
+    assert find_images(as_tar(farm, tmp_path)).keys == expected.keys
+    assert "train.tar: 4 links lead to no file in their tar and are left out (first: train/cat/" in caplog.messages[0]
+
+
+def test_links_in_a_tar_inside_a_tar_are_resolved_in_it(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "0.JPEG").write_bytes((root / "dog/dog_0.JPEG").read_bytes())
+    (tmp_path / "dog" / "1.JPEG").hardlink_to(tmp_path / "dog" / "0.JPEG")
+    for name in ("dog", "fox"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for image in sorted((tmp_path / "dog").iterdir()):
+                tar.add(image, image.name)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(tmp_path / "dog.tar", "dog.tar")
+        tar.add(tmp_path / "fox.tar", "fox.tar")
+    images = find_images(tmp_path / "all.tar")
+    assert images.keys == ("dog/0.JPEG", "dog/1.JPEG", "fox/0.JPEG", "fox/1.JPEG")
+    assert len({pixels_of(images, i) for i in range(4)}) == 1
+
+
+@pytest.mark.parametrize("form", [["--format=gnu"], ["--format=posix"], ["--format=posix", "--sparse-version=0.1"]])
+def test_images_that_are_stored_sparsely_in_a_tar_are_read(tmp_path: Path, form: list[str]) -> None:
+    put(tmp_path / "train", "a/0.bmp", "b/1.JPEG")
+    Image.new("RGB", (200, 300)).save(tmp_path / "train/a/0.bmp")
+    os.truncate(tmp_path / "train/a/0.bmp", 400_000)
+    subprocess.run(["tar", "--sparse", *form, "-cf", tmp_path / "x.tar", "-C", tmp_path, "train"], check=True)
+    assert (tmp_path / "x.tar").stat().st_size < 250_000
+    images = find_images(tmp_path / "x.tar")
+    assert images.keys == ("a/0.bmp", "b/1.JPEG")
+    assert images.read(0).size == (200, 300) and images.read(1).size == (3, 2)
+
+
+def test_byte_order_mark_of_a_list_is_no_part_of_the_first_class(tmp_path: Path) -> None:
+    put(tmp_path, "cat/x.JPEG", "dog/x.JPEG")
+    (tmp_path / "list.txt").write_text("cat/x.JPEG\r\ndog/x.JPEG\r\n", encoding="utf-8-sig")
+    assert find_images(tmp_path / "list.txt").keys == ("cat/x.JPEG", "dog/x.JPEG")
+
+
 def test_tars_beside_class_folders_are_ignored(tmp_path: Path) -> None:
     put(tmp_path, "cat/x.JPEG")
     (tmp_path / "cat.tar").write_bytes(b"what the folder was unpacked from")
@@ -246,10 +411,13 @@ def test_truncated_image_in_a_tar_is_named_by_tar_and_key(tmp_path: Path, root: 
         find_images(tmp_path / "x.tar").read(0)
 
 
-def test_image_of_a_deleted_tar_is_unreadable(tmp_path: Path, root: Path) -> None:
+def test_image_of_a_deleted_or_shortened_tar_is_unavailable_and_not_merely_unreadable(tmp_path: Path, root: Path) -> None:
     images = find_images(as_tar(root, tmp_path))
+    os.truncate(tmp_path / "train.tar", 2000)
+    with pytest.raises(UnavailableImage, match=r"train\.tar:eel/eel_2\.JPEG: the tar has become shorter: 0 of"):
+        images.read(8)
     (tmp_path / "train.tar").unlink()
-    with pytest.raises(UnreadableImage, match=r"train\.tar:cat/cat_0\.JPEG: .*No such file"):
+    with pytest.raises(UnavailableImage, match=r"train\.tar:cat/cat_0\.JPEG: .*No such file"):
         images.read(0)
 
 
@@ -352,3 +520,71 @@ def test_imagenet_from_the_hub_has_the_same_keys_as_the_folder(tmp_path: Path) -
     assert images.classes == ("n01440764", "n01443537")
     assert images.keys == ("n01440764/n01440764_1.JPEG", "n01440764/n01440764_10026.JPEG", "n01443537/n01443537_2.JPEG")
     assert images.targets.tolist() == [0, 0, 1]
+
+
+def data_set(folder: Path, names: list[str | None], image: str = "image", label: str = "label") -> Any:
+    """Rows whose image i is of grey value i, alternately cat and dog."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=["cat", "dog"])})
+    pngs = []
+    for i in range(len(names)):
+        png = io.BytesIO()
+        Image.new("L", (3, 2), i).save(png, "PNG")
+        pngs.append(png.getvalue())
+    rows = {
+        image: [{"bytes": png, "path": name} for png, name in zip(pngs, names, strict=True)],
+        label: [i % 2 for i in range(len(names))],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def grey_by_key(images: ImageSet) -> dict[str, int]:
+    return {key: images.read(i).getpixel((0, 0))[0] for i, key in enumerate(images.keys)}
+
+
+def test_row_without_a_file_name_has_the_same_key_in_every_slice(tmp_path: Path) -> None:
+    data_set(tmp_path, [None] * 10).to_parquet(str(tmp_path / "data" / "train-0.parquet"))
+    whole = grey_by_key(find_images(f"hfds/{tmp_path}/data"))
+    assert whole == {f"{('cat', 'dog')[i % 2]}/{i}": i for i in range(10)}
+    for split in ("train[50%:]", "train[:2]", "train[-3:]", "train[:20%]+train[70%:]"):
+        part = grey_by_key(find_images(f"hfds/{tmp_path}/data:{split}"))
+        assert 2 <= len(part) < 10 and part.items() <= whole.items(), split
+
+
+def test_rows_of_two_splits_without_file_names_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        data_set(tmp_path, [None] * 4).to_parquet(str(tmp_path / "data" / f"{split}-0.parquet"))
+    with pytest.raises(InputError, match=r"split train\+test: the images have no file names.*; name one"):
+        find_images(f"hfds/{tmp_path}/data:train+test")
+
+
+def test_data_set_written_by_save_to_disk_is_read_as_one_or_by_split(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = data_set(tmp_path, [f"{i}.png" for i in range(6)])
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=rows, test=rows.select([5, 0])).save_to_disk(str(tmp_path / "two"))
+    whole = {f"{('cat', 'dog')[i % 2]}/{i}.png": i for i in range(6)}
+    for source in ("one", "one:train", "two", "two:train", "one:train[:3]+train[3:]"):
+        assert grey_by_key(find_images(f"hfds/{tmp_path}/{source}")) == whole, source
+    assert grey_by_key(find_images(f"hfds/{tmp_path}/two:test")) == {"cat/0.png": 0, "dog/5.png": 5}
+    with pytest.raises(
+        InputError, match=r"cannot read .*two:val: Unknown split \"val\". Should be one of \['train', 'test'\]"
+    ):
+        find_images(f"hfds/{tmp_path}/two:val")
+
+
+def test_columns_of_a_data_set_can_be_named(tmp_path: Path) -> None:
+    rows = data_set(tmp_path, [f"{i}.png" for i in range(4)], "photo", "fine label")
+    rows.to_parquet(str(tmp_path / "data" / "train-0.parquet"))
+    source = f"hfds/{tmp_path}/data"
+    images = find_images(f"{source}:train?image=photo&label=fine label")
+    assert images.keys == ("cat/0.png", "cat/2.png", "dog/1.png", "dog/3.png")
+    with pytest.raises(
+        InputError, match=r"has no column image or label, but photo, fine label; name the columns: hfds/.*:train\?"
+    ):
+        find_images(source)
+    for wrong in ("?images=photo", "?photo", "?"):
+        with pytest.raises(
+            InputError, match=r"names no columns; expected hfds/NAME:SPLIT\?image=COLUMN&label=COLUMN|has no column"
+        ):
+            find_images(source + wrong)

@@ -1,5 +1,6 @@
 """Centre crops equal those of timm's own transform."""
 
+import resource
 from dataclasses import astuple
 from pathlib import Path
 
@@ -54,3 +55,21 @@ def test_published_model_is_evaluated_with_its_own_settings_at_test_size() -> No
     assert (preprocessing.size, preprocessing.crop, preprocessing.interpolation) == (224, 0.95, "bicubic")
     settings = resolve_model_data_config(timm.create_model("resnet10t.c3_in1k"), use_test_size=True)
     assert astuple(preprocessing)[3:5] == (settings["mean"], settings["std"])
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (65_000, 1), (3, 65_001)])
+def test_very_long_image_is_shown_from_its_middle_without_resizing_it_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Resized to 256 pixels along its shorter side, 1 x 65,000 pixels would take 15 GB."""
+    shorter, longer = sorted(size)
+    grey = np.zeros((longer, shorter), dtype=np.uint8)
+    grey[longer // 2 :] = 200
+    tall = size[1] > size[0]
+    (tmp_path / "a").mkdir()
+    Image.fromarray(grey if tall else grey.T).save(tmp_path / "a" / "x.png")
+    crops = CentreCrops(find_images(tmp_path), Preprocessing(224, 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3), [0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shown = np.asarray(crops[0][0])[0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    profile = shown.mean(1 if tall else 0)
+    assert shown.shape == (224, 224) and (np.diff(profile) >= 0).all(), "dark before the middle, bright after it"
+    assert profile[0] < 60 and profile[-1] > 140

@@ -14,7 +14,7 @@ from relabel.images.decoding import read_rgb
 from relabel.images.sources import find_images
 from relabel.runtime.errors import InputError
 from train.evaluation import corruptions
-from train.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption, write_corrupted
+from train.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption, brightness, write_corrupted
 
 
 @pytest.fixture
@@ -93,6 +93,17 @@ def test_same_seed_gives_the_same_bytes_whatever_other_images_there_are(image_fo
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert (tmp_path / "a" / file).read_bytes() != (tmp_path / "c" / file).read_bytes()
     assert (tmp_path / "b" / file).read_bytes() != (tmp_path / "b" / file).with_name("dog_9.JPEG").read_bytes()
+
+
+def test_copies_of_other_formats_lose_nothing_but_what_the_corruption_takes(image_folder: Path, tmp_path: Path) -> None:
+    original = Image.open(image_folder / "cat" / "cat_0.JPEG")
+    original.save(image_folder / "cat" / "cat_1.webp", lossless=True)
+    original.quantize(8).save(image_folder / "cat" / "cat_2.gif")
+    write_corrupted(image_folder, tmp_path / "out")
+    copies = find_images(tmp_path / "out" / "brightness" / "1")
+    for name in ("cat_1.webp", "cat_2.gif"):
+        corrupted = brightness(read_rgb(image_folder / "cat" / name), 1, np.random.default_rng(0))
+        assert copies.read(copies.index(f"cat/{name}")).tobytes() == corrupted.tobytes()
 
 
 def test_command_rejects_folders_that_would_be_overwritten_or_become_a_class(

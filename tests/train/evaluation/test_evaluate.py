@@ -20,7 +20,7 @@ from relabel.images.sources import find_images
 from relabel.models.preprocessing import Preprocessing
 from relabel.runtime.distributed import Processes, processes
 from relabel.runtime.errors import InputError
-from tests.conftest import refusal, wait_until
+from tests.conftest import leased, refusal, wait_until
 from tests.label_sets import named_images
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
@@ -149,8 +149,6 @@ def test_other_class_names_are_rejected_with_the_first_that_differ(folder: Image
 
 
 def test_decoding_process_that_dies_is_reported(folder: ImageSet, tmp_path: Path) -> None:
-    (tmp_path / "3" / "4.png").unlink()
-    os.mkfifo(tmp_path / "3" / "4.png")  # blocks the worker that reads it
     children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
     before = children.read_text().split()
 
@@ -164,6 +162,7 @@ def test_decoding_process_that_dies_is_reported(folder: ImageSet, tmp_path: Path
     killer = threading.Thread(target=kill_the_worker)
     killer.start()
     with (
+        leased(tmp_path / "3" / "4.png"),  # blocks the worker that reads it
         pytest.raises(InputError, match=r"a decoding process died: DataLoader worker .*use fewer --workers"),
         processes("cpu"),
     ):
