@@ -28,7 +28,7 @@ from relabel.labels.shards import shard_name
 from relabel.runtime.files import sha256_of
 from tests.conftest import SHARD_SIZE, THIN, Relabel, model_options, write_images
 
-CASES = int(os.environ.get("FUZZ_CASES", "300"))
+CASES = int(os.environ.get("FUZZ_CASES", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 SECONDS = 30
 BYTES = 3e9  # of memory that a case may add

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from relabel.models.preprocessing import Preprocessing, normalise
 from relabel.runtime.compiling import compile_failed, is_compile_error
+from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast
 from train.augment import augment
 from train.crops import Crops
@@ -79,8 +80,7 @@ class TrainingStep:
         batch = normalise(pixels, self.preprocessing.mean, self.preprocessing.std).contiguous(
             memory_format=torch.channels_last
         )
-        with autocast(batch.device, self.autocast_dtype):
-            output = self.forward(batch)
+        output = self.run_forward(batch)
         loss, logits = loss_with_tokens(output, target, token_target, self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -89,3 +89,20 @@ class TrainingStep:
         with torch.no_grad():
             right = (logits.argmax(1) == crops.targets).sum()
             return torch.stack([torch.full_like(loss, len(batch)), loss * len(batch), right]).double()
+
+    def run_forward(self, batch: Tensor) -> Output:
+        """(B, 3, S, S) normalised crops -> the student's output.
+
+        Raises:
+            InputError: batch norm has a single value per channel.
+        """
+        try:
+            with autocast(batch.device, self.autocast_dtype):
+                return self.forward(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"a process has a batch of {len(batch)}, and the model's last features are one cell: batch norm needs"
+                f" more than one value per channel. Set a batch_size above {self.recipe.batch_size}, or a larger image_size"
+            ) from error

@@ -121,7 +121,7 @@ def open_regular_file(path: Path, name: str) -> BinaryIO:
     """Open a file for reading; a named pipe, socket or device in its place is an error.
 
     Raises:
-        UnavailableImage: the system cannot open it, or it is no regular file.
+        UnavailableImage: the system cannot open it, or it is not a regular file.
     """
     try:
         file = open(path, "rb", opener=without_waiting)  # noqa: SIM115  (the caller closes it)

@@ -93,6 +93,8 @@ def create_timm_model(
     Raises:
         InputError: timm cannot create the model, creates a different one, or creates one without classes.
     """
+    if kwargs.get("in_chans", 3) != 3:
+        raise InputError(f"in_chans={kwargs['in_chans']}: images are decoded as RGB, 3 channels; leave in_chans out")
     sized: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from typing import BinaryIO, TextIO
 from relabel.runtime.errors import InputError
 
 LOCK = ".lock"  # of a folder that one run at a time may write
-UNFINISHED = ".relabel-unfinished"  # marks a temporary folder as one of ours, and is locked while its writer lives
+UNFINISHED = ".relabel-unfinished"  # marks a temporary folder that relabel made, and is locked while its writer lives
 STANDARD_OUTPUT = 1
 
 logger = logging.getLogger(__name__)

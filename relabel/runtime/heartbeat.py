@@ -79,9 +79,8 @@ class Heartbeat:
 
 
 def command_to_continue() -> str:
-    arguments = sys.argv[1:]
-    resume = ["--resume"] if arguments[:1] == ["train"] and "--resume" not in arguments else []
-    return f"start all processes again, each with `{shlex.join(['relabel', *arguments, *resume])}`"
+    command = shlex.join(["relabel", *sys.argv[1:]])
+    return f"start all processes again, each with `{command}` (train: with --resume)"
 
 
 @contextlib.contextmanager

@@ -230,3 +230,8 @@ def test_unreadable_image_is_named_in_one_line(data: Path, tmp_path: Path, worke
     with pytest.raises(InputError) as caught:
         train_images(tmp_path / "train", tmp_path / "run", recipe("scenes-single"), workers=workers)
     assert str(caught.value).startswith(f"{torn}: ") and "\n" not in str(caught.value)
+
+
+def test_batch_of_one_that_batch_norm_cannot_use_gets_a_message(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a batch of 1, .* Set a batch_size above 1, or a larger image_size"):
+        run_training(data, tmp_path / "run", recipe("scenes-relabel", "batch_size=1"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relabel.images.classes import ClassNames, class_indices, class_mismatch
+from relabel.images.classes import ClassNames, check_recorded_classes, class_indices, class_mismatch, output_names
 from relabel.runtime.errors import InputError
 from tests.label_sets import named_images
 
@@ -51,3 +51,14 @@ def test_accented_letter_of_one_character_is_the_same_as_of_two(tmp_path: Path) 
     assert class_indices(images, ("eau", "thé", one), "the model").tolist() == [2, 1]
     (tmp_path / "names.txt").write_text(f"{one} coffee\n", encoding="utf-8")
     assert ClassNames(tmp_path / "names.txt")(two) == f"coffee ({two})"
+
+
+def test_names_of_outputs_match_recorded_classes_in_either_spelling_of_an_accented_letter(tmp_path: Path) -> None:
+    one, two = "caf\u00e9", "cafe\u0301"
+    names = tmp_path / "names.txt"
+    names.write_text(f"{two}\neau\n", encoding="utf-8-sig")
+    check_recorded_classes((two, "eau"), str(names), "the model", "--classes")
+    check_recorded_classes((one, "eau"), str(names), "the model", "--classes")
+    names.write_text(f"{two}\n{one}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=f"{one} is listed twice"):
+        output_names(str(names), 2)

@@ -178,3 +178,9 @@ def test_model_kwargs_are_parsed_as_python_literals_or_else_strings() -> None:
 @pytest.mark.parametrize("pair", ["output_stride", "=8", "output stride=8", ""])
 def test_model_kwargs_without_key_and_value_are_rejected(pair: str) -> None:
     assert repr(pair) in refusal(lambda: parse_model_kwargs([pair]))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_model_for_images_other_than_rgb_is_rejected(channels: int) -> None:
+    message = refusal(lambda: create_classifier("resnet10t", num_classes=3, model_kwargs={"in_chans": channels}))
+    assert message == f"in_chans={channels}: images are decoded as RGB, 3 channels; leave in_chans out"

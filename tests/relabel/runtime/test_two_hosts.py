@@ -80,7 +80,8 @@ def test_both_sides_of_a_dead_link_end_within_minutes_and_say_which_process_is_l
     assert "relabel: nothing was heard of process 1 on" in first and "the link to it has failed" in first
     assert "relabel: process 0 on" in second and f"at {ADDRESSES[0]}:29613 did not answer for 24 s" in second
     for said in (first, second):
-        assert "Finished work is kept; to continue: start all processes again, each with `relabel train x --resume`" in said
+        assert "Finished work is kept; to continue: start all processes again, each with `relabel train x`" in said
+        assert "(train: with --resume)" in said
         assert "Traceback" not in said
 
 

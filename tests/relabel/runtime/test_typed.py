@@ -71,3 +71,7 @@ def test_what_is_not_json_or_too_deep_is_a_value_error(content: str | bytes) -> 
 def test_values_in_messages_are_short() -> None:
     assert shown(7) == "7" and shown("a") == "'a'"
     assert shown(10**400) == "a number of 1329 bits" and len(shown("x" * 1000)) == 60
+
+
+def test_byte_order_mark_of_json_is_skipped() -> None:
+    assert parse_json('{"é": 1}'.encode("utf-8-sig")) == {"é": 1}
