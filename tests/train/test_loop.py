@@ -54,7 +54,6 @@ def test_both_targets_learn_and_leave_all_files_of_a_run(data: Path, tmp_path: P
         assert json.loads((run / "run.json").read_text())["recipe"]["target"] == recipe(name).target
 
 
-@pytest.mark.slow
 def test_student_learns_the_label_maps_not_the_folders(data: Path, tmp_path: Path) -> None:
     folder = find_images(data / "train")
     shifted = torch.from_numpy((folder.targets + 1) % 3).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
@@ -98,7 +97,6 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(data: Path, tmp_path
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
 def test_several_crops_per_image_train_and_resume_exactly(data: Path, tmp_path: Path) -> None:
     settings = recipe("scenes-relabel", "crops_per_image=4", epochs=9)
     run_training(data, tmp_path / "whole", settings)

@@ -152,6 +152,7 @@ def test_unusable_source_is_rejected_with_the_reason(maps: Path, tmp_path: Path)
         import_maps(maps, tmp_path / "labels", CLASSES)
 
 
+@pytest.mark.slow
 def test_imported_and_exported_maps_equal_the_originals(
     maps: Path, tmp_path: Path, relabel_here: Callable[..., "CompletedProcess[str]"]
 ) -> None:

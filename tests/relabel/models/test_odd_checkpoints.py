@@ -76,6 +76,7 @@ def test_tensor_that_is_no_array_of_numbers_is_named(
     assert f"{tmp_path / 'x.pth'}: fc.weight is {reason}" in refusal(lambda: read_weights(tmp_path / "x.pth"))
 
 
+@pytest.mark.slow
 def test_pickle_of_millions_of_lists_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     bomb = b"\x80\x02" + b"]" * 20_000_000 + b"."
     (tmp_path / "bare.pth").write_bytes(bomb)

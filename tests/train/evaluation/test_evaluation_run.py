@@ -51,7 +51,6 @@ def errors_in(root: Path, classifier: nn.Module, preprocessing: Preprocessing) -
     return errors
 
 
-@pytest.mark.slow
 def test_mce_is_given_only_for_a_complete_imagenet_c(three_classes: Callable[[int], Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for corruption in ALEXNET_ERROR:
@@ -105,7 +104,6 @@ def everything(image_folder: Path, three_classes: Callable[[int], Path], tmp_pat
     ]
 
 
-@pytest.mark.slow
 def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
     done = relabel_here(*everything, f"--output={tmp_path / 'both.json'}")
     assert done.returncode == 0, done.stderr
