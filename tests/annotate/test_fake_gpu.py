@@ -69,6 +69,7 @@ def test_every_tail_is_computed_on_the_gpu_without_fetching_a_number(tail: Tail)
     check_maps(annotator_of("resnet10t", THIN), tail=tail, precision="bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs", "options"),
     [

@@ -159,6 +159,7 @@ def test_export_to_an_unknown_library_is_rejected(run: Path, tmp_path: Path, rel
     assert done.returncode == 2 and "Invalid value for '--to'" in done.stderr and "'torchvision-detection'" in done.stderr
 
 
+@pytest.mark.slow
 def test_export_replaces_an_earlier_export_but_no_other_weights(run: Path, tmp_path: Path, relabel_here: Relabel) -> None:
     weights = run / "weights.safetensors"
     before = weights.read_bytes()

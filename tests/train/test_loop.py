@@ -97,6 +97,7 @@ def test_float16_scales_the_loss_and_resumes_with_its_scale(data: Path, tmp_path
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_several_crops_per_image_train_and_resume_exactly(data: Path, tmp_path: Path) -> None:
     settings = recipe("scenes-relabel", "crops_per_image=4", epochs=9)
     run_training(data, tmp_path / "whole", settings)

@@ -65,6 +65,7 @@ def target_by_hand(target: str, image: int) -> list[float]:
     return softmax(logits) if target.endswith("multi") else [float(logit == max(logits)) for logit in logits]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_with_nothing_but_sizes_overridden_has_the_loss_by_hand(
     name: str, images: Path, tmp_path: Path, relabel_here: Relabel

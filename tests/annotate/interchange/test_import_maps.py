@@ -167,6 +167,7 @@ def test_imported_and_exported_maps_equal_the_originals(
     assert failed.returncode == 1 and "is not empty" in failed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

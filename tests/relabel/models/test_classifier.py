@@ -21,6 +21,7 @@ THIN = {"stem_width": 8, "channels": (8, 8, 8, 16)}
 # --- names --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_error_for_an_unknown_model_suggests_similar_names() -> None:
     message = refusal(lambda: create_classifier("resnet5O"))
     assert "no model named 'resnet5O'; did you mean" in message and "resnet50" in message

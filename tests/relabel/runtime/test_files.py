@@ -165,6 +165,7 @@ def test_a_folder_that_fails_is_as_it_was_before(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["empty"] and not list((tmp_path / "empty").iterdir())
 
 
+@pytest.mark.slow
 def test_folders_of_somebody_else_beside_the_output_are_kept_and_those_of_dead_writers_deleted(tmp_path: Path) -> None:
     for name in (".out.tmp", ".out.4711.tmp"):
         (tmp_path / name).mkdir()

@@ -51,6 +51,7 @@ def errors_in(root: Path, classifier: nn.Module, preprocessing: Preprocessing) -
     return errors
 
 
+@pytest.mark.slow
 def test_mce_is_given_only_for_a_complete_imagenet_c(three_classes: Callable[[int], Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for corruption in ALEXNET_ERROR:
