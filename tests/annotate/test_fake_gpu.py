@@ -16,6 +16,8 @@ from tests.conftest import THIN, randomise
 from tests.fake_gpu import NUMBER_IS_FETCHED, WRONG_DEVICE, fake_gpu
 from tests.label_sets import manifest_of
 
+pytestmark = pytest.mark.slow
+
 CLASSES, TOPK = 7, 3
 SIZE = (64, 96)
 VIT: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}

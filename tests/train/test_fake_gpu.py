@@ -28,6 +28,8 @@ from train.supervision import LabelMapTargets, Supervision
 from train.teacher import Teacher
 from train.tokens import WithTokens, token_grid
 
+pytestmark = pytest.mark.slow
+
 BATCH, CLASSES, SIDE, IMAGES = 4, 5, 48, 8
 VIT: dict[str, Any] = {"img_size": SIDE, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
 STATISTICS = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)  # mean and standard deviation of pixels

@@ -39,6 +39,8 @@ from tests.train.runs import (
 from train.recipe import Recipe
 from train.run_dir.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 KILLED = -signal.SIGKILL
 
 # 33 images in batches of 2: an epoch has 16 steps. The loop may save every 20 steps and does, so it also saves in mid-epoch
