@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.conftest import CLASS_SIZES, THIN, Relabel, model_options, randomise, write_images
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own-data.md"
 SHORT = [f"--set={s}" for s in ("epochs=2", "batch_size=4", "warmup_epochs=0", "image_size=32", "eval_size=32")]
 MORE_OPTIONS = {

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from annotate.convert import fully_convolutional
 from tests.conftest import Randomised
 
+pytestmark = pytest.mark.slow
+
 Classifier = Any  # of timm, whose layers differ by family
 
 

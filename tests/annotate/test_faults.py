@@ -34,6 +34,8 @@ from tests.annotate.test_several_processes import LAST_OF_SHARD_1, held_in_mid_s
 from tests.conftest import REPOSITORY, THIN, TORCHRUN, Contents, Relabel, leased, wait_until
 from tests.processes import MOMENTS, Kill, Moment, exit_codes
 
+pytestmark = pytest.mark.slow
+
 FIRST_OF_SHARD_1, NEXT_TO_IT = "dog/dog_2.JPEG", "dog/dog_3.JPEG"  # in the same batch
 
 

@@ -22,6 +22,8 @@ from train.evaluation.run import EvalOptions, evaluate_checkpoint
 from train.recipe import load_recipe, recipe_names
 from train.run_dir.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SIZES = ["image_size=16", "eval_size=16", "batch_size=4", "warmup_epochs=0"]
 THIN_OPTIONS = [f"{name}={value}".replace(" ", "") for name, value in THIN.items()]
 

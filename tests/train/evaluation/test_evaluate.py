@@ -25,6 +25,8 @@ from tests.label_sets import named_images
 from train.evaluation.evaluate import evaluate
 from train.evaluation.multilabels import read_multilabels
 
+pytestmark = pytest.mark.slow
+
 PREPROCESSING = Preprocessing(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 ALONE = Processes(0, 1, torch.device("cpu"))
 CLASSES = 7

@@ -14,6 +14,8 @@ from train.run_dir.checkpoint import LAST, read_last
 from train.run_dir.metrics import METRICS, read_metrics
 from train.run_dir.provenance import RUN_FILE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def started(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
