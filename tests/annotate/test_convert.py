@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from annotate.convert import fully_convolutional
 from tests.conftest import THIN, Randomised, refusal
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Any]  # a timm classifier: Any, since its layers differ by family
 
 SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "img_size": (64, 96), "window_size": (2, 3)}

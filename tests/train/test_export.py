@@ -21,6 +21,8 @@ from tests.conftest import REPOSITORY, Relabel
 from train.export import export_backbone
 from train.run_dir import checkpoint
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (REPOSITORY / "docs" / "transfer.md").read_text()
 AS_FROM_IMAGENET, BY_BUILDERS, STEP = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
 PREPROCESSING = Preprocessing(224, 0.875, "bilinear", (0.5,) * 3, (0.2,) * 3)

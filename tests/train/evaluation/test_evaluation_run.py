@@ -25,6 +25,8 @@ from train.evaluation.corruptions import write_corrupted
 from train.evaluation.measures import Measure
 from train.evaluation.run import EvalOptions, best_and_worst_classes, evaluate_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def three_classes(image_folder: Path, tmp_path: Path, randomised: Randomised) -> Callable[[int], Path]:

@@ -29,6 +29,8 @@ from train.recipe import load_recipe
 from train.run_dir.provenance import git_state, label_set_digest
 from train.teacher import TeacherChoice
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ["image_size=16", "eval_size=16", "batch_size=8", "warmup_epochs=0", "epochs=2"]
 
 
