@@ -76,7 +76,7 @@ def predict(
         pin_memory=group.device.type == "cuda",
         worker_init_fn=init_worker,
     )
-    sets = [torch.arange(classes), *among]
+    sets = [chosen.to(group.device) for chosen in (torch.arange(classes), *among)]
     seen = torch.zeros(len(image_set), dtype=torch.int64)
     best = [torch.zeros(len(image_set), min(BEST, len(chosen)), dtype=torch.int64) for chosen in sets]
     scores = torch.zeros(len(image_set), classes) if scores_of is not None else None
@@ -113,8 +113,7 @@ def predict(
 
 
 def top_classes(logits: Tensor, chosen: Tensor, k: int) -> Tensor:
-    """(B, C) logits -> (B, k) the best of the (S,) chosen classes, the best first."""
-    chosen = chosen.to(logits.device)
-    return (
-        chosen[logits[:, chosen].topk(k, dim=1).indices] if len(chosen) < logits.shape[1] else logits.topk(k, dim=1).indices
-    )
+    """(B, C) logits -> (B, k) the best of the (S,) chosen classes, the best first; S may be C, in order."""
+    if len(chosen) == logits.shape[1]:
+        return logits.topk(k, dim=1).indices
+    return chosen[logits[:, chosen].topk(k, dim=1).indices]
