@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from relabel.images.classes import check_recorded_classes, class_indices
 from relabel.images.image_set import ImageSet
 from relabel.models.card import check_same_model, find_card
-from relabel.models.classifier import classes_in_checkpoint, create_classifier
+from relabel.models.classifier import create_classifier
 from relabel.models.preprocessing import normalise
 from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast
-from train.evaluation.eval_model import assumed_classes
+from train.evaluation.eval_model import assumed_classes, class_count
 from train.recipe import Recipe
 
 
@@ -102,12 +102,7 @@ def load_teacher(
         kwargs = card.model_kwargs | kwargs
     elif model is None:
         raise InputError(f"{checkpoint} does not record which model it is; name the model with --teacher")
-    if card is not None:
-        num_classes: int | None = len(card.classes)
-    elif checkpoint is not None:
-        num_classes = classes_in_checkpoint(checkpoint, model, kwargs, "--teacher-checkpoint") or len(image_set.classes)
-    else:
-        num_classes = None
+    num_classes = class_count(card, checkpoint, model, kwargs, image_set, "--teacher-checkpoint")
     classifier = create_classifier(
         model,
         pretrained=checkpoint is None,

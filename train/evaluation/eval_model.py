@@ -16,7 +16,7 @@ from relabel.images.classes import (
     warn_of_plain_order,
 )
 from relabel.images.image_set import ImageSet
-from relabel.models.card import find_card, read_card
+from relabel.models.card import ModelCard, find_card, read_card
 from relabel.models.classifier import classes_in_checkpoint, create_classifier
 from relabel.models.preprocessing import Preprocessing, eval_preprocessing
 from relabel.runtime.defaults import Loss
@@ -74,12 +74,7 @@ def load_eval_model(
         class_indices(image_set, card.classes, str(checkpoint))  # before anything is loaded
         arch, model_kwargs = card.arch, card.model_kwargs
     assert arch is not None
-    if card is not None:
-        num_classes: int | None = len(card.classes)
-    elif checkpoint is not None:
-        num_classes = classes_in_checkpoint(checkpoint, arch, model_kwargs) or len(image_set.classes)
-    else:
-        num_classes = None
+    num_classes = class_count(card, checkpoint, arch, model_kwargs, image_set, "--checkpoint")
     try:
         classifier = create_classifier(
             arch, pretrained=checkpoint is None, checkpoint=checkpoint, num_classes=num_classes, model_kwargs=model_kwargs
@@ -105,6 +100,25 @@ def load_eval_model(
         card.loss if card is not None else "ce",
         recorded=card is not None,
     )
+
+
+def class_count(
+    card: ModelCard | None,
+    checkpoint: Path | None,
+    model: str,
+    model_kwargs: dict[str, Any] | None,
+    image_set: ImageSet,
+    weights_option: str,
+) -> int | None:
+    """How many classes the model is created for: its card's, else those of the checkpoint's head, else the images'.
+
+    None for published weights, whose model has its own number.
+    """
+    if card is not None:
+        return len(card.classes)
+    if checkpoint is None:
+        return None
+    return classes_in_checkpoint(checkpoint, model, model_kwargs, weights_option) or len(image_set.classes)
 
 
 def assumed_classes(
