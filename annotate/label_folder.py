@@ -113,7 +113,4 @@ def finish(labels: Path, manifest: Manifest) -> None:
     rows = sum(line.rows for line in lines.values())
     skipped = sum(len(line.unreadable) for line in lines.values())
     left_out = f", {skipped} unreadable images left out" if skipped else ""
-    grid = "x".join(map(str, manifest.grid))
-    logger.info(
-        f"{labels}: {rows} label maps of {grid} cells, top {manifest.topk} of {manifest.num_classes} classes{left_out}"
-    )
+    logger.info(f"{labels}: {rows} {manifest.contents}, top {manifest.topk} of {manifest.num_classes} classes{left_out}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from annotate.convert import EMBEDDINGS, NO_CLASSES, REJECTED, FullyConvolutional, fully_convolutional
-from annotate.forward import Forward
+from annotate.forward import MapForward
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
 from annotate.outputs import outputs_by_name
@@ -99,7 +99,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
                 f" train accepts these maps only for images with {manifest.num_classes} classes. Use --classes to match"
                 " outputs by name"
             )
-        forward = Forward(annotator, squash, manifest, config.batch_size)
+        forward = MapForward(annotator, squash, manifest, config.batch_size)
         if config.compile:
             forward.compile()
         try:

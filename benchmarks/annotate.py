@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from annotate.convert import FullyConvolutional, fully_convolutional
-from annotate.forward import Forward
+from annotate.forward import MapForward
 from annotate.label_folder import prepare
 from annotate.loop import annotate_shards
 from annotate.run import AnnotateConfig, build_manifest
@@ -62,12 +62,12 @@ class Rates:
     rest: float
 
 
-class NoForward(Forward):
-    """All of Forward except the annotator: images go to the device, and empty maps come from it."""
+class NoForward(MapForward):
+    """All of MapForward except the annotator: images go to the device, and empty maps come from it."""
 
     def label_maps(self, images: Tensor) -> LabelMaps:
         images.to(self.device, non_blocking=True)
-        zeros = torch.zeros(len(images), self.manifest.topk, *self.manifest.grid, device=self.device)
+        zeros = torch.zeros(len(images), self.manifest.topk, *self.manifest.map_grid, device=self.device)
         return LabelMaps(zeros, zeros, zeros[:, 0]).as_stored(self.manifest.num_classes)
 
 
@@ -115,12 +115,12 @@ def compare(workload: Workload, annotator: FullyConvolutional, squash: Squash, g
     config = workload.config
     image_set = write_pictures(Path(tempfile.mkdtemp(dir=scratch)), workload.images)
     manifest = build_manifest(config, annotator, squash, image_set)
-    forward, no_forward = (kind(annotator, squash, manifest, config.batch_size) for kind in (Forward, NoForward))
+    forward, no_forward = (kind(annotator, squash, manifest, config.batch_size) for kind in (MapForward, NoForward))
     if config.compile:
         forward.compile()
     once = forward_pass(annotator, squash, config)
 
-    def stage(forward: Forward) -> None:
+    def stage(forward: MapForward) -> None:
         labels = Path(tempfile.mkdtemp(dir=scratch))
         with contextlib.redirect_stdout(None):  # its log of finished shards
             annotate_shards(image_set, labels, prepare(labels, manifest, group), manifest, forward, group, config.workers)

@@ -172,7 +172,7 @@ def write_transposed(source: Path, labels: Path) -> None:
     assert store.manifest.shard_count == 1, "the scenes fit one shard"
     maps = store.gather(store.rows(store.keys))
     swapped = LabelMaps(*(t.transpose(-1, -2).contiguous() for t in (maps.scores, maps.classes, maps.tail)))
-    manifest: Manifest = replace(store.manifest, grid=(store.manifest.grid[1], store.manifest.grid[0]))
+    manifest: Manifest = replace(store.manifest, grid=(store.manifest.map_grid[1], store.manifest.map_grid[0]))
     labels.mkdir(parents=True, exist_ok=True)
     manifest.save(labels)
     append_shard_line(labels, write_shard(labels, 0, store.keys, swapped, manifest))

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from relabel.labels.boxes import random_boxes
 from relabel.labels.maps import LabelMaps
-from relabel.labels.pooling import label_pool, whole_image_top1
+from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
+from relabel.labels.whole_image import whole_image_top1
 from relabel.runtime.defaults import COMPARE_BOXES
 from relabel.runtime.errors import InputError
 from relabel.runtime.typed import shown

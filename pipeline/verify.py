@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from pipeline.values import check_values
 from relabel.images.classes import ClassNames
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.keys import KeyIndex, decode_keys, encode_keys
 from relabel.images.sources import find_images
+from relabel.labels.layout import kind_of_labels
 from relabel.labels.manifest import MANIFEST, Manifest
-from relabel.labels.maps import LabelMaps
-from relabel.labels.pooling import whole_image_top1
 from relabel.labels.shard_lines import ShardLine, missing_shards, read_shard_lines
 from relabel.labels.shards import REMEDY, MappedShard, shard_name
+from relabel.labels.store import as_tensor
+from relabel.labels.whole_image import whole_image_top1
 from relabel.runtime.defaults import MIN_AGREEMENT
 from relabel.runtime.errors import InputError
 from relabel.runtime.workers import decoding_workers
@@ -29,8 +30,6 @@ from relabel.runtime.workers import decoding_workers
 MAX_NAMED = 5  # classes listed as having the lowest agreement, and shards that are not finished or have unreadable images
 MAX_UNREADABLE = 0.2  # of the images; with more, a disk was probably missing when they were annotated
 POOL_BATCH = 256
-INFINITE = 0x7C00  # the bits of float16 infinity; NaN has larger ones
-CHECK_BATCH = 256  # rows checked at a time, so that the working set fits in a core's cache
 
 
 @dataclass
@@ -47,10 +46,13 @@ def verify(
     min_agreement: float = MIN_AGREEMENT,
     names: ClassNames | None = None,
     workers: int | None = None,
+    contents: bool = False,
 ) -> Report:
-    """Check structure, checksums, values and keys; with images, also coverage and agreement with the ground-truth labels.
+    """Check structure, checksums, values and keys; with images, also coverage, whether an image file has changed its size
+    since, and agreement with the ground-truth labels.
 
     Args:
+        contents: read every image file, and compare its sha256 with the one recorded when it was annotated.
         min_agreement: the share of images whose whole-image top-1 class must be the ground-truth label. A wrong class
             order or a wrong normalisation brings agreement down to chance.
         names: display names of the classes; WordNet's lemmas if None.
@@ -82,6 +84,7 @@ def verify(
     check_keys(report, labels, manifest, keys, encode_keys(unreadable), complete)
     if image_set is not None:
         check_coverage(report, labels, image_set, keys, encode_keys(unreadable), complete)
+        check_files(report, labels, image_set, shards, contents, max(1, decoding_workers(workers)))
         if len(keys):
             top1 = np.concatenate([shard.top1 for shard in shards])
             check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, names or ClassNames())
@@ -94,10 +97,9 @@ def verify(
             f" {', '.join(affected[:MAX_NAMED])}{more} and run the command that made the label set again"
         )
     skipped = f", {len(unreadable)} unreadable images left out" if unreadable else ""
-    grid = "x".join(map(str, manifest.grid))
     report.notes.insert(
         0,
-        f"{labels}: {len(keys)} label maps of {grid} cells, top {manifest.topk} of {manifest.num_classes} classes by"
+        f"{labels}: {len(keys)} {manifest.contents}, top {manifest.topk} of {manifest.num_classes} classes by"
         f" {manifest.model} ({manifest.kind}){skipped}",
     )
     return report
@@ -124,6 +126,8 @@ class ShardReport:
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.bytes_))  # (n,)
     unreadable: tuple[str, ...] = ()
     top1: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (n,) whole-image classes, if pooled
+    file_size: np.ndarray | None = None  # (n,) bytes of each image file when it was annotated, if recorded
+    file_sha256: np.ndarray | None = None  # (n, 32), if recorded
 
 
 def check_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest, number: int, *, pool: bool) -> ShardReport:
@@ -140,50 +144,10 @@ def check_shard(labels: Path, lines: dict[int, ShardLine], manifest: Manifest, n
         decode_keys(shard.keys)
     except ValueError as error:
         findings.append(f"{path}: {error}; do not use this label set")
-    keys = np.array(shard.keys)  # a copy; a view would keep the whole file mapped
-    return ShardReport(findings, keys, line.unreadable, *([whole_image_classes(shard, manifest)] if pool else []))
-
-
-def check_values(shard: MappedShard, manifest: Manifest) -> list[str]:
-    """Each kind of fault in a shard's values, with the number of rows that have it and the first of them."""
-    parts = [slice(first, first + CHECK_BATCH) for first in range(0, len(shard.keys), CHECK_BATCH)]
-    faults_by_part = [value_faults(shard.scores[part], shard.classes[part], shard.tail[part], manifest) for part in parts]
-    findings = []
-    for fault in faults_by_part[0] if faults_by_part else []:
-        bad = np.concatenate([faults[fault] for faults in faults_by_part])  # (n,) bool
-        if bad.any():
-            first = int(bad.argmax())
-            findings.append(
-                f"{fault} in {bad.sum()} of {len(bad)} rows, first in row {first} ({key_name(shard.keys[first])})"
-            )
-    return findings
-
-
-def value_faults(scores: np.ndarray, classes: np.ndarray, tail: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
-    """For each kind of fault that the values of n rows can have: (n,) whether a row has it."""
-    scores, tail = sortable_bits(scores), sortable_bits(tail)
-    duplicate = np.zeros(len(classes), dtype=bool)
-    for shift in range(1, manifest.topk):  # comparing the few classes of a cell in pairs is faster than sorting them
-        duplicate |= (classes[:, shift:] == classes[:, :-shift]).any((1, 2, 3))
-    return {
-        "scores are not finite": np.abs(scores).max((1, 2, 3), initial=0) >= INFINITE,
-        "tail is not finite": np.abs(tail).max((1, 2), initial=0) >= INFINITE,
-        "scores are not sorted in descending order": (scores[:, 1:] > scores[:, :-1]).any((1, 2, 3)),
-        f"classes are out of range (the manifest has {manifest.num_classes})": (classes >= manifest.num_classes).any(
-            (1, 2, 3)
-        ),
-        "a cell stores a class twice": duplicate,
-    }
-
-
-def sortable_bits(values: np.ndarray) -> np.ndarray:
-    """float16 -> int16 in the same order, which compares faster. -0 equals 0; infinities and NaN are at least INFINITE."""
-    bits = values.view(np.int16)
-    sign = bits >> 15  # 0 or -1
-    ordered = bits & 0x7FFF
-    ordered ^= sign
-    ordered -= sign
-    return ordered
+    keys = np.array(shard.keys)  # a copy, as the others: a view would keep the whole file mapped
+    of_files = (None if array is None else np.array(array) for array in (shard.file_size, shard.file_sha256))
+    top1 = whole_image_classes(shard, manifest) if pool else np.empty(0, dtype=np.int64)
+    return ShardReport(findings, keys, line.unreadable, top1, *of_files)
 
 
 def key_name(key: bytes) -> str:
@@ -220,6 +184,47 @@ def check_coverage(
         report.findings.append(
             f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {key_name(surplus[0])}); pass"
             " the images they were made from, or annotate again"
+        )
+
+
+def check_files(
+    report: Report, labels: Path, image_set: ImageSet, shards: list[ShardReport], contents: bool, workers: int
+) -> None:
+    """Check that the image files are those that were annotated: by their sizes, or with `contents` by their sha256."""
+    recorded: list[tuple[int, int, np.ndarray | None]] = []  # index of the image, size, sha256
+    of_images = KeyIndex(encode_keys(image_set.keys))
+    unknown = 0
+    for shard in shards:
+        if shard.file_size is None or (contents and shard.file_sha256 is None):
+            unknown += len(shard.keys)
+            continue
+        digests = shard.file_sha256 if shard.file_sha256 is not None else [None] * len(shard.keys)
+        rows = zip(of_images.find(shard.keys).tolist(), shard.file_size.tolist(), digests, strict=True)
+        recorded += [row for row in rows if row[0] >= 0]
+    if unknown:
+        what = "contents" if contents else "sizes"
+        report.notes.append(f"{unknown} of the labels do not record the {what} of their image files, which are not checked")
+
+    def changed(row: tuple[int, int, np.ndarray | None]) -> int | None:
+        """The index of the image if its file is a different one."""
+        index, size, sha256 = row
+        if image_set.file_size(index) != size:
+            return index
+        if contents:
+            with image_set.open_image(index) as encoded:
+                if sha256 is None or encoded.fingerprint()[1] != sha256.tobytes():
+                    return index
+        return None
+
+    with ThreadPoolExecutor(workers) as threads:  # they wait for the disk
+        found = threads.map(changed, recorded)
+        bar = tqdm(found, total=len(recorded), desc="image files", unit="file", disable=None)
+        different = [index for index in bar if index is not None]
+    if different:
+        how = "content" if contents else "size"
+        report.findings.append(
+            f"{labels}: the files of {len(different)} of {len(recorded)} images have another {how} than when they were"
+            f" annotated (first: {image_set.keys[different[0]]}); restore them, or annotate again into an empty folder"
         )
 
 
@@ -265,17 +270,14 @@ def check_agreement(
 
 
 def whole_image_classes(shard: MappedShard, manifest: Manifest) -> np.ndarray:
-    """(n,) the class with the largest mean logit over each image; -1 where the classes are damaged."""
+    """(n,) the class that a label map or the regions of an image give most; -1 where the classes are damaged."""
     top1 = [np.empty(0, dtype=np.int64)]
-    for first in range(0, len(shard.keys), POOL_BATCH):
-        part = slice(first, first + POOL_BATCH)
-        maps = LabelMaps(
-            torch.from_numpy(np.array(shard.scores[part])),
-            torch.from_numpy(shard.classes[part].astype(np.int64)),
-            torch.from_numpy(np.array(shard.tail[part])),
-        )
-        if int(maps.classes.max()) >= manifest.num_classes:
-            top1.append(np.full(len(maps), -1))  # already reported
+    batch = max(1, POOL_BATCH // (manifest.regions or 1))
+    for first in range(0, len(shard.keys), batch):
+        part = {name: as_tensor(np.array(array[first : first + batch])) for name, array in shard.arrays.items()}
+        labels = kind_of_labels(manifest).from_stored(part)
+        if int(part["classes"].long().max()) >= manifest.num_classes:
+            top1.append(np.full(len(labels), -1))  # already reported
             continue
-        top1.append(whole_image_top1(maps, manifest.num_classes).numpy())
+        top1.append(whole_image_top1(labels, manifest.num_classes).numpy())
     return np.concatenate(top1)

@@ -15,7 +15,9 @@ from relabel.labels.boxes import random_boxes, whole_image
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import MAPS, LabelMaps
 from relabel.labels.pooling import label_pool
+from relabel.labels.regions import LabelRegions
 from relabel.labels.shard_lines import ShardLine, read_shard_lines
+from relabel.labels.shards import FINGERPRINTS
 from relabel.labels.store import LabelStore
 from tests.label_sets import write_label_set
 
@@ -105,7 +107,10 @@ def test_the_document_lists_every_field_dataset_and_attribute(labels: Path) -> N
     assert named_in_table(section("manifest.json")) == {f.name for f in dataclasses.fields(Manifest)} | {"sha256"}
     assert named_in_table(section("shards.jsonl")) == {f.name for f in dataclasses.fields(ShardLine)}
     with h5py.File(labels / "shard-00000.h5") as file:
-        assert named_in_table(section("shard-NNNNN.h5")) == file.keys()
+        of_maps, of_regions, of_files = re.split(r"\n(?:In regions|Both may)", section("shard-NNNNN.h5"))
+        assert named_in_table(of_maps) == file.keys()
+        assert named_in_table(of_regions) == {"keys", *LabelRegions.names()}
+        assert named_in_table(of_files) == FINGERPRINTS.keys()
         assert file.attrs.keys() == {"format", "num_classes"}
         for dataset in file.values():
             assert (dataset.chunks, dataset.compression, dataset.external) == (None, None, None)

@@ -4,14 +4,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from relabel.images.classes import among_classes, classes_with_images
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from relabel.labels.pooling import whole_image_top1
 from relabel.labels.store import LabelStore
+from relabel.labels.whole_image import whole_image_top1
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import int_variable
 from train.evaluation.multilabels import MultiLabels, read_multilabels
@@ -19,6 +20,8 @@ from train.options import TrainOptions
 from train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+SAMPLED_FILES = 1000  # whose sizes are looked at, in well under a second
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions,
         image_set = image_set.without(left_out)
         logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their ground-truth label")
     row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
+    if store is not None:
+        warn_of_changed_files(store, image_set)
     val_set = find_images(options.val) if options.val is not None else None
     if val_set is not None:
         val_set = among_classes(val_set, image_set.classes, f"the training images in {images}")
@@ -114,6 +119,21 @@ def label_rows(store: LabelStore, image_set: ImageSet) -> Tensor:
             f" {', '.join(missing[:3])}); annotate these images, or train on those that the labels were made from"
         )
     return rows
+
+
+def warn_of_changed_files(store: LabelStore, image_set: ImageSet) -> None:
+    """Warn if files of a sample of images have another size than when they were annotated. Copies in another size or format
+    are fine to train on, since boxes are fractions of the image; other pictures under the same names are not.
+    """
+    sample = np.linspace(0, len(image_set) - 1, min(len(image_set), SAMPLED_FILES), dtype=int).tolist()
+    sizes, rows = store.file_sizes, store.find([image_set.keys[i] for i in sample]).tolist()
+    checked = [(i, sizes[row]) for i, row in zip(sample, rows, strict=True) if row >= 0 and sizes[row]]
+    changed = [i for i, size in checked if image_set.file_size(i) != size]
+    if changed:
+        logger.warning(
+            f"{len(changed)} of {len(checked)} image files have another size than when {store.labels} was made (first:"
+            f" {image_set.keys[changed[0]]}); unless they still show the same pictures, annotate again"
+        )
 
 
 def unconfirmed_images(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:

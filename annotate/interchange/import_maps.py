@@ -143,7 +143,7 @@ class MapFiles(Dataset[tuple[Tensor, list[str]]]):
 
     def __init__(self, places: list[Place], axes: Axes, manifest: Manifest) -> None:
         self.places, self.axes, self.num_classes = places, axes, manifest.num_classes
-        self.shape = (2, manifest.topk, *(manifest.grid[::-1] if axes == "xy" else manifest.grid))
+        self.shape = (2, manifest.topk, *(manifest.map_grid[::-1] if axes == "xy" else manifest.map_grid))
 
     def __getitem__(self, part: range) -> tuple[Tensor, list[str]]:
         maps, unfit = read_maps(self.places[part.start : part.stop], self.axes, self.num_classes, self.shape)
@@ -181,7 +181,7 @@ def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers
                 found = f"{len(errors)} invalid maps in shard {shard} of {manifest.shard_count}"
                 raise InputError(f"{found}:\n  {listed}\nFix them and rerun")
             scores, classes = torch.cat(batch_maps).unbind(1)
-            yield shard, LabelMaps(scores, classes.int(), torch.zeros(len(scores), *manifest.grid))
+            yield shard, LabelMaps(scores, classes.int(), torch.zeros(len(scores), *manifest.map_grid))
 
 
 def read_ranges(shard: int, manifest: Manifest) -> list[range]:

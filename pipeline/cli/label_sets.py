@@ -31,6 +31,12 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(help="For --spot-check: the weights the label set was made with, if your own.")
     ] = None,
+    contents: Annotated[
+        bool,
+        typer.Option(
+            "--contents", help="Read every image file, and find those that changed since; without it, by their sizes only."
+        ),
+    ] = False,
     class_names: ClassNamesFile = None,
     workers: Annotated[
         int | None, typer.Option(help="Shards that are checked at a time; by default as many as there are cores.")
@@ -39,7 +45,8 @@ def verify(
 ) -> None:
     """Check a label set.
 
-    Structure, checksums and values; with --images also coverage, and agreement with the ground-truth labels.
+    Structure, checksums and values; with --images also coverage, whether the image files are still the same, and agreement
+    with the ground-truth labels.
     """
     from pipeline.spot_check import fidelity_table, problems
     from pipeline.spot_check import spot_check as annotate_again
@@ -49,9 +56,11 @@ def verify(
 
     if spot_check is not None and images is None:
         raise InputError("--spot-check needs the images; give their folder with --images")
+    if contents and images is None:
+        raise InputError("--contents needs the images; give their folder with --images")
     if spot_check is None and (checkpoint is not None or device is not None):
         raise InputError("--checkpoint and --device need --spot-check; give it too")
-    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers)
+    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers, contents)
     notes, findings = report.notes, report.findings
     if spot_check is not None and findings:
         notes.append("spot check skipped: fix the errors first")

@@ -6,6 +6,7 @@ start Ghostscript for a PostScript program that is called x.jpg.
 
 import errno
 import functools
+import hashlib
 import logging
 import os
 import stat
@@ -62,9 +63,23 @@ class EncodedImage:
         width, height: in pixels, of the file.
     """
 
-    def __init__(self, image: Image.Image, name: str) -> None:
-        self._image, self._name = image, name
+    def __init__(self, image: Image.Image, file: BinaryIO, name: str) -> None:
+        self._image, self._file, self._name = image, file, name
         self.width, self.height = image.size
+
+    def fingerprint(self) -> tuple[int, bytes]:
+        """The file's size in bytes and its sha256, to know later whether it has changed. To be called before `decode`.
+
+        Raises:
+            UnavailableImage: the system cannot read it.
+        """
+        with named_errors(self._name, self._file):
+            position = self._file.tell()
+            self._file.seek(0)
+            sha256 = hashlib.file_digest(self._file, "sha256").digest()  # type: ignore[arg-type]
+            size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(position)
+            return size, sha256
 
     def decode(self, reduction: int = 1) -> tuple[Image.Image, int]:
         """Decode as RGB. EXIF rotation is not applied, as everywhere in timm and torchvision.
@@ -108,7 +123,7 @@ def open_image(file: Path | BinaryIO, name: str | None = None) -> Iterator[Encod
                 raise ValueError(
                     f"{image.width} x {image.height} pixels; sides of up to {LONGEST_SIDE:,} pixels can be read"
                 )
-        yield EncodedImage(image, name)
+        yield EncodedImage(image, file, name)
 
 
 def read_rgb(file: Path | BinaryIO, name: str | None = None) -> Image.Image:

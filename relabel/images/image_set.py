@@ -78,6 +78,21 @@ class ImageSet:
         with open_image(io.BytesIO(file) if isinstance(file, bytes) else file, name) as encoded:
             yield encoded
 
+    def file_size(self, index: int) -> int:
+        """Bytes of the file of image `index`; of images in folders and tars without reading it.
+
+        Raises:
+            UnavailableImage: the file is missing, or the system cannot read it.
+        """
+        location = self.locations[index]
+        if self.locations.dtype.names and location["size"] >= 0:  # in a tar, and in one piece
+            return int(location["size"])
+        try:
+            file = self.open(location)
+            return len(file) if isinstance(file, bytes) else file.stat().st_size
+        except Exception as error:
+            raise UnavailableImage.because(self.name(index), error) from error
+
     def read(self, index: int) -> Image.Image:
         """Decode image `index` as RGB.
 

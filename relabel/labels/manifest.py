@@ -20,6 +20,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
 COUNTS = ("num_classes", "topk", "image_count", "shard_size")  # at least 1, as grid and input_size are
+MAX_REGIONS = 65_535  # of an image: their number is stored in 16 bits
+# Fields that a file leaves out where they are None: added since format 1, so that no older label set changes its identity
+ADDED = ("regions", "crop_scale", "crop_ratio", "ensemble")
 
 
 class DamagedManifest(InputError):
@@ -27,11 +30,27 @@ class DamagedManifest(InputError):
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """How every label map of a set was made. Two label sets with equal manifests contain the same labels.
+class Member:
+    """A further model of an ensemble; the fields are as in Manifest."""
 
-    `tail` is what a cell stores for all the classes it leaves out: the mean of their logits, the log of the mean of their
-    exponentials, or zero (published maps).
+    model: str
+    model_kwargs: dict[str, Any]
+    weights: str
+    weights_sha256: str | None
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    outputs: tuple[int, ...] | None = None
+    num_outputs: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How every label map or region of a set was made. Two label sets with equal manifests contain the same labels.
+
+    `tail` is what a cell or region stores for all the classes it leaves out: the mean of their logits, the log of the mean
+    of their exponentials, or zero (published maps).
     """
 
     model: str  # timm name, including the tag
@@ -47,7 +66,7 @@ class Manifest:
     precision: Precision  # of the forward pass
     topk: int
     tail: Tail
-    grid: tuple[int, int]  # rows, columns of the label map
+    grid: tuple[int, int] | None  # rows, columns of the label map; None for regions
     image_count: int
     image_digest: str  # relabel.images.image_set.keys_digest of the ordered keys
     shard_size: int  # shard i holds the images [i * shard_size, (i + 1) * shard_size) of the ordered keys
@@ -58,7 +77,24 @@ class Manifest:
     num_outputs: int | None = None  # of the classifier, if only some are stored
     recentre: bool = False  # each map was shifted so that its mean equals the classifier's logits
     flip: bool = False  # each map was averaged with the map of the mirrored image
+    regions: int | None = None  # crops stored of an image, at most; None for label maps
+    crop_scale: tuple[float, float] | None = None  # range of a region's share of the image's area; None if not known
+    crop_ratio: tuple[float, float] | None = None  # range of a region's width / height
+    ensemble: tuple[Member, ...] | None = None  # further models, whose log-probabilities were averaged with `model`'s
     format: int = FORMAT_VERSION
+
+    @property
+    def map_grid(self) -> tuple[int, int]:
+        """The grid of a set of label maps."""
+        assert self.grid is not None, "regions have no grid"
+        return self.grid
+
+    @property
+    def contents(self) -> str:
+        """What the set has for an image, in words."""
+        if self.regions is None:
+            return f"label maps of {'x'.join(map(str, self.map_grid))} cells"
+        return f"images with {self.regions} region{'s' * (self.regions > 1)}"
 
     @property
     def shard_count(self) -> int:
@@ -76,7 +112,7 @@ class Manifest:
     def as_json(self) -> dict[str, Any]:
         """The fields as they are read back from a file: lists instead of tuples."""
         fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return fields
+        return {name: value for name, value in fields.items() if name not in ADDED or value is not None}
 
     def save(self, labels: Path) -> None:
         fields = self.as_json()
@@ -121,14 +157,16 @@ class Manifest:
         if missing or unknown:
             names = ", ".join(sorted(missing.union(unknown)))
             raise error_type(f"{path}: missing or unknown fields: {names}; annotate again into an empty folder")
-        for name in ("input_size", "mean", "std", "grid", "classes", "outputs"):
-            is_none = fields.setdefault(name, None) is None and name != "grid"  # as for imported maps
+        for name in ("input_size", "mean", "std", "grid", "classes", "outputs", "crop_scale", "crop_ratio", "ensemble"):
+            is_none = fields.setdefault(name, None) is None  # as for imported maps
             if not is_none and not isinstance(fields[name], list):
                 raise error_type(f"{path}: {name} is {shown(fields[name])}, not a list; annotate again into an empty folder")
             fields[name] = None if is_none else tuple(fields[name])
         if invalid := invalid_fields(fields):
             found = ", ".join(f"{name} is {shown(fields[name])}" for name in invalid)
             raise error_type(f"{path}: {found}; annotate again into an empty folder")
+        if fields["ensemble"] is not None:
+            fields["ensemble"] = typed(fields["ensemble"], tuple[Member, ...])
         if changed:
             raise DamagedManifest(
                 f"{path} changed after it was written (sha256); restore it, or run the command that made the label set again"
@@ -141,7 +179,9 @@ class Manifest:
         Versions are left out, and so is a checkpoint's file name if its sha256 is known.
         """
         mine, theirs = self.identifying_fields(), other.identifying_fields()
-        return [f"{n}: {mine[n]!r}, not {theirs[n]!r}" for n in mine if n in theirs and mine[n] != theirs[n]]
+        names = [name for name in mine | theirs if name in ADDED or (name in mine and name in theirs)]
+        pairs = {name: (mine.get(name), theirs.get(name)) for name in names}
+        return [f"{name}: {a!r}, not {b!r}" for name, (a, b) in pairs.items() if a != b]
 
     def identifying_fields(self) -> dict[str, Any]:
         """The fields that identify a set's labels."""
@@ -163,6 +203,11 @@ def invalid_fields(fields: dict[str, Any]) -> list[str]:
         except ValueError:
             invalid.append(name)
     sizes = {name: (fields[name],) for name in COUNTS} | {name: fields[name] or (1,) for name in ("grid", "input_size")}
+    regions = fields.get("regions")
+    if "regions" not in invalid and regions is not None and not 1 <= regions <= MAX_REGIONS:
+        invalid.append("regions")
+    if "grid" not in invalid and (regions is None) == (fields["grid"] is None):  # label maps have a grid, regions have none
+        invalid.append("grid")
     invalid += [name for name, numbers in sizes.items() if name not in invalid and min(numbers) < 1]
     if not invalid and fields["topk"] > fields["num_classes"]:
         invalid.append("topk")

@@ -5,22 +5,14 @@ Shapes: B images, C classes, k classes stored per cell, H rows and W columns of 
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-MAPS = ("scores", "classes", "tail")  # the arrays of a label map, in a shard and in LabelMaps
-
-SCORE_DTYPE = np.dtype(np.float16)  # of stored scores and tails
-
-
-def class_dtype(num_classes: int) -> np.dtype:
-    """The stored type of class indices: uint16, or uint32 above 65,536 classes."""
-    return np.dtype(np.uint16 if num_classes <= 65_536 else np.uint32)
+from relabel.labels.stored import SCORE_DTYPE, StoredLabels, class_dtype
 
 
 @dataclass(frozen=True)
-class LabelMaps:
+class LabelMaps(StoredLabels):
     """Sparse logit maps of B images: per cell, the k largest logits, their classes, and the tail.
 
     Attributes:
@@ -33,15 +25,6 @@ class LabelMaps:
     classes: Tensor
     tail: Tensor
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def to(self, device: torch.device | str) -> "LabelMaps":
-        return LabelMaps(*(t.to(device, non_blocking=True) for t in (self.scores, self.classes, self.tail)))
-
-    def pin_memory(self) -> "LabelMaps":
-        return LabelMaps(*(t.pin_memory() for t in (self.scores, self.classes, self.tail)))
-
     def as_stored(self, num_classes: int) -> "LabelMaps":
         """The same maps in the types of a shard: SCORE_DTYPE and class_dtype."""
         score_type, class_type = (getattr(torch, dtype.name) for dtype in (SCORE_DTYPE, class_dtype(num_classes)))
@@ -52,3 +35,6 @@ class LabelMaps:
         batch, _, rows, columns = self.scores.shape
         logits = self.tail.float().unsqueeze(1).expand(batch, num_classes, rows, columns).clone()
         return logits.scatter_(1, self.classes.long(), self.scores.float())
+
+
+MAPS = LabelMaps.names()

@@ -14,7 +14,6 @@ Shapes: B images, C classes, k classes kept per cell, H rows and W columns of th
 import torch
 from torch import Tensor
 
-from relabel.labels.boxes import whole_image
 from relabel.labels.maps import LabelMaps
 
 
@@ -40,11 +39,6 @@ def label_pool(maps: LabelMaps, boxes: Tensor, num_classes: int) -> Tensor:
     w_row = roi_align_weights(boxes[:, 1], boxes[:, 3], height)  # (B, 1, H)
     w_col = roi_align_weights(boxes[:, 0], boxes[:, 2], width)  # (B, 1, W)
     return weighted_sum(maps, w_row.transpose(1, 2) * w_col, num_classes)
-
-
-def whole_image_top1(maps: LabelMaps, num_classes: int) -> Tensor:
-    """(B,) int64: the class of the largest logit pooled over the whole image."""
-    return label_pool(maps, whole_image(len(maps), maps.scores.device), num_classes).argmax(1)
 
 
 def label_pool_grid(maps: LabelMaps, boxes: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:

@@ -1,8 +1,9 @@
 """The HDF5 shards of a label set: written complete or not at all, and read by memory-mapping.
 
 The arrays of a shard are contiguous and unfiltered: a reader opens it with h5py to find their offsets, then maps the file.
+relabel/labels/layout.py says which arrays there are.
 
-Shapes: B images, C classes, k classes kept per cell, H rows and W columns of the label map, N images of a set.
+Shapes: n images of a shard.
 """
 
 import errno
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 
 from relabel.images.keys import encode_keys, is_utf8
+from relabel.labels.layout import layout
 from relabel.labels.manifest import MANIFEST, Manifest
-from relabel.labels.maps import MAPS, SCORE_DTYPE, LabelMaps, class_dtype
 from relabel.labels.shard_lines import ShardLine
+from relabel.labels.stored import StoredLabels
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 
@@ -28,19 +30,47 @@ SHARDS = "shard-*.h5"
 REMEDY = "delete it and run the command that made the label set again"
 
 
+# What is recorded of each image file, to know later whether it has changed: shape of an image's row, and type
+FINGERPRINTS: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+    "file_size": ((), np.dtype(np.uint64)),
+    "file_sha256": ((32,), np.dtype(np.uint8)),
+}
+
+
 def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.h5"
 
 
+@dataclass(frozen=True)
+class Fingerprints:
+    """Of n image files: size (n,) in bytes, and sha256 (n, 32), or None if it is not known."""
+
+    size: np.ndarray
+    sha256: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[int, bytes]]) -> "Fingerprints":
+        """From the size and sha256 of each file."""
+        sizes, digests = [size for size, _ in found], b"".join(digest for _, digest in found)
+        return cls(np.array(sizes, dtype=np.uint64), np.frombuffer(digests, np.uint8).reshape(-1, 32))
+
+
 def write_shard(
-    labels: Path, shard: int, keys: Sequence[str], maps: LabelMaps, manifest: Manifest, unreadable: Sequence[str] = ()
+    labels: Path,
+    shard: int,
+    keys: Sequence[str],
+    stored: StoredLabels,
+    manifest: Manifest,
+    unreadable: Sequence[str] = (),
+    fingerprints: Fingerprints | None = None,
 ) -> ShardLine:
     """Write one shard, complete or not at all, and return its line for shards.jsonl.
 
     Args:
         keys: the images, in order.
-        maps: their label maps on the CPU, of any dtypes.
+        stored: their label maps or regions on the CPU, of any dtypes.
         unreadable: keys of the shard's images that could not be read.
+        fingerprints: of the image files, if they are known.
     Raises:
         OSError: the disk is full or read-only; no file is left behind.
     """
@@ -48,9 +78,12 @@ def write_shard(
         file.attrs["format"] = manifest.format
         file.attrs["num_classes"] = manifest.num_classes
         file["keys"] = encode_keys(keys)
-        stored = maps.as_stored(manifest.num_classes)
-        for name in MAPS:
-            file[name] = getattr(stored, name).numpy()
+        for name, tensor in stored.as_stored(manifest.num_classes).tensors().items():
+            file[name] = tensor.numpy()
+        if fingerprints is not None:
+            file["file_size"] = fingerprints.size
+            if fingerprints.sha256 is not None:
+                file["file_sha256"] = fingerprints.sha256
         file.flush()
         image = file.id.get_file_image()
     atomic_write(labels / shard_name(shard), image)
@@ -60,11 +93,15 @@ def write_shard(
 
 @dataclass(frozen=True)
 class MappedShard:
-    """A finished shard's arrays, memory-mapped: keys (n,) bytes, scores and classes (n, k, H, W), tail (n, H, W).
+    """A finished shard, memory-mapped.
 
     Attributes:
         content: all bytes of the file, which the arrays are views of.
         sha256: of the file, as shards.jsonl has it.
+        keys: (n,) bytes.
+        arrays: those that relabel/labels/layout.py names, each (n, ...).
+        file_size: (n,) bytes of each image file; None if not recorded.
+        file_sha256: (n, 32) uint8; None if not recorded.
     """
 
     path: Path
@@ -72,9 +109,9 @@ class MappedShard:
     sha256: str
     num_classes: int
     keys: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-    tail: np.ndarray
+    arrays: dict[str, np.ndarray]
+    file_size: np.ndarray | None
+    file_sha256: np.ndarray | None
 
     @classmethod
     def open(cls, labels: Path, line: ShardLine, manifest: Manifest) -> "MappedShard":
@@ -86,13 +123,9 @@ class MappedShard:
         path = labels / shard_name(line.shard)
         if line.file != shard_name(line.shard):
             raise InputError(f"{labels}: shards.jsonl names {line.file!r} for {path.name}; {REMEDY}")
-        cells, n = manifest.grid, line.rows
-        expected = {
-            "keys": ((n,), None),
-            "scores": ((n, manifest.topk, *cells), SCORE_DTYPE),
-            "classes": ((n, manifest.topk, *cells), class_dtype(manifest.num_classes)),
-            "tail": ((n, *cells), SCORE_DTYPE),
-        }
+        rows = layout(manifest) | FINGERPRINTS
+        expected: dict[str, tuple[tuple[int, ...], np.dtype | None]] = {"keys": ((line.rows,), None)}
+        expected |= {name: ((line.rows, *shape), dtype) for name, (shape, dtype) in rows.items()}
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for its writer
@@ -126,6 +159,8 @@ class MappedShard:
         mapped = map_file(path, status.st_size)
         for name, (shape, dtype) in expected.items():
             if name not in found:
+                if name in FINGERPRINTS:  # as in older label sets, and in imported ones
+                    continue
                 raise InputError(f"{path} has no dataset {name!r}; {REMEDY}")
             found_shape, found_dtype, offset = found[name]
             if found_shape != shape or (found_dtype.kind != "S" if dtype is None else found_dtype != dtype):
@@ -140,12 +175,13 @@ class MappedShard:
             arrays[name] = mapped[start : start + length].view(found_dtype).reshape(shape)
         if line.manifest not in (None, manifest.identity):
             raise InputError(f"{path}: made with a different {MANIFEST}; {REMEDY}")
-        return cls(path, mapped, line.sha256, manifest.num_classes, **arrays)
+        keys, size, sha256 = arrays.pop("keys"), arrays.pop("file_size", None), arrays.pop("file_sha256", None)
+        return cls(path, mapped, line.sha256, manifest.num_classes, keys, arrays, size, sha256)
 
     def check(self) -> None:
         """Raises InputError if the file is not what was written, or has classes that the label set does not."""
         self.check_bytes()
-        self.check_classes(self.classes)
+        self.check_classes(self.arrays["classes"])
 
     def check_bytes(self) -> None:
         """Raises InputError if the file's sha256 is not the one in shards.jsonl."""

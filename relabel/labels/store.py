@@ -1,6 +1,6 @@
-"""A label set opened for reading: look up keys, and get label maps by row, on any device.
+"""A label set opened for reading: look up keys, and get label maps or regions by row, on any device.
 
-Shapes: B images of a batch, N images of the set, k classes stored per cell, H rows and W columns of the label map.
+Shapes: B images of a batch, N images of the set.
 """
 
 import logging
@@ -8,25 +8,32 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from relabel.images.keys import KeyIndex, decode_keys, encode_keys
+from relabel.labels.layout import kind_of_labels
 from relabel.labels.manifest import MANIFEST, Manifest
-from relabel.labels.maps import MAPS, LabelMaps
+from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import first_missing, missing_shards, read_shard_lines
 from relabel.labels.shards import MappedShard, shard_name
+from relabel.labels.stored import StoredLabels
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import cores
 
 logger = logging.getLogger(__name__)
 
 
-class LabelStore:
-    """A label set to read from: `open` maps its files, `to` selects a device, `gather` returns maps by row.
+L = TypeVar("L", bound=StoredLabels, default=LabelMaps)
+
+
+class LabelStore(Generic[L]):
+    """A label set to read from: `open` maps its files, `to` selects a device, `gather` returns LabelMaps or LabelRegions
+    by row.
 
     Attributes:
         unreadable: keys of images that could not be read when the set was made.
@@ -41,7 +48,8 @@ class LabelStore:
         self._starts = np.cumsum([0] + [len(shard.keys) for shard in shards])
         self._index = KeyIndex(np.concatenate([shard.keys for shard in shards]))
         self._device = torch.device("cpu")
-        self._whole: LabelMaps | None = None
+        self._whole: dict[str, Tensor] | None = None
+        self._kind: type[L] = kind_of_labels(manifest)  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return len(self._index.keys)
@@ -90,18 +98,36 @@ class LabelStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all maps: per cell, 4 (6 above 65,536 classes) for each stored class, and 2 for the tail."""
-        return sum(getattr(shard, name).nbytes for shard in self._shards for name in MAPS)
+        """Bytes of all labels: per cell or region, 4 (6 above 65,536 classes) for each stored class, and 2 for the tail."""
+        return sum(array.nbytes for shard in self._shards for array in shard.arrays.values())
 
+    @property
+    def file_sizes(self) -> np.ndarray:
+        """(N,) uint64 bytes of the image file of every row when it was annotated; 0 where that was not recorded."""
+        sizes = [np.zeros(len(s.keys), np.uint64) if s.file_size is None else s.file_size for s in self._shards]
+        return np.concatenate(sizes)
+
+    @overload
     @classmethod
-    def open(cls, labels: Path | str) -> "LabelStore":
+    def open(cls, labels: Path | str) -> "LabelStore[Any]": ...
+    @overload
+    @classmethod
+    def open(cls, labels: Path | str, kind: type[L]) -> "LabelStore[L]": ...
+    @classmethod
+    def open(cls, labels: Path | str, kind: type[Any] = StoredLabels) -> "LabelStore[Any]":
         """Open a complete label set. Checks its structure; `check` checks every byte.
 
+        Args:
+            kind: LabelMaps or LabelRegions, if it must be one of them.
         Raises:
-            InputError: not a label set, another format version, or a shard is missing or its structure is damaged.
+            InputError: not a label set, another format version, or a shard is missing or its structure is damaged; or a set
+                of another kind.
         """
         labels = Path(labels)
         manifest = Manifest.load(labels)
+        if not issubclass(kind_of_labels(manifest), kind):
+            found, expected = ("regions", "label maps") if manifest.regions else ("label maps", "regions")
+            raise InputError(f"{labels} holds {found}; expected {expected} here")
         lines = read_shard_lines(labels)
         if missing := missing_shards(lines, manifest.shard_count):
             raise InputError(
@@ -112,7 +138,7 @@ class LabelStore:
         shards = [MappedShard.open(labels, line, manifest) for line in ordered]
         return cls(labels, manifest, shards, tuple(key for line in ordered for key in line.unreadable))
 
-    def check(self, shards: slice = slice(None)) -> "LabelStore":
+    def check(self, shards: slice = slice(None)) -> "LabelStore[L]":
         """Compare every shard with its sha256, and its classes with their number; returns the store.
 
         This reads all files, which takes seconds for ImageNet's 6 GB (`make bench-full`), so `open` does not do it, and
@@ -128,8 +154,8 @@ class LabelStore:
             list(threads.map(MappedShard.check, self._shards[shards]))
         return self
 
-    def to(self, device: torch.device | str, resident: bool | None = None) -> "LabelStore":
-        """Return maps on this device from here on. 1.28 M maps of 15x15x5 are about 6 GB.
+    def to(self, device: torch.device | str, resident: bool | None = None) -> "LabelStore[L]":
+        """Return labels on this device from here on. 1.28 M maps of 15x15x5 are about 6 GB.
 
         Args:
             resident: load the whole set into the device's memory. If None, this happens on a GPU, unless the set would take
@@ -143,8 +169,9 @@ class LabelStore:
             resident = self._device.type == "cuda" and self._fits()
         if resident:
             with ThreadPoolExecutor(cores()) as threads:
-                list(threads.map(lambda shard: shard.check_classes(shard.classes), self._shards))
-            self._whole = LabelMaps(*(self._on_device([getattr(shard, name) for shard in self._shards]) for name in MAPS))
+                list(threads.map(lambda shard: shard.check_classes(shard.arrays["classes"]), self._shards))
+            names = self._kind.names()
+            self._whole = {name: self._on_device([shard.arrays[name] for shard in self._shards]) for name in names}
         else:
             self._whole = None
         return self
@@ -154,7 +181,7 @@ class LabelStore:
         if self.nbytes <= free / 2:
             return True
         logger.info(
-            f"{self.labels}: {self.nbytes / 1e9:.1f} GB of label maps are read from the files, through the page cache:"
+            f"{self.labels}: {self.nbytes / 1e9:.1f} GB of labels are read from the files, through the page cache:"
             f" {self._device} has {free / 1e9:.1f} GB free, and half of that is reserved for training"
         )
         return False
@@ -188,29 +215,29 @@ class LabelStore:
             raise KeyError(keys[int((rows < 0).nonzero()[0])])
         return rows
 
-    def gather(self, rows: Tensor) -> LabelMaps:
-        """The label maps of (B,) rows, on the store's device.
+    def gather(self, rows: Tensor) -> L:
+        """The label maps or regions of (B,) rows, on the store's device.
 
         If the set is not resident, `rows` should be on the CPU: copying them from a GPU waits for its stream.
         """
         if self._whole is not None:
             rows = rows.to(self._device, non_blocking=True)
-            return LabelMaps(*(t.index_select(0, rows) for t in (self._whole.scores, self._whole.classes, self._whole.tail)))
-        maps = self.read(rows)
-        return (maps.pin_memory() if self._device.type == "cuda" else maps).to(
+            return self._kind.from_stored({name: t.index_select(0, rows) for name, t in self._whole.items()})
+        read = self.read(rows)
+        return (read.pin_memory() if self._device.type == "cuda" else read).to(
             self._device
         )  # pinned: copies without waiting
 
-    def read(self, rows: Tensor) -> LabelMaps:
-        """The label maps of (B,) rows, on the CPU, from the mapped files. For processes that do not use the device."""
+    def read(self, rows: Tensor) -> L:
+        """The labels of (B,) rows, on the CPU, from the mapped files. For processes that do not use the device."""
         numbers = rows.cpu().numpy()
         shard_of = np.searchsorted(self._starts, numbers, side="right") - 1
         positions = list(zip(shard_of.tolist(), (numbers - self._starts[shard_of]).tolist(), strict=True))
-        return LabelMaps(*(as_tensor(self._read(name, positions)) for name in MAPS))
+        return self._kind.from_stored({name: as_tensor(self._read(name, positions)) for name in self._kind.names()})
 
     def _read(self, name: str, positions: list[tuple[int, int]]) -> np.ndarray:
         """Rows of one array, from the mapped files; a position is (shard, row in the shard)."""
-        arrays = [getattr(shard, name) for shard in self._shards]
+        arrays = [shard.arrays[name] for shard in self._shards]
         read = np.empty((len(positions), *arrays[0].shape[1:]), arrays[0].dtype)
         for i, (shard, row) in enumerate(positions):
             read[i] = arrays[shard][row]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from annotate.convert import FullyConvolutional, fully_convolutional
-from annotate.forward import Forward
+from annotate.forward import MapForward
 from annotate.squash import Squash
 from relabel.labels.maps import LabelMaps
 from relabel.runtime.defaults import Tail
@@ -49,10 +49,10 @@ def check_maps(annotator: FullyConvolutional, outputs: list[int] | None = None, 
         annotator.to(device)
         if outputs is not None:
             annotator.select(outputs)
-        forward = Forward(annotator, squash, manifest_of(["cat/1.JPEG"], one, classes, **manifest), 2)
+        forward = MapForward(annotator, squash, manifest_of(["cat/1.JPEG"], one, classes, **manifest), 2)
         images = torch.zeros(5, 3, *SIZE, dtype=torch.uint8)
         with torch.inference_mode():
-            parts = forward(images)
+            parts = forward({"images": images})
         assert [len(part) for part in parts] == [2, 2, 1]
         for part in parts:
             for tensor, dtype in ((part.scores, torch.float16), (part.classes, torch.uint16), (part.tail, torch.float16)):

@@ -12,7 +12,7 @@ import torch
 import torch._inductor.config
 
 from annotate.convert import fully_convolutional
-from annotate.forward import Forward
+from annotate.forward import MapForward
 from annotate.squash import Squash
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import MAPS, LabelMaps
@@ -24,13 +24,13 @@ from tests.label_sets import manifest_of
 SIZE, GRID = (128, 192), (16, 24)  # pixels, cells
 
 
-def tiny_forward(batch_size: int, device: str = "cpu") -> Forward:
+def tiny_forward(batch_size: int, device: str = "cpu") -> MapForward:
     torch.manual_seed(0)
     classifier = randomise(timm.create_model("resnet10t", num_classes=3, **THIN), 0, SIZE)
     squash = Squash(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
     two_of_three = LabelMaps(torch.zeros(1, 2, *GRID), torch.zeros(1, 2, *GRID), torch.zeros(1, *GRID))
     manifest = manifest_of(["cat/1.JPEG"], two_of_three, 3)
-    return Forward(fully_convolutional(classifier.to(device), SIZE), squash, manifest, batch_size)
+    return MapForward(fully_convolutional(classifier.to(device), SIZE), squash, manifest, batch_size)
 
 
 def random_images(count: int) -> torch.Tensor:
@@ -55,13 +55,13 @@ show_logs()
 torch.set_num_threads(1)
 images = random_images(512)
 with torch.inference_mode():
-    expected = tiny_forward(8)(images)
+    expected = tiny_forward(8)({"images": images})
     forward = tiny_forward(512)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     in_use = 1024 * int(status["VmSize"].split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 250 * 2**20, resource.RLIM_INFINITY))  # images as floats: 151 MB
-    parts = forward(images)
-    again = forward(images[:100])
+    parts = forward({"images": images})
+    again = forward({"images": images[:100]})
 print(forward.batch_size, [len(part) for part in again])
 assert_close_maps(parts, expected)
 assert_close_maps(again, [type(parts[0])(*(torch.cat([getattr(p, n) for p in expected])[:100] for n in vars(parts[0])))])
@@ -93,7 +93,7 @@ def test_single_image_that_exceeds_memory_gets_a_message(monkeypatch: pytest.Mon
         torch.inference_mode(),
         pytest.raises(InputError, match=r"not enough memory for a single image of 128x192 pixels .*can't all"),
     ):
-        forward(random_images(3))
+        forward({"images": random_images(3)})
     assert forward.batch_size == 1
 
 
@@ -115,12 +115,13 @@ def test_compile_error_at_a_later_batch_size_gets_a_message(monkeypatch: pytest.
     fused.name = "tiny"
     fused.compile()
     monkeypatch.setattr(forward, "annotator", fused)
+    monkeypatch.setattr(forward, "name", fused.name)
     with (
         torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}),
         torch.inference_mode(),
         pytest.raises(InputError, match=r"--compile: torch cannot compile tiny here .* leave it out"),
     ):
-        forward(random_images(2))
+        forward({"images": random_images(2)})
 
 
 @pytest.mark.gpu
@@ -128,12 +129,12 @@ def test_compile_error_at_a_later_batch_size_gets_a_message(monkeypatch: pytest.
 @torch.inference_mode()
 def test_batch_that_exceeds_gpu_memory_is_halved_with_the_same_maps(caplog: pytest.LogCaptureFixture) -> None:
     images, forward = random_images(512), tiny_forward(512, "cuda")
-    expected = tiny_forward(8, "cuda")(images)
+    expected = tiny_forward(8, "cuda")({"images": images})
     torch.cuda.empty_cache()
     allowed = torch.cuda.memory_reserved() + 200 * 2**20  # the images as floats take 150 MB
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
     try:
-        parts = forward(images)
+        parts = forward({"images": images})
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "cuda:0: not enough memory for 512 images at a time; using 256" in caplog.text
@@ -145,7 +146,7 @@ def test_error_other_than_out_of_memory_is_raised_unchanged() -> None:
     forward = tiny_forward(4)
     forward.annotator.double()
     with torch.inference_mode(), pytest.raises(RuntimeError, match="type"):
-        forward(random_images(2))
+        forward({"images": random_images(2)})
     assert forward.batch_size == 4
 
 
@@ -167,4 +168,4 @@ def test_compiled_annotator_gives_the_same_maps() -> None:  # would pass on a CP
     compiled.compile()
     images = random_images(5)  # batches of 2, 2 and 1
     with torch.inference_mode():
-        assert_close_maps(compiled(images), eager(images))
+        assert_close_maps(compiled({"images": images}), eager({"images": images}))

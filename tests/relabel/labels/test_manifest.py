@@ -83,7 +83,7 @@ def test_missing_fields_and_unknown_ones_of_a_changed_manifest_are_named(
 
 @pytest.mark.parametrize(
     ("added", "named"),
-    [({"regions": 4}, "the field 'regions'"), ({"views": 2, "regions": 4}, "the fields 'regions', 'views'")],
+    [({"glimpses": 4}, "the field 'glimpses'"), ({"views": 2, "glimpses": 4}, "the fields 'glimpses', 'views'")],
 )
 def test_fields_of_a_newer_version_are_named_with_the_version_that_does_not_know_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: dict[str, Any], named: str
@@ -106,8 +106,8 @@ def test_fields_of_a_newer_version_are_named_with_the_version_that_does_not_know
 
 def test_unknown_field_of_a_manifest_without_a_sha256_gets_the_same_message(tmp_path: Path) -> None:
     manifest().save(tmp_path)
-    edit(tmp_path, lambda fields: fields.pop("sha256") and fields.update(regions=4))
-    with pytest.raises(InputError, match=r"has the field 'regions', which .*relabel.* does not know; install the version"):
+    edit(tmp_path, lambda fields: fields.pop("sha256") and fields.update(glimpses=4))
+    with pytest.raises(InputError, match=r"has the field 'glimpses', which .*relabel.* does not know; install the version"):
         Manifest.load(tmp_path)
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from relabel.labels.manifest import Manifest
-from relabel.labels.maps import MAPS, LabelMaps, class_dtype
+from relabel.labels.maps import MAPS, LabelMaps
 from relabel.labels.shard_lines import SHARD_LINES, append_shard_line, read_shard_lines
 from relabel.labels.shards import MappedShard, shard_name, write_shard
 from relabel.labels.store import LabelStore
+from relabel.labels.stored import class_dtype
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
 from tests.conftest import refusal
@@ -320,8 +321,8 @@ def test_more_shards_are_open_at_once_than_a_process_may_open_files(tmp_path: Pa
 
 def test_mapped_arrays_cannot_be_written(label_set: Path) -> None:
     shard = MappedShard.open(label_set, read_shard_lines(label_set)[0], Manifest.load(label_set))
-    for name in ("content", "keys", "scores", "classes", "tail"):
-        assert not getattr(shard, name).flags.writeable
+    for array in (shard.content, shard.keys, *shard.arrays.values()):
+        assert not array.flags.writeable
 
 
 def test_targets_are_the_numbers_of_the_classes_that_the_keys_name(tmp_path: Path) -> None:
