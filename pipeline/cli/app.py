@@ -63,12 +63,14 @@ app = typer.Typer(
 
 @app.callback()
 def set_up() -> None:
+    from relabel.runtime.bus_errors import explain_bus_errors
     from relabel.runtime.logs import show_logs
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
     show_logs()
+    explain_bus_errors()
 
 
 def command(group: str, name: str | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
