@@ -51,6 +51,7 @@ def test_first_batch_whose_loss_is_not_finite_is_named_although_losses_are_check
     assert found == {"step": step, "epoch": math.ceil(step / 4), "lr": 0.01, "keys": batches[step - 1]}
     assert all(named in str(caught.value) for named in found["keys"])
     assert f"in step {step} (epoch {math.ceil(step / 4)}," in str(caught.value)
+    assert f"The label map of {key} in {labels} is not finite; `relabel verify {labels}`" in str(caught.value)
 
 
 @pytest.mark.slow
