@@ -12,6 +12,7 @@ Everything is tiny, so that a command takes seconds, most of them for importing 
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import random
@@ -24,15 +25,32 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import timm
 import torch
-from PIL import Image
 
 from benchmarks.hardware import hardware
+from benchmarks.tiny_stages import (
+    IMAGES,
+    ONE,
+    PATIENCE_S,
+    SETTINGS,
+    SHARD_SIZE,
+    TWO,
+    Contents,
+    Stage,
+    Violation,
+    annotate_stage,
+    check_same,
+    finish,
+    start,
+    train_stage,
+    undisturbed,
+    undisturbed_folder,
+    undisturbed_labels,
+    wait_for_output,
+    write_inputs,
+)
 from pipeline.verify import verify
 from relabel.labels.shards import shard_name
 from relabel.runtime.errors import InputError
@@ -40,41 +58,9 @@ from relabel.runtime.files import LOCK
 from relabel.runtime.machine import cores
 from train.options import TrainOptions
 from train.recipe import load_recipe
-from train.run_dir.metrics import METRICS, read_metrics
 from train.training_set import open_training_set
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CLASSES = ("blue", "green", "red")
-IMAGES, SHARD_SIZE = 32, 8
-THIN = {"stem_width": 8, "channels": (8, 8, 8, 16), "output_stride": 8}
-ONE = [sys.executable, "-m", "pipeline"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
-SETTINGS = ["image_size=16", "eval_size=16", "batch_size=4", "warmup_epochs=0"]
-EPOCHS = 8
-ENDLESS = 100_000
-PATIENCE_S = 120  # for processes to end; what takes longer hangs
-DIFFERS = ("wall_s", "images_per_s")  # between two equal runs
-
-Contents = dict[str, object]
-
-
-class Violation(Exception):
-    """What happened instead of what was promised."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command of relabel that is run in a folder of its own, where it writes the folder `output`."""
-
-    name: str
-    launcher: list[str]
-    arguments: list[str]
-    resume: list[str]  # more arguments, to continue
-    output: str
-    contents: Callable[[Path], Contents]
-
-    def command(self, again: bool = False) -> list[str]:
-        return [*self.launcher, *self.arguments, *(self.resume if again else [])]
+ENDLESS = 100_000  # epochs
 
 
 def main() -> None:
@@ -129,105 +115,21 @@ def row(
     return violations
 
 
-# --- the inputs, and what is promised -------------------------------------------------------------------------------------
-
-
-def write_inputs(root: Path) -> None:
-    """Images with noise around a colour, and random weights of the annotator."""
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        name = CLASSES[number % len(CLASSES)]
-        (root / "images" / name).mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 80, size=(24, 30, 3))
-        pixels[:, :, number % len(CLASSES)] += 150
-        Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / name / f"{number}.JPEG")
-    torch.manual_seed(0)
-    torch.save(timm.create_model("resnet10t", num_classes=len(CLASSES), **THIN).state_dict(), root / "annotator.pth")
-
-
-def annotate_stage(root: Path, launcher: list[str]) -> Stage:
-    where = ["annotate", str(root / "images"), "--labels=labels", f"--checkpoint={root / 'annotator.pth'}"]
-    model = ["--model=resnet10t", *model_options(), "--num-classes=3", "--input-size=64x112", "--topk=2"]
-    how = ["--batch-size=2", f"--shard-size={SHARD_SIZE}", "--workers=0", "--device=cpu"]
-    return Stage(f"annotate, {described(launcher)}", launcher, [*where, *model, *how], [], "labels", files)
-
-
-def train_stage(root: Path, launcher: list[str], epochs: int = EPOCHS, labels: Path | None = None) -> Stage:
-    """The state is also saved within epochs: --save-every is in minutes."""
-    labels = labels or root / "undisturbed annotate, one process" / "labels"
-    where = ["train", str(root / "images"), f"--labels={labels}", "--run-dir=run", "--save-every=1e-9"]
-    model = ["--arch=resnet10t", *model_options(), "--model-kwargs=drop_path_rate=0.2", "--recipe=scenes-relabel"]
-    how = [*(f"--set={setting}" for setting in (*SETTINGS, f"epochs={epochs}")), "--workers=0", "--device=cpu"]
-    return Stage(f"train, {described(launcher)}", launcher, [*where, *model, *how], ["--resume"], "run", outcome)
-
-
-def model_options() -> list[str]:
-    return [f"--model-kwargs={name}={value}".replace(" ", "") for name, value in THIN.items()]
-
-
-def described(launcher: list[str]) -> str:
-    return "one process" if launcher is ONE else "two processes"
-
-
-def files(folder: Path) -> Contents:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
-
-
-def outcome(run: Path) -> Contents:
-    """The names of a run's files, its weights, and its metrics without the times."""
-    metrics = [{name: value for name, value in epoch.items() if name not in DIFFERS} for epoch in read_metrics(run)]
-    weights = (run / "weights.pth").read_bytes() if (run / "weights.pth").exists() else None
-    return {"names": sorted(files(run)), "weights.pth": weights, METRICS: metrics}
-
-
-def undisturbed(stage: Stage, root: Path) -> tuple[Contents, float]:
-    """What the stage leaves without a fault, and the seconds from its first file to its end."""
-    folder = root / f"undisturbed {stage.name}"
-    if folder.exists():
-        return stage.contents(folder / stage.output), 0.0
-    folder.mkdir()
-    process = start(stage.command(), folder)
-    began = wait_for_output(process, folder / stage.output)
-    finish(process, "the undisturbed run")
-    return stage.contents(folder / stage.output), time.monotonic() - began
-
-
-def check_same(stage: Stage, output: Path, whole: Contents) -> None:
-    left = stage.contents(output)
-    if left != whole:
-        differ = [name for name in {**whole, **left} if left.get(name) != whole.get(name)]
-        raise Violation(f"{', '.join(differ)} differ from the undisturbed run's")
-
-
-# --- processes ------------------------------------------------------------------------------------------------------------
-
-
-def start(command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def finish(process: "subprocess.Popen[bytes]", what: str) -> None:
-    """Raises Violation if it does not succeed."""
-    try:
-        code = process.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        raise Violation(f"{what} had not ended after {PATIENCE_S} s") from error
-    if code != 0:
-        raise Violation(f"{what} ended with exit code {code}")
-
-
-def run(command: list[str], folder: Path, what: str) -> None:
-    finish(start(command, folder), what)
-
-
-def wait_for_output(process: "subprocess.Popen[bytes]", output: Path) -> float:
-    """Wait for the first file, or for the end; returns the time."""
-    while process.poll() is None and not (output.exists() and any(output.iterdir())):
-        time.sleep(0.002)
-    return time.monotonic()
+def kill(root: Path, stage: Stage, whole: Contents, span_s: float, rng: random.Random) -> None:
+    for folder in folders(root):
+        process = start(stage.command(), folder)
+        wait_for_output(process, folder / stage.output)
+        time.sleep(rng.uniform(0, 1.5 * span_s))  # several trials run at a time, which slows each of them
+        members = family(process.pid)
+        if process.poll() is None and members:
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.kill(rng.choice(members), signal.SIGKILL)
+        end_of_all(process, members)
+        if process.returncode == 0:
+            continue  # it had finished; again
+        finish(start(stage.command(again=True), folder), "the second run")
+        check_same(stage, folder / stage.output, whole)
+        return
 
 
 def family(process: int) -> list[int]:
@@ -237,26 +139,6 @@ def family(process: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [process, *(relative for child in children for relative in family(int(child)))]
-
-
-# --- the faults -----------------------------------------------------------------------------------------------------------
-
-
-def kill(root: Path, stage: Stage, whole: Contents, span_s: float, rng: random.Random) -> None:
-    for folder in folders(root):
-        process = start(stage.command(), folder)
-        wait_for_output(process, folder / stage.output)
-        time.sleep(rng.uniform(0, 1.5 * span_s))  # several trials run at a time, which slows each of them
-        members = family(process.pid)
-        if process.poll() is None and members:
-            victim = rng.choice(members)
-            os.kill(victim, signal.SIGKILL)
-        end_of_all(process, members)
-        if process.returncode == 0:
-            continue  # it had finished; again
-        run(stage.command(again=True), folder, "the second run")
-        check_same(stage, folder / stage.output, whole)
-        return
 
 
 def folders(root: Path) -> Iterator[Path]:
@@ -279,7 +161,7 @@ def end_of_all(process: "subprocess.Popen[bytes]", members: list[int]) -> None:
 
 
 def flip(root: Path, rng: random.Random) -> None:
-    labels = root / "undisturbed annotate, one process" / "labels"
+    labels = undisturbed_labels(root)
     path = rng.choice(sorted(path for path in labels.iterdir() if path.name != LOCK))
     whole = path.read_bytes()
     position, bit = rng.choice([at for at in range(len(whole)) if not whole[at : at + 1].isspace()]), rng.randrange(8)
@@ -316,7 +198,7 @@ def can_mount() -> bool:
 
 def fill_disk(root: Path, stage: Stage, whole: Contents, rng: random.Random) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
-    output = root / f"undisturbed {stage.name}" / stage.output
+    output = undisturbed_folder(root, stage) / stage.output
     pages = sum(-(-path.stat().st_size // page) for path in output.iterdir())
     size = rng.randrange(1, pages) * page  # one page less than the files need, or fewer
     first, again = (shlex.join(stage.command(again)) for again in (False, True))
@@ -326,7 +208,8 @@ def fill_disk(root: Path, stage: Stage, whole: Contents, rng: random.Random) -> 
     mount -o remount,size=1g tmpfs . && {again} && cp -a {stage.output} ../left"""
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         folder = Path(scratch)
-        run(["unshare", "-rm", "sh", "-c", script], folder, f"the run with space after one with {size} bytes")
+        process = start(["unshare", "-rm", "sh", "-c", script], folder)
+        finish(process, f"the run with space after one with {size} bytes")
         code, message = (folder / "code").read_text().strip(), (folder / "message").read_text(errors="replace")
         if code != "1" or "relabel: " not in message or "Traceback" in message:
             raise Violation(f"with {size} bytes: exit code {code}, {message[-500:]!r}")
@@ -336,7 +219,7 @@ def fill_disk(root: Path, stage: Stage, whole: Contents, rng: random.Random) -> 
 def cut(root: Path, rng: random.Random) -> None:
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         folder = Path(scratch)
-        labels = shutil.copytree(root / "undisturbed annotate, one process" / "labels", folder / "labels")
+        labels = shutil.copytree(undisturbed_labels(root), folder / "labels")
         shard = labels / shard_name(rng.randrange(IMAGES // SHARD_SIZE))
         process = start(train_stage(root, ONE, ENDLESS, labels).command(), folder)
         try:
