@@ -386,7 +386,7 @@ def option(rng: random.Random, world: World) -> Case:
         odd.replace("-", " "),
         odd.partition("-")[0],
         "checkpoint",
-        *([value[:20]] if value.strip() else []),
+        *([value[:20].encode(errors="backslashreplace").decode()] if value.strip() else []),
         "--model",
         "timm",
     ]

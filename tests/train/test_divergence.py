@@ -84,6 +84,17 @@ def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: P
     assert not (tmp_path / "run" / "weights.pth").exists()
 
 
+def test_initial_weights_that_give_no_finite_loss_are_named(
+    image_folder: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    weights["fc.weight"].fill_(3e38)
+    torch.save(weights, tmp_path / "large.pth")
+    recipe = load_recipe("scenes-single", [*SETTINGS, "batch_size=8"])
+    with pytest.raises(InputError, match=r"in step 1 .*the first step, so the lr is not the reason: .* in .*large\.pth may"):
+        train_images(image_folder, tmp_path / "run", recipe, model_kwargs=THIN, initial_weights=tmp_path / "large.pth")
+
+
 def test_error_does_not_refer_to_a_file_that_could_not_be_written(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "diverged.json").mkdir(parents=True)
     recipe = load_recipe("scenes-single", [*SETTINGS, "batch_size=8", "lr=1e30"])
