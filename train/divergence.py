@@ -76,16 +76,17 @@ class LossMonitor:
         return [self.image_set.keys[index] for batch in batches for _, index in batch]
 
     def damaged_map(self, keys: list[str]) -> str | None:
-        """Which of these images' label maps are to blame for the loss, and what to do; None if they are sound."""
-        if self.store is None or not self.recipe.reads_maps:
+        """Which of these images' labels are to blame for the loss, and what to do; None if they are sound."""
+        if self.store is None or not self.recipe.reads_labels:
             return None
-        maps = self.store.read(self.store.rows(keys))
-        finite = maps.scores.isfinite().flatten(1).all(1) & maps.tail.isfinite().flatten(1).all(1)
+        stored = self.store.read(self.store.rows(keys))
+        finite = stored.scores.isfinite().flatten(1).all(1) & stored.tail.isfinite().flatten(1).all(1)
         damaged = [key for key, sound in zip(keys, finite.tolist(), strict=True) if not sound]
         if not damaged:
             return None
         labels = self.store.labels
-        return f"The label map of {damaged[0]} in {labels} is not finite; `relabel verify {labels}` finds all such maps"
+        what = "The label map" if self.store.manifest.regions is None else "A region"
+        return f"{what} of {damaged[0]} in {labels} is not finite; `relabel verify {labels}` finds all such images"
 
     def unusable_weights(self, step: int) -> str | None:
         """What to do if the loss is not finite before any weight was changed; None if a step had changed some."""
