@@ -73,8 +73,9 @@ class LabelRegions(StoredLabels):
 
     @classmethod
     def from_stored(cls, tensors: dict[str, Tensor]) -> "LabelRegions":
+        """Boxes as fractions, and types that `select` can index on any device: CUDA has few operations for uint16."""
         boxes = tensors["boxes"].float() / BOX_STEPS
-        return cls(**tensors | {"boxes": boxes, "count": tensors["count"].int()})
+        return cls(**tensors | {"boxes": boxes, "classes": tensors["classes"].int(), "count": tensors["count"].int()})
 
     def logits(self) -> SparseLogits:
         """The logits of all B * N regions, image after image."""

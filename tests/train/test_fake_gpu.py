@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 import train.step
 from benchmarks.training_step import resident_crops
 from relabel.labels.maps import LabelMaps
+from relabel.labels.regions import LabelRegions
 from relabel.labels.store import LabelStore
 from relabel.models.preprocessing import Preprocessing
 from tests.fake_gpu import NUMBER_IS_FETCHED, WRONG_DEVICE, fake_gpu
@@ -24,13 +25,13 @@ from train.cutmix import Paste, draw_paste
 from train.optimizer import create_optimizer
 from train.recipe import Recipe, load_recipe, recipe_names
 from train.step import TrainingStep
-from train.supervision import LabelMapTargets, Supervision
+from train.supervision import LabelMapTargets, RegionTargets, Supervision
 from train.teacher import Teacher
 from train.tokens import WithTokens, token_grid
 
 pytestmark = pytest.mark.slow
 
-BATCH, CLASSES, SIDE, IMAGES = 4, 5, 48, 8
+BATCH, CLASSES, SIDE, IMAGES, REGIONS = 4, 5, 48, 8, 2
 VIT: dict[str, Any] = {"img_size": SIDE, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
 STATISTICS = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)  # mean and standard deviation of pixels
 CUTMIX = ["cutmix=1", "cutmix_off_epochs=1", "optimizer=sgd"]
@@ -66,17 +67,23 @@ class Run:
 
     def __init__(self, recipe: Recipe, store: LabelStore) -> None:
         self.recipe, self.store = recipe, store
+        self.regions = LabelStore.open(store.labels.with_name("regions"), LabelRegions)
         arch, options = ("vit_tiny_patch16_224", VIT) if recipe.token_weight else ("resnet10t", THIN)
         self.student = timm.create_model(arch, num_classes=CLASSES, **options).train()
         self.teacher = timm.create_model("resnet10t", num_classes=CLASSES, **THIN).eval().requires_grad_(False)
         self.crops = resident_crops(BATCH, SIDE, IMAGES, CLASSES, torch.device("cpu"))
+        if recipe.reads_regions:  # stored ones, and random ones whose map is pooled
+            self.crops = dataclasses.replace(self.crops, numbers=torch.arange(BATCH) % (REGIONS + 1) - 1)
 
     def step(self, device: torch.device) -> TrainingStep:
         maps = teacher = grid = None
         model: nn.Module = self.student.to(device)
+        regions = None
         if self.recipe.reads_labels:
             rows = torch.arange(IMAGES, device=device)
             maps = LabelMapTargets(self.store.to(device, resident=True), rows, self.recipe)
+        if self.recipe.reads_regions:
+            regions = RegionTargets(self.regions.to(device, resident=True), rows, self.recipe, maps)
         if self.recipe.target == "teacher":
             teacher = Teacher(self.teacher.to(device), (32, 56), "bicubic", *STATISTICS, torch.bfloat16)
         if self.recipe.token_weight:
@@ -85,7 +92,7 @@ class Run:
             model,
             create_optimizer(self.student, self.recipe, device),
             cast(torch.amp.GradScaler, GivenGradients(self.student)),
-            Supervision(self.recipe, CLASSES, maps, teacher, grid),
+            Supervision(self.recipe, CLASSES, maps, teacher, grid, regions),
             Preprocessing(SIDE, 1.0, "bilinear", *STATISTICS),
             self.recipe,
             torch.bfloat16,
@@ -94,10 +101,15 @@ class Run:
 
 @pytest.fixture
 def store(tmp_path: Path) -> LabelStore:
-    """Label maps of 6 x 9 cells with three of five classes each."""
+    """Label maps of 6 x 9 cells with three of five classes each; and a set of regions beside it."""
     logits = torch.randn(IMAGES, CLASSES, 6, 9)
     keys = [f"cat/{number}.JPEG" for number in range(IMAGES)]
     write_label_set(tmp_path / "labels", keys, LabelMaps(*logits.topk(3, dim=1), logits.mean(1)), CLASSES)
+    answers = torch.randn(IMAGES, REGIONS, CLASSES)
+    boxes = torch.tensor([0.25, 0.0, 1.0, 0.5]).expand(IMAGES, REGIONS, 4)
+    flags, count = torch.ones(IMAGES, REGIONS), torch.full((IMAGES,), REGIONS)
+    regions = LabelRegions(boxes, flags, *answers.topk(3, dim=2), answers.mean(2), count)
+    write_label_set(tmp_path / "regions", keys, regions, CLASSES)
     return LabelStore.open(tmp_path / "labels")
 
 
@@ -144,6 +156,7 @@ def test_step_of_every_recipe_runs_on_the_gpu_without_fetching_a_number(name: st
         ("relabel", ["token_weight=0.5"]),
         ("relabel", [*CUTMIX, "token_weight=0.5", "cutmix_target=regions"]),
         ("ablation-localized-single", [*CUTMIX, "token_weight=0.5"]),
+        ("regions", [*CUTMIX, "temperature=2.0", "folder_share=0.5"]),
         ("relabel", ["loss=bce", "label_smoothing=0.1"]),
         ("single", ["loss=bce", "label_smoothing=0.1"]),
     ],
