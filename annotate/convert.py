@@ -174,13 +174,13 @@ def measure_kind(annotator: FullyConvolutional, images: Tensor) -> str:
     Raises:
         InputError: the model cannot run on these images, its features do not form a grid, or its logits are constant.
     """
-    with size_errors(annotator, images):
+    with size_errors(annotator.name, annotator.classifier, images):
         features = annotator.classifier.forward_features(images)  # type: ignore[operator]
         return kind_from_features(annotator, features, images.shape)
 
 
 @contextlib.contextmanager
-def size_errors(annotator: FullyConvolutional, images: Tensor) -> Iterator[None]:
+def size_errors(name: str, classifier: nn.Module, images: Tensor) -> Iterator[None]:
     """Turn whatever the model raises on (B, 3, S, T) images into an InputError that names their size."""
     try:
         yield
@@ -189,10 +189,10 @@ def size_errors(annotator: FullyConvolutional, images: Tensor) -> Iterator[None]
     except Exception as error:  # an unsupported size may raise anything
         if out_of_memory(error):
             raise InputError(out_of_memory_message(images, images.device, error)) from error
-        size, native = ("x".join(map(str, hw)) for hw in (images.shape[-2:], native_size(annotator.classifier)))
+        size, native = ("x".join(map(str, hw)) for hw in (images.shape[-2:], native_size(classifier)))
         hint = f"; its native size is {native}, and some models accept only multiples of it or of their stride"
         raise InputError(
-            f"{annotator.name} cannot annotate at {size} pixels: {first_line(error)}{hint if size != native else ''}"
+            f"{name} cannot annotate at {size} pixels: {first_line(error)}{hint if size != native else ''}"
         ) from error
 
 
@@ -205,6 +205,14 @@ def out_of_memory_message(images: Tensor, device: torch.device, error: BaseExcep
     )
 
 
+def check_logits(name: str, logits: Tensor) -> None:
+    """Raises InputError if logits of noise show that a classifier's weights are damaged, or were never trained."""
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"{name} cannot annotate: its logits are not finite, so its weights are damaged")
+    if not float(logits.std()) > 0:
+        raise InputError(f"{name} cannot annotate: its logits are all the same, so it was never trained")
+
+
 def kind_from_features(annotator: FullyConvolutional, features: Tensor, image_shape: torch.Size) -> str:
     """Measure the kind on the features of images of this shape."""
     locations = annotator.as_locations(features, image_shape)
@@ -214,11 +222,8 @@ def kind_from_features(annotator: FullyConvolutional, features: Tensor, image_sh
             f"{annotator.name} cannot annotate at {size} pixels: its map is a single cell; use a larger --input-size"
         )
     logits = annotator.classifier.forward_head(features)  # type: ignore[operator]
-    if not bool(logits.isfinite().all()):
-        raise InputError(f"{annotator.name} cannot annotate: its logits are not finite, so its weights are damaged")
+    check_logits(annotator.name, logits)
     spread = float(logits.std())
-    if not spread > 0:
-        raise InputError(f"{annotator.name} cannot annotate: its logits are all the same, so it was never trained")
 
     def near(a: Tensor, b: Tensor) -> bool:
         return float((a - b).abs().max()) <= TOLERANCE * spread

@@ -26,11 +26,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from annotate.config import AnnotateConfig
 from annotate.convert import FullyConvolutional, fully_convolutional
 from annotate.forward import MapForward
 from annotate.label_folder import prepare
 from annotate.loop import annotate_shards
-from annotate.run import AnnotateConfig, build_manifest
+from annotate.manifests import build_manifest
 from annotate.squash import Squash
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import all_seconds

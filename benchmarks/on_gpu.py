@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-from annotate.run import AnnotateConfig
+from annotate.config import AnnotateConfig
 from benchmarks import annotate, full_label_set, interleaved, training_loop, training_step
 from benchmarks.generated_maps import generated_maps, imagenet_keys
 from benchmarks.hardware import hardware

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from annotate.config import AnnotateConfig
 from annotate.convert import FullyConvolutional
-from annotate.run import AnnotateConfig, load_annotator
+from annotate.models import load_annotator
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.compare import log_targets, mean_kl

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms import RandomResizedCrop
 
 from relabel.images.image_set import ImageSet
+from relabel.images.windows import Window, draw_window
 from relabel.labels.maps import LabelMaps
-from relabel.runtime.errors import InputError
 from relabel.runtime.workers import in_shared_memory
 from train.augment import MIRROR, augmentation_draws
 from train.recipe import Recipe
@@ -65,9 +64,6 @@ class Crops:
         return Crops.from_tensors(t if t is self.indices else t.to(device, non_blocking=True) for t in self.tensors())
 
 
-Window = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the file
-
-
 class RandomCrops(Dataset[Crops]):
     """Random resized crops, with random numbers for the other augmentations; dataset[epoch, index] has those of one image.
 
@@ -83,13 +79,8 @@ class RandomCrops(Dataset[Crops]):
         recipe = self.recipe
         with self.image_set.open_image(index) as encoded:
             size = encoded.width, encoded.height
-            windows, draws = draw_crops(recipe, size, seed_of(recipe.seed, epoch, index))
-            if any(left == right or top == bottom for left, top, right, bottom in windows):
-                ratios = " to ".join(f"{ratio:.4g}" for ratio in recipe.crop_ratio)
-                raise InputError(
-                    f"{self.image_set.name(index)}: {size[0]} x {size[1]} pixels are too narrow for a crop of crop_ratio"
-                    f" {ratios} (width by height); remove the image, or set a crop_ratio that includes 1"
-                )
+            name = self.image_set.name(index)
+            windows, draws = draw_crops(name, size, recipe, seed_of(recipe.seed, epoch, index))
             image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
         crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
         boxes = np.array(windows) / (*size, *size)
@@ -105,20 +96,17 @@ class RandomCrops(Dataset[Crops]):
         )
 
 
-def draw_crops(recipe: Recipe, size: tuple[int, int], seed: int) -> tuple[list[Window], Tensor]:
+def draw_crops(name: str, size: tuple[int, int], recipe: Recipe, seed: int) -> tuple[list[Window], Tensor]:
     """Draw the windows of an image's crops, and (crops, DRAWS) random numbers for the other augmentations.
 
     Args:
-        size: width and height of the image in pixels.
+        name, size: of the image, as `draw_window` takes them.
     """
-    width, height = size
-    image = torch.empty(3, height, width, device="meta")  # torchvision wants an image, but reads only its size
     windows, draws = [], []
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
         torch.default_generator.manual_seed(seed)
         for _ in range(recipe.crops_per_image):
-            top, left, rows, columns = RandomResizedCrop.get_params(image, list(recipe.crop_scale), list(recipe.crop_ratio))
-            windows.append((left, top, left + columns, top + rows))
+            windows.append(draw_window(name, size, recipe.crop_scale, recipe.crop_ratio))
             draws.append(augmentation_draws())
     return windows, torch.stack(draws)
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from annotate.config import AnnotateConfig
 from annotate.convert import REJECTED
 from annotate.interchange.axes import SAMPLE, decide_axes
 from annotate.interchange.published_maps import Place, index_folder, index_tar, load_maps, read_maps, with_extensions
 from annotate.label_folder import finish, prepare, write_lock
-from annotate.run import AnnotateConfig, load_annotator
+from annotate.models import load_annotator
 from relabel.images.classes import warn_of_plain_order
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import check_outside, find_images

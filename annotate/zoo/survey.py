@@ -45,7 +45,7 @@ def probe(model: str, model_kwargs: dict[str, Any] | None = None, input_size: tu
     kind, grid, refusal = "", "", ""
     try:
         images = torch.empty(1, 3, *size, device="meta")
-        with size_errors(annotator, images):
+        with size_errors(annotator.name, classifier, images):
             shapes = classifier.forward_features(images)  # type: ignore[operator]
         rows, columns = annotator.as_locations(shapes, images.shape).shape[1:3]
         give_head_weights(classifier, shapes)

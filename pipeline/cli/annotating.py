@@ -15,9 +15,10 @@ from pipeline.cli.options import (
     ModelKwargs,
     Workers,
     parse_model_kwargs,
+    parse_pair,
     parse_size,
 )
-from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, MAX_CLASSES, SHARD_SIZE, TAIL, Tail
+from relabel.runtime.defaults import ANNOTATE_BATCH_SIZE, ANNOTATOR, MAX_CLASSES, SHARD_SIZE, Tail
 from relabel.runtime.errors import InputError
 
 GROUP = "Annotate"
@@ -27,13 +28,36 @@ GROUP = "Annotate"
 def annotate(
     images: Images,
     labels: Labels,
-    model: Annotated[str, typer.Option(help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER.")] = ANNOTATOR,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER. With --regions it may be given several times:"
+            " the models' log-probabilities are averaged."
+        ),
+    ] = [ANNOTATOR],
     model_kwargs: ModelKwargs = [],
     checkpoint: Annotated[
-        Path | None,
+        list[Path],
         typer.Option(
             help="Your own weights instead of the published ones. A relabel checkpoint records its model, classes and size."
+            " With several models, one for each."
         ),
+    ] = [],
+    regions: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Store the answers to N random crops of each image instead of a map. Any classifier will do, and the"
+            " answers are exact, but each crop takes a forward pass.",
+        ),
+    ] = None,
+    crop_scale: Annotated[
+        str | None,
+        typer.Option(metavar="MIN,MAX", help="For --regions: a crop's share of the image's area; by default 0.08,1."),
+    ] = None,
+    crop_ratio: Annotated[
+        str | None,
+        typer.Option(metavar="MIN,MAX", help="For --regions: a crop's width / height; by default 0.75,1.3333."),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes of the classifier; the model's own by default.", max=MAX_CLASSES)
@@ -47,16 +71,18 @@ def annotate(
         ),
     ] = None,
     topk: Annotated[
-        int | None, typer.Option(help="Logits stored per cell; by default 5, or all if there are fewer classes.")
+        int | None,
+        typer.Option(help="Logits stored per cell, by default 5, or per region, by default 10; or all if there are fewer."),
     ] = None,
     tail: Annotated[
-        Tail,
+        Tail | None,
         typer.Option(
-            help="Logit of the classes that a cell does not store: the mean of their logits, their logmeanexp, or 0."
+            help="Logit of the classes that a cell or region does not store: the mean of their logits (default for maps),"
+            " their logmeanexp (default for regions), or 0."
         ),
-    ] = TAIL,
+    ] = None,
     input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = ANNOTATE_BATCH_SIZE,
+    batch_size: Annotated[int, typer.Option(help="Images, or crops, per forward pass.")] = ANNOTATE_BATCH_SIZE,
     workers: Workers = None,
     device: Device = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = SHARD_SIZE,
@@ -76,19 +102,25 @@ def annotate(
         bool, typer.Option("--skip-unreadable", help="Record unreadable images and continue, instead of stopping.")
     ] = False,
 ) -> None:
-    """Write label maps of images.
+    """Write label maps of images, or regions.
 
     Running it again keeps finished shards and makes the rest.
     """
-    from annotate.run import AnnotateConfig
+    from annotate.config import AnnotateConfig
     from annotate.run import annotate as annotate_images
 
     if amp_dtype is not None and not amp:
         raise InputError("--amp-dtype sets the precision of --amp; give --amp too")
+    if regions is None:  # the last one counts, as of any option that takes a single value
+        model, checkpoint = model[-1:], checkpoint[-1:]
+    if len(checkpoint) not in (0, len(model)):
+        raise InputError(f"{len(checkpoint)} --checkpoint for {len(model)} --model: expected one for each, or none")
+    own: list[Path | None] = [*checkpoint] or [None] * len(model)
+    first, *further = zip(model, own, strict=True)
     config = AnnotateConfig(
-        model=model,
+        model=first[0],
         model_kwargs=parse_model_kwargs(model_kwargs),
-        checkpoint=checkpoint,
+        checkpoint=first[1],
         num_classes=num_classes,
         classes=classes,
         topk=topk,
@@ -103,6 +135,10 @@ def annotate(
         precision=amp_dtype or "bfloat16" if amp else "float32",
         compile=compile,
         skip_unreadable=skip_unreadable,
+        regions=regions,
+        crop_scale=parse_pair(crop_scale, "--crop-scale"),
+        crop_ratio=parse_pair(crop_ratio, "--crop-ratio"),
+        further=tuple(further),
     )
     annotate_images(images, labels, config, device)
 

@@ -42,8 +42,8 @@ def import_maps(
 
     They are one .pt file per image. Running it again keeps finished shards.
     """
+    from annotate.config import AnnotateConfig
     from annotate.interchange.import_maps import import_maps as import_published_maps
-    from annotate.run import AnnotateConfig
 
     if shard_size < 1 or num_classes < 1:
         raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")

@@ -65,3 +65,14 @@ def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int
     if len(parts) > 2 or not all(part.isdecimal() and len(part) < 6 and 0 < int(part) <= MAX_PIXELS for part in parts):
         raise InputError(f"{option} {shown(text)}: expected pixels, as N or ROWSxCOLUMNS, at most {MAX_PIXELS}")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_pair(text: str | None, option: str) -> tuple[float, float] | None:
+    """ "0.08,1" as two numbers."""
+    if text is None:
+        return None
+    try:
+        smallest, largest = map(float, text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {shown(text)}: expected two numbers, as MIN,MAX") from None
+    return smallest, largest

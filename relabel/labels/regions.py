@@ -59,10 +59,11 @@ class LabelRegions(StoredLabels):
     count: Tensor
 
     def as_stored(self, num_classes: int) -> "LabelRegions":
-        """The same regions in the types of a shard."""
+        """The same regions in the types of a shard; if they already are, unchanged."""
+        boxes = self.boxes
         score_type, class_type = (getattr(torch, dtype.name) for dtype in (SCORE_DTYPE, class_dtype(num_classes)))
         return LabelRegions(
-            (self.boxes.double() * BOX_STEPS).round().int().to(torch.uint16),
+            boxes if boxes.dtype == torch.uint16 else (boxes.double() * BOX_STEPS).round().int().to(torch.uint16),
             self.flags.to(torch.uint8),
             self.scores.to(score_type),
             self.classes.to(class_type),
