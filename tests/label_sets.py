@@ -9,6 +9,7 @@ import numpy as np
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
+from relabel.labels.regions import LabelRegions
 from relabel.labels.shard_lines import append_shard_line
 from relabel.labels.shards import write_shard
 
@@ -18,7 +19,12 @@ def named_images(classes: tuple[str, ...], keys: tuple[str, ...], targets: list[
     return ImageSet("images", classes, keys, np.array(targets), np.array(keys), open=Path)
 
 
-def manifest_of(keys: Sequence[str], maps: LabelMaps, num_classes: int, **changes: Any) -> Manifest:
+def manifest_of(keys: Sequence[str], stored: LabelMaps | LabelRegions, num_classes: int, **changes: Any) -> Manifest:
+    if isinstance(stored, LabelRegions):
+        _, regions, topk = stored.scores.shape
+        of_kind: dict[str, Any] = {"topk": topk, "grid": None, "regions": regions, "tail": "logmeanexp"}
+    else:
+        of_kind = {"topk": stored.scores.shape[1], "grid": tuple(stored.scores.shape[2:]), "tail": "mean"}
     fields: dict[str, Any] = {
         "model": "generated",
         "model_kwargs": {},
@@ -31,31 +37,27 @@ def manifest_of(keys: Sequence[str], maps: LabelMaps, num_classes: int, **change
         "std": (0.5, 0.5, 0.5),
         "interpolation": "bilinear",
         "precision": "float32",
-        "topk": maps.scores.shape[1],
-        "tail": "mean",
-        "grid": tuple(maps.scores.shape[2:]),
         "image_count": len(keys),
         "image_digest": keys_digest(keys),
         "shard_size": len(keys),
         "timm_version": "0",
         "torch_version": "0",
     }
-    return Manifest(**(fields | changes))
+    return Manifest(**(fields | of_kind | changes))
 
 
 def write_label_set(
     labels: Path,
     keys: Sequence[str],
-    maps: LabelMaps,
+    stored: LabelMaps | LabelRegions,
     num_classes: int,
     shard_size: int | None = None,
     **changes: Any,
 ) -> None:
-    """One label set of these maps, in shards of `shard_size` images (all in one by default)."""
-    manifest = manifest_of(keys, maps, num_classes, shard_size=shard_size or len(keys), **changes)
+    """One label set of these maps or regions, in shards of `shard_size` images (all in one by default)."""
+    manifest = manifest_of(keys, stored, num_classes, shard_size=shard_size or len(keys), **changes)
     labels.mkdir(parents=True)
     manifest.save(labels)
     for shard in range(manifest.shard_count):
         part = slice(shard * manifest.shard_size, (shard + 1) * manifest.shard_size)
-        of_part = LabelMaps(maps.scores[part], maps.classes[part], maps.tail[part])
-        append_shard_line(labels, write_shard(labels, shard, keys[part], of_part, manifest))
+        append_shard_line(labels, write_shard(labels, shard, keys[part], stored.part(part), manifest))

@@ -42,7 +42,7 @@ def augment(images: Tensor, mirrored: Tensor, draws: Tensor, recipe: Recipe) -> 
     Returns:
         (B, 3, S, S): uint8 if colours stay the same, else float32 in units of uint8; lighting may leave [0, 255].
     """
-    if recipe.hflip:
+    if recipe.hflip or recipe.reads_regions:
         images = torch.where(per_image(mirrored), images.flip(-1), images)
     if any(recipe.colour_jitter):
         images = jitter(images.float(), draws[:, FACTORS], draws[:, ORDER].argsort(1), recipe.colour_jitter)

@@ -1,4 +1,4 @@
-"""Random crops of the training images: one box cuts the image and, later, pools the label map.
+"""Random crops of the training images: one box cuts the image and, later, pools the label map. Or crops that are stored.
 
 A crop depends only on (seed, epoch, image): not on the number of workers or processes, nor on where a run was resumed.
 
@@ -8,6 +8,7 @@ Shapes: B crops of a batch, n crops of an image, S pixels of a crop's side.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from torch.utils.data import Dataset, Sampler
 from relabel.images.image_set import ImageSet
 from relabel.images.windows import Window, draw_window
 from relabel.labels.maps import LabelMaps
+from relabel.labels.regions import SparseLogits
+from relabel.labels.stored import StoredLabels
 from relabel.runtime.workers import in_shared_memory
 from train.augment import MIRROR, augmentation_draws
 from train.recipe import Recipe
 from train.seeds import seed_of
+from train.stored_crops import StoredCrops
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Crops:
         targets: (B,) int64 ground-truth labels.
         draws: (B, DRAWS) float32 random numbers for the colour augmentation, which the step does on the device.
         maps: the images' label maps, where decoding workers read them because they are not in the device's memory.
+        numbers: (B,) int64 which of its image's stored regions each crop is, or RANDOM (train/stored_crops.py); None if no
+            regions are used.
+        answers: the answers to those regions, where decoding workers read them.
     """
 
     images: Tensor
@@ -46,22 +53,39 @@ class Crops:
     targets: Tensor
     draws: Tensor
     maps: LabelMaps | None = None
+    numbers: Tensor | None = None
+    answers: SparseLogits | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        maps = () if self.maps is None else (self.maps.scores, self.maps.classes, self.maps.tail)
-        return self.images, self.boxes, self.mirrored, self.indices, self.targets, self.draws, *maps
+        return tuple(self.named_tensors().values())
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor under the name of its field; those of labels as FIELD.NAME."""
+        named: dict[str, Tensor] = {}
+        for field, value in vars(self).items():
+            if isinstance(value, StoredLabels):
+                named |= {f"{field}.{name}": tensor for name, tensor in value.tensors().items()}
+            elif value is not None:
+                named[field] = value
+        return named
 
     @classmethod
-    def from_tensors(cls, tensors: Iterable[Tensor]) -> "Crops":
-        """The inverse of `tensors`."""
-        images, boxes, mirrored, indices, targets, draws, *maps = tensors
-        return cls(images, boxes, mirrored, indices, targets, draws, LabelMaps(*maps) if maps else None)
+    def from_tensors(cls, named: dict[str, Tensor]) -> "Crops":
+        """The inverse of `named_tensors`."""
+        fields: dict[str, Any] = {name: tensor for name, tensor in named.items() if "." not in name}
+        for field, kind in (("maps", LabelMaps), ("answers", SparseLogits)):
+            of_labels = {name.partition(".")[2]: t for name, t in named.items() if name.startswith(f"{field}.")}
+            if of_labels:
+                fields[field] = kind(**of_labels)
+        return cls(**fields)
 
     def pin_memory(self) -> "Crops":
-        return Crops.from_tensors(t.pin_memory() for t in self.tensors())
+        return Crops.from_tensors({name: t.pin_memory() for name, t in self.named_tensors().items()})
 
     def to(self, device: torch.device) -> "Crops":
-        return Crops.from_tensors(t if t is self.indices else t.to(device, non_blocking=True) for t in self.tensors())
+        stays = ("indices",)
+        named = self.named_tensors().items()
+        return Crops.from_tensors({name: t if name in stays else t.to(device, non_blocking=True) for name, t in named})
 
 
 class RandomCrops(Dataset[Crops]):
@@ -69,30 +93,46 @@ class RandomCrops(Dataset[Crops]):
 
     Args:
         read_maps: (n,) indices of images -> their label maps on the host; None if the crops come without maps.
+        stored: where crops are taken from stored regions; None if all are drawn.
+        with_answers: whether the answers to the regions come with the crops.
     """
 
-    def __init__(self, image_set: ImageSet, recipe: Recipe, read_maps: Callable[[Tensor], LabelMaps] | None = None) -> None:
+    def __init__(
+        self,
+        image_set: ImageSet,
+        recipe: Recipe,
+        read_maps: Callable[[Tensor], LabelMaps] | None = None,
+        stored: StoredCrops | None = None,
+        with_answers: bool = False,
+    ) -> None:
         self.image_set, self.recipe, self.read_maps = image_set, recipe, read_maps
+        self.stored, self.with_answers = stored, with_answers
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Crops:
         epoch, index = epoch_and_index
         recipe = self.recipe
+        taken = self.stored.take(epoch, index) if self.stored is not None else None
         with self.image_set.open_image(index) as encoded:
             size = encoded.width, encoded.height
             name = self.image_set.name(index)
             windows, draws = draw_crops(name, size, recipe, seed_of(recipe.seed, epoch, index))
+            if taken is not None:
+                windows = taken.windows(*size, windows)
             image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
         crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
         boxes = np.array(windows) / (*size, *size)
         indices = torch.full((len(crops),), index)
+        mirrored = draws[:, MIRROR] < recipe.hflip
         return Crops(
             torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
             torch.from_numpy(boxes.astype(np.float32)),
-            draws[:, MIRROR] < recipe.hflip,
+            mirrored if taken is None else taken.mirrored(mirrored),
             indices,
             torch.full((len(crops),), int(self.image_set.targets[index])),
             draws,
             self.read_maps(indices) if self.read_maps is not None else None,
+            taken.numbers if taken is not None else None,
+            taken.logits() if taken is not None and self.with_answers else None,
         )
 
 
@@ -127,8 +167,8 @@ def resized_window(image: Image.Image, window: Window, reduction: int, side: int
 
 def collate(examples: list[Crops]) -> Crops:
     """The crops of all images; those of one image are next to each other."""
-    fields = zip(*(crops.tensors() for crops in examples), strict=True)
-    return Crops.from_tensors(in_shared_memory(torch.cat(parts)) for parts in fields)
+    named = [crops.named_tensors() for crops in examples]
+    return Crops.from_tensors({name: in_shared_memory(torch.cat([of[name] for of in named])) for name in named[0]})
 
 
 def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:

@@ -37,10 +37,10 @@ from train.state import TrainingState
 from train.step import TrainingStep, compiled
 from train.stop_signals import Interrupted, stop_signals
 from train.student import build_student
-from train.supervision import LabelMapTargets, Supervision
+from train.supervision import Supervision, labels_on_device
 from train.teacher import load_teacher
 from train.tokens import WithTokens
-from train.training_set import open_training_set
+from train.training_set import open_training_set, stored_crops
 from train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -100,10 +100,8 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             logger.info(f"resuming {run} at step {state.step} of {steps_per_epoch * recipe.epochs}")
 
         # Targets and the step on the device; crops from decoding processes
-        maps = None
-        if data.store is not None and data.row_of_image is not None:
-            maps = LabelMapTargets.on_device(data.store, data.row_of_image, recipe, group.device)
-        targets = Supervision(recipe, len(data.images.classes), maps, teacher, student.token_grid)
+        maps, regions = labels_on_device(data, recipe, group.device)
+        targets = Supervision(recipe, len(data.images.classes), maps, teacher, student.token_grid, regions)
         model: nn.Module = student.model if student.token_grid is None else WithTokens(student.model)
         if group.world > 1:
             cuda_ids = [group.device.index] if group.device.type == "cuda" else None
@@ -118,7 +116,13 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
             autocast_dtype,
         )
         loader = DataLoader(
-            RandomCrops(data.images, recipe, maps.read if maps is not None and not maps.store.resident else None),
+            RandomCrops(
+                data.images,
+                recipe,
+                maps.read if maps is not None and not maps.store.resident else None,
+                stored_crops(data, recipe),
+                with_answers=regions is not None and not regions.store.resident,
+            ),
             batch_sampler=TrainingBatches(len(data.images), recipe, state.step, group.rank, group.world),
             num_workers=workers,
             collate_fn=collate,

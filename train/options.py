@@ -15,6 +15,7 @@ class TrainOptions:
 
     Attributes:
         labels: the label set that the recipe's target reads, if it reads one.
+        maps: for target regions: label maps for the crops that are not stored regions.
         val: validation images of the same classes, evaluated as often as the recipe says.
         multilabels: JSON with all the classes that each validation image shows.
         teacher: the classifier that the recipe's target comes from, if it needs one.
@@ -51,6 +52,7 @@ class TrainOptions:
     save_every: float = SAVE_MINUTES
     resume: bool = False
     tensorboard: bool = False
+    maps: Path | None = None
 
     def __post_init__(self) -> None:
         if self.multilabels is not None and self.val is None:

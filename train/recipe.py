@@ -24,7 +24,7 @@ MAX_BYTES = 100_000  # of a recipe file; all settings, explained, are 7,000
 MAX_DOTS = 200  # in a line of it
 ABOUT = ("reproduces", "published")  # keys of a recipe file that are not settings, and not inherited
 
-Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single", "teacher"]
+Target = Literal["folder", "localized-multi", "localized-single", "global-multi", "global-single", "regions", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Recipe:
     target: Target = setting(
         MISSING,
         ANY,
-        "folder: the ground-truth label. teacher: a classifier's prediction for each crop, made during training. The others"
-        " read label maps, pooled over the crop (localized) or over the whole image (global), as probabilities (multi) or"
-        " as the class with the largest logit (single).",
+        "folder: the ground-truth label. teacher: a classifier's prediction for each crop, made during training. regions:"
+        " crops that the label set stores, with the answers to them. The others read label maps, pooled over the crop"
+        " (localized) or over the whole image (global), as probabilities (multi) or as the class with the largest logit"
+        " (single).",
     )
     temperature: float = setting(
         1.0,
@@ -75,6 +76,12 @@ class Recipe:
         SHARE,
         "Weight of the ground-truth label in the target; the map or the teacher has the rest. For annotators that are often"
         " wrong.",
+    )
+    region_share: float = setting(
+        0.5,
+        POSITIVE_SHARE,
+        "For target regions with --maps: share of the crops that are stored regions. The others are random crops, as are all"
+        " crops of images without regions; their label maps are pooled.",
     )
     label_smoothing: float = setting(0.0, BELOW_1, "Share of the target that is spread evenly over all classes.")
     confirmed_only: bool = setting(
@@ -154,9 +161,11 @@ class Recipe:
             raise InputError(
                 f"recipe: batch_size = {self.batch_size} is not a multiple of crops_per_image = {self.crops_per_image}"
             )
-        localized, multi = self.target.startswith("localized"), self.target.endswith("multi") or self.target == "teacher"
+        localized = self.target.startswith("localized")
+        multi = self.target.endswith("multi") or self.target in ("teacher", "regions")
         self._check_unused("temperature", multi, f"targets with several classes; target = {self.target!r} has one")
-        self._check_unused("folder_share", self.target != "folder", "targets from label maps or a teacher")
+        self._check_unused("folder_share", self.target != "folder", "targets from label maps or a teacher, and for regions")
+        self._check_unused("region_share", self.reads_regions, f"target = 'regions', not {self.target!r}")
         for name in ("token_weight", "cutmix_target"):
             self._check_unused(name, localized, f"localized targets; target = {self.target!r} is not one")
         for name in ("cutmix_beta", "cutmix_off_epochs", "cutmix_target"):
@@ -180,14 +189,19 @@ class Recipe:
             )
 
     @property
-    def reads_maps(self) -> bool:
-        """Whether the target is read from label maps."""
+    def reads_regions(self) -> bool:
+        """Whether crops and targets are read from stored regions."""
+        return self.target == "regions"
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the target is read from a label set."""
         return self.target not in ("folder", "teacher")
 
     @property
     def needs_labels(self) -> bool:
         """Whether a label set is needed: to read targets from, or to choose the images by."""
-        return self.reads_maps or self.confirmed_only
+        return self.reads_labels or self.confirmed_only
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -1,10 +1,12 @@
-"""The target of a crop: its ground-truth label, its label map pooled over the crop, or a teacher's prediction.
+"""The target of a crop: its ground-truth label, its label map pooled over the crop, the stored answer to it, or a teacher's
+prediction.
 
 Shapes: B images of a batch, C classes, N training images; T = rows * columns patch tokens.
 """
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +15,26 @@ from torch.nn import functional as F
 from relabel.labels.boxes import whole_image
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool, label_pool_grid, weighted_sum
+from relabel.labels.regions import LabelRegions, SparseLogits
 from relabel.labels.store import LabelStore
 from train.crops import Crops
 from train.cutmix import Paste
 from train.recipe import Recipe
+from train.stored_crops import RANDOM
 from train.teacher import Teacher
+from train.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
+
+
+def load(store: LabelStore[Any], what: str, row_of_image: Tensor, device: torch.device) -> Tensor:
+    """Have the store on the device, in its memory if there is room; returns the row numbers where they are needed."""
+    size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
+    if store.to(device).resident:
+        logger.info(f"{what}: {size} in the memory of {device}")
+        return row_of_image.to(device)
+    logger.info(f"{what}: {size}, read from their files through the page cache")
+    return row_of_image
 
 
 @dataclass(frozen=True)
@@ -38,12 +53,7 @@ class LabelMapTargets:
     @classmethod
     def on_device(cls, store: LabelStore, row_of_image: Tensor, recipe: Recipe, device: torch.device) -> "LabelMapTargets":
         """Move the label maps into the device's memory, or have them read from their files if it has no room for them."""
-        size = f"{store.nbytes / 1e9:.1f} GB" if store.nbytes >= 1e8 else f"{store.nbytes / 1e6:.1f} MB"
-        if store.to(device).resident:
-            logger.info(f"label maps: {size} in the memory of {device}")
-            return cls(store, row_of_image.to(device), recipe)
-        logger.info(f"label maps: {size}, read from their files through the page cache")
-        return cls(store, row_of_image, recipe)
+        return cls(store, load(store, "label maps", row_of_image, device), recipe)
 
     @property
     def classes(self) -> int:
@@ -88,12 +98,74 @@ class LabelMapTargets:
 
 
 @dataclass(frozen=True)
+class RegionTargets:
+    """Targets that were stored for crops, computed on the training device.
+
+    Attributes:
+        row_of_image: as in LabelMapTargets.
+        maps: label maps, for the crops that are not stored.
+    """
+
+    store: LabelStore[LabelRegions]
+    row_of_image: Tensor
+    recipe: Recipe
+    maps: LabelMapTargets | None = None
+
+    @classmethod
+    def on_device(
+        cls,
+        store: LabelStore[LabelRegions],
+        row_of_image: Tensor,
+        recipe: Recipe,
+        device: torch.device,
+        maps: LabelMapTargets | None = None,
+    ) -> "RegionTargets":
+        """Move the regions into the device's memory, or have them read from their files if it has no room for them."""
+        return cls(store, load(store, "regions", row_of_image, device), recipe, maps)
+
+    def of_crops(self, crops: Crops, paste: Paste | None) -> Tensor:
+        """(B, C) float32 probabilities."""
+        num_classes = self.store.manifest.num_classes
+        logits = self.answers(crops).dense(num_classes)
+        if self.maps is not None:
+            pooled = label_pool(self.maps.maps(crops), crops.boxes, num_classes)
+            logits = torch.where((self.numbers(crops) == RANDOM).unsqueeze(1), pooled, logits)
+        target = (logits / self.recipe.temperature).softmax(1)
+        return target if paste is None else paste.mix(target)
+
+    def answers(self, crops: Crops) -> SparseLogits:
+        """The stored answers to the crops, on the device; meaningless for crops that are not stored."""
+        if crops.answers is not None:
+            return crops.answers
+        indices = crops.indices.to(self.row_of_image.device, non_blocking=True)
+        return self.store.gather(self.row_of_image[indices]).select(self.numbers(crops).clamp(min=0)).logits()
+
+    def numbers(self, crops: Crops) -> Tensor:
+        assert crops.numbers is not None
+        return crops.numbers.long()
+
+
+def labels_on_device(
+    data: TrainingSet, recipe: Recipe, device: torch.device
+) -> tuple[LabelMapTargets | None, RegionTargets | None]:
+    """What the recipe's target reads of the label sets: maps, regions, or both."""
+    maps = None
+    if data.maps is not None and data.row_of_map is not None:
+        maps = LabelMapTargets.on_device(data.maps, data.row_of_map, recipe, device)
+    if data.store is None or data.row_of_image is None:
+        return maps, None
+    if recipe.reads_regions:
+        return maps, RegionTargets.on_device(data.store, data.row_of_image, recipe, device, maps)
+    return LabelMapTargets.on_device(data.store, data.row_of_image, recipe, device), None
+
+
+@dataclass(frozen=True)
 class Supervision:
     """The targets of a recipe, for a step that may have mixed its images.
 
     Attributes:
         classes: C.
-        maps, teacher: what the recipe's target comes from, if not from the ground-truth label.
+        maps, regions, teacher: what the recipe's target comes from, if not from the ground-truth label.
         token_grid: rows, columns of the student's patch tokens, if they have targets of their own.
     """
 
@@ -102,6 +174,7 @@ class Supervision:
     maps: LabelMapTargets | None = None
     teacher: Teacher | None = None
     token_grid: tuple[int, int] | None = None
+    regions: RegionTargets | None = None
 
     def __call__(self, crops: Crops, images: Tensor, paste: Paste | None) -> tuple[Tensor, Tensor | None]:
         """The target of each image, and of each of its patch tokens if the recipe trains them.
@@ -113,7 +186,9 @@ class Supervision:
             (B, C) float32 probabilities or (B,) int64 classes; and (B, T, C) or (B, T), or None.
         """
         tokens = None
-        if self.maps is not None:
+        if self.regions is not None:
+            target = self.regions.of_crops(crops, paste)
+        elif self.maps is not None:
             maps = self.maps.maps(crops)
             target = self.maps.of_crops(crops, maps, paste)
             if self.token_grid is not None:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from relabel.images.classes import among_classes, classes_with_images
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
+from relabel.labels.maps import LabelMaps
+from relabel.labels.regions import ERASED, PHOTOMETRIC, LabelRegions
 from relabel.labels.store import LabelStore
 from relabel.labels.whole_image import whole_image_top1
 from relabel.runtime.errors import InputError
@@ -18,6 +21,7 @@ from relabel.runtime.machine import int_variable
 from train.evaluation.multilabels import MultiLabels, read_multilabels
 from train.options import TrainOptions
 from train.recipe import Recipe
+from train.stored_crops import StoredCrops
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +33,16 @@ class TrainingSet:
     """Training images with their label maps, and validation images with all the classes that they show, if there are any.
 
     Attributes:
-        row_of_image: (N,) int64 row of each image's label map in `store`; None if the recipe's target reads no maps.
+        store: the label set of --labels, of either kind.
+        row_of_image: (N,) int64 row of each image's labels in `store`; None if the recipe's target reads no labels.
+        maps, row_of_map: as those two, of --maps.
     """
 
     images: ImageSet
-    store: LabelStore | None
+    store: LabelStore[Any] | None
     row_of_image: Tensor | None
+    maps: LabelStore | None
+    row_of_map: Tensor | None
     val: ImageSet | None
     multilabels: MultiLabels | None
 
@@ -56,9 +64,13 @@ def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions,
         left_out = unconfirmed_images(store, image_set)
         image_set = image_set.without(left_out)
         logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their ground-truth label")
-    row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_maps else None
+    row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_labels else None
     if store is not None:
         warn_of_changed_files(store, image_set)
+    maps = open_maps(options.maps, recipe)
+    row_of_map = label_rows(maps, image_set) if maps is not None else None
+    if recipe.reads_regions and store is not None and row_of_image is not None:
+        check_regions(store, row_of_image, image_set, maps)
     val_set = find_images(options.val) if options.val is not None else None
     if val_set is not None:
         val_set = among_classes(val_set, image_set.classes, f"the training images in {images}")
@@ -69,17 +81,62 @@ def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions,
     if options.multilabels is not None and val_set is not None:
         multilabels = read_multilabels(options.multilabels, val_set)
     check_batch_size(image_set, recipe, world)
-    return TrainingSet(image_set, store, row_of_image, val_set, multilabels)
+    return TrainingSet(image_set, store, row_of_image, maps, row_of_map, val_set, multilabels)
 
 
-def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore | None:
+def open_labels(labels: Path | None, recipe: Recipe) -> LabelStore[Any] | None:
+    kind = "regions" if recipe.reads_regions else "label maps"
     if labels is None:
         if not recipe.needs_labels:
             return None
-        reader = f"target {recipe.target!r} reads label maps" if recipe.reads_maps else "confirmed_only reads label maps"
+        reader = f"target {recipe.target!r} reads {kind}" if recipe.reads_labels else "confirmed_only reads label maps"
         raise InputError(f"{reader}; give a label set with --labels")
-    local_share = slice(int_variable("LOCAL_RANK", 0), None, int_variable("LOCAL_WORLD_SIZE", 1, at_least=1))
-    return LabelStore.open(labels).check(local_share)
+    store = LabelStore.open(labels)
+    if recipe.reads_labels and (store.manifest.regions is not None) != recipe.reads_regions:
+        found = "regions" if store.manifest.regions else "label maps"
+        advice = "the recipe regions" if store.manifest.regions else "another recipe, such as relabel"
+        reason = "; a ViT's patch tokens can only be labelled by maps" if recipe.token_weight else ""
+        raise InputError(f"{labels} holds {found}, but target {recipe.target!r} reads {kind}{reason}; use {advice}")
+    return store.check(local_share())
+
+
+def open_maps(labels: Path | None, recipe: Recipe) -> LabelStore | None:
+    """The label maps that join a label set of regions."""
+    if labels is None:
+        return None
+    if not recipe.reads_regions:
+        raise InputError(f"--maps joins label maps to regions; target {recipe.target!r} reads no regions, leave it out")
+    return LabelStore.open(labels, LabelMaps).check(local_share())
+
+
+def local_share() -> slice:
+    """Which shards this process checks, of those that the processes of its machine share."""
+    return slice(int_variable("LOCAL_RANK", 0), None, int_variable("LOCAL_WORLD_SIZE", 1, at_least=1))
+
+
+def stored_crops(data: TrainingSet, recipe: Recipe) -> StoredCrops | None:
+    """Where crops come from that are not drawn; None if all are drawn."""
+    if not recipe.reads_regions or data.store is None or data.row_of_image is None:
+        return None
+    return StoredCrops(data.store, data.row_of_image, recipe, random_too=data.maps is not None)
+
+
+def check_regions(
+    store: LabelStore[LabelRegions], row_of_image: Tensor, image_set: ImageSet, maps: LabelStore | None
+) -> None:
+    """Say what the regions do not tell, and refuse images without any, unless label maps stand in for them."""
+    counts, flags = store.region_counts(), store.region_flags()
+    without = [image_set.keys[i] for i in (counts[row_of_image] == 0).nonzero().flatten().tolist()]
+    if without and maps is None:
+        raise InputError(
+            f"{len(without)} of {len(image_set)} images have no regions in {store.labels} (first: {without[0]}); give label"
+            " maps for them with --maps, or leave them out of the images"
+        )
+    if flags & (PHOTOMETRIC | ERASED):
+        logger.warning(
+            f"{store.labels}: the colours of some crops were changed, or parts of them blanked, before their answers were"
+            " stored; the student sees the plain crops"
+        )
 
 
 def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:
@@ -99,11 +156,11 @@ def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:
         )
 
 
-def label_rows(store: LabelStore, image_set: ImageSet) -> Tensor:
+def label_rows(store: LabelStore[Any], image_set: ImageSet) -> Tensor:
     """(N,) int64 row of each image.
 
     Raises:
-        InputError: images without a label map, or classes that differ from the label set's.
+        InputError: images without labels, or classes that differ from the label set's.
     """
     mismatch = store.manifest.class_mismatch(image_set.classes)
     if mismatch is not None:
@@ -114,14 +171,15 @@ def label_rows(store: LabelStore, image_set: ImageSet) -> Tensor:
     rows = store.find(image_set.keys)
     missing = [image_set.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
     if missing:
+        what = "label map" if store.manifest.regions is None else "regions"
         raise InputError(
-            f"{len(missing)} of {len(image_set)} images of {image_set.source} have no label map in {store.labels} (first:"
+            f"{len(missing)} of {len(image_set)} images of {image_set.source} have no {what} in {store.labels} (first:"
             f" {', '.join(missing[:3])}); annotate these images, or train on those that the labels were made from"
         )
     return rows
 
 
-def warn_of_changed_files(store: LabelStore, image_set: ImageSet) -> None:
+def warn_of_changed_files(store: LabelStore[Any], image_set: ImageSet) -> None:
     """Warn if files of a sample of images have another size than when they were annotated. Copies in another size or format
     are fine to train on, since boxes are fractions of the image; other pictures under the same names are not.
     """
@@ -136,7 +194,7 @@ def warn_of_changed_files(store: LabelStore, image_set: ImageSet) -> None:
         )
 
 
-def unconfirmed_images(store: LabelStore, image_set: ImageSet, batch_size: int = 1024) -> set[str]:
+def unconfirmed_images(store: LabelStore[Any], image_set: ImageSet, batch_size: int = 1024) -> set[str]:
     """Keys of the images whose ground-truth label is not the top-1 class of their label map's mean logits.
 
     Source: Beyer et al. 2020, arXiv 2006.07159, who leave out images whose label a strong model does not confirm.

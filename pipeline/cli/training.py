@@ -17,7 +17,16 @@ GROUP = "Train"
 def train(
     images: Images,
     run: Annotated[Path, typer.Option("--run-dir", help="Folder for weights, checkpoints and metrics.")],
-    labels: Annotated[Path | None, typer.Option(help="Label set, for recipes whose target is a label map.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Label set, for recipes whose target is a label map or a region.")
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            help="Beside a label set of regions: label maps of the same images. They are pooled for random crops, which join"
+            " the regions, and for images that have none."
+        ),
+    ] = None,
     arch: Annotated[str, typer.Option(help="Any timm model.")] = "resnet50",
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a .toml file.")] = "relabel",
     set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a setting of the recipe.")] = [],
@@ -84,6 +93,7 @@ def train(
     )
     options = TrainOptions(
         labels=labels,
+        maps=maps,
         val=val,
         multilabels=multilabels,
         teacher=choice if choice != TeacherChoice() else None,

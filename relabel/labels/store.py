@@ -107,6 +107,14 @@ class LabelStore(Generic[L]):
         sizes = [np.zeros(len(s.keys), np.uint64) if s.file_size is None else s.file_size for s in self._shards]
         return np.concatenate(sizes)
 
+    def region_counts(self) -> Tensor:
+        """(N,) int64: how many regions each row has."""
+        return torch.from_numpy(np.concatenate([shard.arrays["count"] for shard in self._shards]).astype(np.int64))
+
+    def region_flags(self) -> int:
+        """The flags that any of the regions has."""
+        return int(np.bitwise_or.reduce([np.bitwise_or.reduce(s.arrays["flags"], axis=None) for s in self._shards]))
+
     @overload
     @classmethod
     def open(cls, labels: Path | str) -> "LabelStore[Any]": ...

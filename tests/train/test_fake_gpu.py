@@ -74,7 +74,7 @@ class Run:
     def step(self, device: torch.device) -> TrainingStep:
         maps = teacher = grid = None
         model: nn.Module = self.student.to(device)
-        if self.recipe.reads_maps:
+        if self.recipe.reads_labels:
             rows = torch.arange(IMAGES, device=device)
             maps = LabelMapTargets(self.store.to(device, resident=True), rows, self.recipe)
         if self.recipe.target == "teacher":

@@ -12,6 +12,7 @@ import torch
 
 from relabel.images.sources import find_images
 from relabel.labels.maps import LabelMaps
+from relabel.labels.regions import MIRRORED, LabelRegions
 from relabel.models.weights import load_torch_file, read_weights
 from relabel.runtime.errors import InputError
 from tests.conftest import REPOSITORY, THIN, TORCHRUN, Relabel, model_options, write_images
@@ -64,7 +65,11 @@ def target_by_hand(target: str, image: int) -> list[float]:
     logits = [TAILS[image]] * 3
     for c, score in zip(CLASSES[image], SCORES[image], strict=True):
         logits[c] = score
-    return softmax(logits) if target.endswith("multi") else [float(logit == max(logits)) for logit in logits]
+    return (
+        softmax(logits)
+        if target.endswith("multi") or target == "regions"
+        else [float(logit == max(logits)) for logit in logits]
+    )
 
 
 @pytest.mark.slow
@@ -75,8 +80,14 @@ def test_every_recipe_with_nothing_but_sizes_overridden_has_the_loss_by_hand(
     """CutMix changes nothing in it: a target is mixed with that of one other image, and each image is mixed into one."""
     keys = find_images(images).keys
     maps = [torch.tensor(v).view(9, -1, 1, 1).expand(9, -1, 3, 5).contiguous() for v in (SCORES, CLASSES, TAILS)]
-    write_label_set(tmp_path / "labels", keys, LabelMaps(maps[0], maps[1], maps[2].squeeze(1)), 3)
     recipe = load_recipe(name)
+    stored: LabelMaps | LabelRegions = LabelMaps(maps[0], maps[1], maps[2].squeeze(1))
+    if recipe.reads_regions:  # two of every image, one of them mirrored
+        scores, classes, tail = (torch.tensor(v).view(9, 1, -1).expand(9, 2, -1) for v in (SCORES, CLASSES, TAILS))
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 0.5], [0.2, 0.4, 0.8, 1.0]]).expand(9, 2, 4)
+        flags = torch.tensor([[0, MIRRORED]]).expand(9, 2)
+        stored = LabelRegions(boxes, flags, scores, classes, tail[:, :, 0], torch.full((9,), 2))
+    write_label_set(tmp_path / "labels", keys, stored, 3)
     options = ["--initial-weights", write_biases(tmp_path / "student.pth", STUDENT_BIAS, **STUDENT)]
     options += ["--labels", tmp_path / "labels"] if recipe.needs_labels else []
     if recipe.target == "teacher":
@@ -89,6 +100,7 @@ def test_every_recipe_with_nothing_but_sizes_overridden_has_the_loss_by_hand(
         *options,
         *(f"--set={setting}" for setting in [*SIZES, f"batch_size={len(trained)}", "epochs=2"]),  # one step per epoch
         *(["--set=cutmix_off_epochs=1"] if recipe.cutmix else []),
+        *(["--set=crops_per_image=1"] if recipe.reads_regions else []),  # so that an epoch reads every image
         *("--workers=0", "--device=cpu", "--val", images),
     )
     assert done.returncode == 0, done.stderr

@@ -156,7 +156,7 @@ PASTE = Paste(left=0, top=0, right=2, bottom=4, size=4)  # the left half of the 
 @pytest.mark.parametrize("name", ["single", "relabel-cutmix", "ablation-localized-single"])
 def test_targets_of_mixed_images_are_both_crops_targets_weighted_by_area(store: LabelStore, name: str) -> None:
     recipe = load_recipe(name)
-    maps = LabelMapTargets(store, ROWS, recipe) if recipe.reads_maps else None
+    maps = LabelMapTargets(store, ROWS, recipe) if recipe.reads_labels else None
     crops = dataclasses.replace(batch([0, 2], [LEFT, RIGHT]), targets=torch.tensor([0, 1]))
     supervision = Supervision(recipe, 3, maps)
     plain, _ = supervision(crops, torch.empty(0), None)

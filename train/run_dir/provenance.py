@@ -73,9 +73,13 @@ def run_settings(card: ModelCard, recipe: Recipe, data: TrainingSet, options: Tr
             settings["teacher"]["classes"] = f"sha256 {sha256_of(Path(teacher.classes))}"
         settings["teacher_file"] = str(weights) if weights is not None else None
     if store is not None and recipe.needs_labels:
-        settings["labels"] = dataclasses.asdict(store.manifest)
+        settings["labels"] = store.manifest.as_json()
         settings["label_digest"] = label_set_digest(store.labels)
         settings["label_folder"] = str(store.labels)
+    if data.maps is not None:
+        settings["maps"] = data.maps.manifest.as_json()
+        settings["map_digest"] = label_set_digest(data.maps.labels)
+        settings["map_folder"] = str(data.maps.labels)
     return settings
 
 
