@@ -113,8 +113,8 @@ class RegionReader:
         assert manifest.regions is not None
         if len(found) > manifest.regions:
             raise InputError(
-                f"{key} has {len(found)} crops, more than the {manifest.regions} of the files looked at first; pass --regions"
-                f" {len(found)}"
+                f"{key} has {len(found)} crops, more than the {manifest.regions} of the files looked at first; pass"
+                f" --regions {len(found)}"
             )
         if found.probs.shape[1] != manifest.topk:
             raise InputError(

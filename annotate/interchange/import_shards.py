@@ -92,8 +92,10 @@ def import_shards(
                 append_shard_line(labels, write_shard(labels, shard, of_shard, part.stored, manifest, fingerprints=sizes))
                 overfull += part.overfull
             if overfull:
-                logger.info(f"{overfull} regions have probabilities that sum to more than 1, by rounding; nothing is left of"
-                            " those for the classes that are not stored")
+                logger.info(
+                    f"{overfull} regions have probabilities that sum to more than 1, by rounding; nothing is left of"
+                    " those for the classes that are not stored"
+                )
             finish(labels, manifest)
     except OSError as error:
         raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are kept; rerun") from error

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from annotate.interchange.allow_list import read_plain
 from annotate.interchange.image_folder import image_folder_order, report
 from annotate.interchange.image_regions import ImageRegions, RegionStore, image_regions
 from relabel.images.image_set import ImageSet
+from relabel.images.windows import Window
+from relabel.labels.manifest import Manifest
 from relabel.labels.regions import ERASED, MIRRORED, PHOTOMETRIC
 from relabel.runtime.defaults import RegionTarget
 from relabel.runtime.errors import InputError
@@ -176,23 +179,27 @@ def check_numbers(source: Path, image_set: ImageSet, order: np.ndarray) -> None:
     report(str(source), image_set, missing, sorted(surplus))
 
 
-def ml_dr_config(regions: int, topk: int, size: int, num_classes: int) -> dict[str, Any]:
+def ml_dr_config(manifest: Manifest, side: int) -> dict[str, Any]:
     """The settings of a set of mirrored crops, as far as ml-dr's trainer reads them.
 
     Args:
-        size: pixels of a crop's side.
+        side: of a crop, in pixels.
     """
     augmentations = {
-        CROP: {"enable": True, "size": size},
+        CROP: {"enable": True, "size": side},
         FLIP: {"enable": True, "p": 0.5},
         "to_tensor": {"enable": True},
-        "normalize": {"enable": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        "normalize": {
+            "enable": True,
+            "mean": list(manifest.mean or IMAGENET_DEFAULT_MEAN),
+            "std": list(manifest.std or IMAGENET_DEFAULT_STD),
+        },
     }
     return {
-        "num_classes": num_classes,
+        "num_classes": manifest.num_classes,
         "reinforce": {
-            "num_samples": regions,
-            "topk": topk,
+            "num_samples": manifest.regions,
+            "topk": manifest.topk,
             "compress": True,
             "joblib": False,
             "gzip": False,
@@ -202,18 +209,20 @@ def ml_dr_config(regions: int, topk: int, size: int, num_classes: int) -> dict[s
 
 
 def ml_dr_file(
-    number: int, boxes: np.ndarray, mirrored: Sequence[bool], classes: Sequence[Any], probs: Sequence[Any]
+    number: int,
+    windows: Sequence[Window],
+    mirrored: Sequence[bool],
+    classes: Sequence[Sequence[int]],
+    probs: Sequence[Sequence[float]],
 ) -> bytes:
-    """The content of an image's file.
+    """The content of an image's file, of N windows and the k classes and probabilities of each.
 
     Args:
         number: the image's in ImageFolder.
-        boxes: (N, 4) whole x0, y0, x1, y1 in pixels.
-        classes, probs: of each of the N crops, k whole numbers and k probabilities.
     """
     samples = [
-        {"params": [(y0, x0, y1 - y0, x1 - x0), flip], "prob": (list(p), list(c))}
-        for (x0, y0, x1, y1), flip, c, p in zip(boxes.tolist(), mirrored, classes, probs, strict=True)
+        {"params": [(top, left, bottom - top, right - left), flip], "prob": (list(p), list(c))}
+        for (left, top, right, bottom), flip, c, p in zip(windows, mirrored, classes, probs, strict=True)
     ]
     return saved((number, samples))
 

@@ -27,10 +27,12 @@ from annotate.interchange.image_folder import image_folder_order, listed, report
 from annotate.interchange.image_regions import ImageRegions, RegionStore, image_regions
 from relabel.images.image_set import ImageSet
 from relabel.labels.regions import MIRRORED
+from relabel.runtime.defaults import CROP_SCALE
 from relabel.runtime.errors import InputError
 
 EPOCH_FOLDER = re.compile(r"logits_top(\d+)_epoch(\d+)")
 VALUES, KEYS = "-values.bin", "-keys.txt"
+RATIO = (3 / 4, 4 / 3)  # of TinyViT's settings: smallest and largest width / height
 TRIES = 10  # to draw a crop that fits into the image
 NO_RECORD = -1
 ROW = np.dtype(np.int32)
@@ -60,8 +62,8 @@ class TinyViTStore(RegionStore):
         source: Path,
         image_set: ImageSet,
         num_classes: int,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_scale: tuple[float, float] = CROP_SCALE,
+        crop_ratio: tuple[float, float] = RATIO,
         flip: float = 0.5,
     ) -> None:
         self.source, self.image_set, self.num_classes, self.flip = source, image_set, num_classes, flip
