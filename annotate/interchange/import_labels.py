@@ -77,6 +77,7 @@ def import_labels(
         InputError: an option is missing or not for this format, the store is not of these images, files are invalid, or the
             teacher does not confirm them.
     """
+    check_numbers(options)
     kind = kind or find_format(source)
     check_options(kind, options)
     num_classes = options.num_classes or (PUBLISHED_CLASSES if kind == "relabel" else None)
@@ -162,12 +163,16 @@ def open_store(
 
 
 def check_options(kind: ForeignFormat, options: ImportOptions) -> None:
-    """Raises InputError for an option that this format has no use for, or a value that it cannot have."""
+    """Raises InputError for an option that this format has no use for."""
     for name, kinds in OPTIONS_OF.items():
         if getattr(options, name) is not None and kind not in kinds:
             raise InputError(f"--{name.replace('_', '-')} is for {' and '.join(kinds)}, not for {kind}; leave it out")
     if options.target is not None and options.target not in TARGETS[kind]:
         raise InputError(f"--target {options.target}: {kind} has {' and '.join(TARGETS[kind])}")
+
+
+def check_numbers(options: ImportOptions) -> None:
+    """Raises InputError for a number that no store could have."""
     for name in ("num_classes", "shard_size", "regions"):
         value = getattr(options, name)
         if value is not None and value < 1:

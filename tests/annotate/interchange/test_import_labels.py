@@ -163,7 +163,7 @@ def test_image_that_has_changed_its_size_is_named_where_boxes_are_pixels(tmp_pat
 def own_store(
     relabel_here: Relabel, make_checkpoint: Callable[[int], Path], tmp_path: Path
 ) -> tuple[Path, Path, AnnotateConfig]:
-    """Images of coloured noise, FKD's store of a tiny classifier's answers to six crops of each, and that classifier."""
+    """Images of patches of similar colours, FKD's store of a tiny classifier's answers to six crops of each, and that classifier."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -171,7 +171,8 @@ def own_store(
     for i in range(24):
         folder = images / ("cat", "dog", "eel")[i % 3]
         folder.mkdir(parents=True, exist_ok=True)
-        colours = Image.fromarray(rng.integers(0, 256, size=(3, 3, 3)).astype(np.uint8))
+        shades = rng.integers(20, 236, size=3) + rng.integers(-20, 20, size=(3, 3, 3))  # alike, but not the same everywhere
+        colours = Image.fromarray(shades.astype(np.uint8))
         colours.resize((90, 72), Image.Resampling.NEAREST).save(folder / f"{i}.png")
     checkpoint = make_checkpoint(1)
     model = ["--model=resnet10t", *model_options(THIN), f"--checkpoint={checkpoint}", "--num-classes=3", "--input-size=48"]
