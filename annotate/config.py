@@ -35,6 +35,7 @@ class AnnotateConfig:
     regions: int | None = None  # crops of each image to store the answers to, instead of a map
     crop_scale: tuple[float, float] | None = None  # of regions; None for CROP_SCALE
     crop_ratio: tuple[float, float] | None = None  # of regions; None for CROP_RATIO
+    hflip: float | None = None  # probability that a region is mirrored; None for HFLIP
     further: tuple[tuple[str, Path | None], ...] = ()  # models and their checkpoints, whose log-probabilities are averaged
 
 
@@ -44,7 +45,7 @@ def check(config: AnnotateConfig) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise InputError(f"{name} is {shown(getattr(config, name))}; expected at least 1")
     if config.regions is None:
-        for name in ("crop_scale", "crop_ratio"):
+        for name in ("crop_scale", "crop_ratio", "hflip"):
             if getattr(config, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} needs --regions: a label map is made of the whole image")
         return
@@ -55,6 +56,8 @@ def check(config: AnnotateConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} is for label maps; regions do not need it")
     if config.tail == "zero":
         raise InputError("--tail zero is for label maps; use logmeanexp or mean for regions")
+    if config.hflip is not None and not 0 <= config.hflip <= 1:
+        raise InputError(f"--hflip {config.hflip}: expected a probability within [0, 1]")
     check_crops(config.crop_scale, config.crop_ratio)
 
 

@@ -20,7 +20,7 @@ from annotate.squash import Squash
 from relabel.images.windows import Window, draw_window
 from relabel.labels.manifest import Manifest
 from relabel.labels.regions import MIRRORED, LabelRegions, SparseLogits
-from relabel.runtime.defaults import Tail
+from relabel.runtime.defaults import HFLIP, Tail
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,26 @@ def check_output(name: str, classifier: nn.Module, squash: Squash) -> None:
 
 
 def draw_regions(
-    key: str, size: tuple[int, int], count: int, scale: tuple[float, float], ratio: tuple[float, float]
+    key: str,
+    size: tuple[int, int],
+    count: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    hflip: float = HFLIP,
 ) -> list[tuple[Window, bool]]:
     """The windows of an image's first `count` regions, and whether each is mirrored.
 
     Args:
         size: width and height of the image in pixels.
         scale, ratio: as for RandomResizedCrop.
+        hflip: probability of mirroring.
     """
     drawn = []
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
         for number in range(count):
             seed = hashlib.sha256(f"{number}\n{key}".encode()).digest()[:4]  # torch's CPU generator uses 32 bits
             torch.default_generator.manual_seed(int.from_bytes(seed, "little"))
-            drawn.append((draw_window(key, size, scale, ratio), torch.rand(()).item() < 0.5))
+            drawn.append((draw_window(key, size, scale, ratio), torch.rand(()).item() < hflip))
     return drawn
 
 
@@ -86,8 +92,8 @@ class RegionForward(Forward[LabelRegions]):
 
     def sample(self, image: Image.Image, key: str) -> Samples:
         manifest = self.manifest
-        assert manifest.regions and manifest.crop_scale and manifest.crop_ratio
-        drawn = draw_regions(key, image.size, manifest.regions, manifest.crop_scale, manifest.crop_ratio)
+        assert manifest.regions and manifest.crop_scale and manifest.crop_ratio and manifest.hflip is not None
+        drawn = draw_regions(key, image.size, manifest.regions, manifest.crop_scale, manifest.crop_ratio, manifest.hflip)
         windows = torch.tensor([window for window, _ in drawn], dtype=torch.float64)
         of_teachers = {
             f"crops {number}": torch.stack([cut(image, window, mirrored, teacher.squash) for window, mirrored in drawn])

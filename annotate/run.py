@@ -22,6 +22,7 @@ from relabel.labels.manifest import Manifest
 from relabel.runtime.defaults import (
     CROP_RATIO,
     CROP_SCALE,
+    HFLIP,
     REGION_TAIL,
 )
 from relabel.runtime.distributed import processes
@@ -114,6 +115,7 @@ def region_forward(config: AnnotateConfig, image_set: ImageSet, device: torch.de
         regions=config.regions,
         crop_scale=config.crop_scale or CROP_SCALE,
         crop_ratio=config.crop_ratio or CROP_RATIO,
+        hflip=HFLIP if config.hflip is None else config.hflip,
         ensemble=tuple(members[1:]) or None,
         **of_images(config, image_set, num_classes),
     )

@@ -2,6 +2,8 @@
 
     targets      students trained with different targets; all other settings are the same
     robustness   two of these students under attack and on corrupted images
+    regions      students trained on stored regions, on label maps, on both, and by a live teacher
+    fidelity     how close stored targets come to the classifier's own answers
 
 Finished runs are kept, so it can be stopped and started again. A run that was started with different settings stops it with
 an error. `make results TABLES=robustness` makes only that table.
@@ -60,6 +62,7 @@ class Arm:
     recipe: str
     settings: tuple[str, ...] = ()
     labels: LabelSet | None = None
+    options: tuple[str, ...] = ()  # further ones of `relabel train`
 
     def run(self, epochs: int, seed: int) -> Path:
         return RESULTS / "runs" / f"target-{self.name.replace(' ', '-').replace(',', '')}-{epochs}epochs-seed{seed}"
@@ -84,7 +87,8 @@ def main() -> None:
     unknown = sorted(set(names) - set(TABLES))
     if unknown:
         sys.exit(f"unknown table {', '.join(unknown)}; expected {' or '.join(TABLES)}")
-    prepare()
+    if not (RESULTS / "data").exists():
+        relabel("demo-data", str(RESULTS / "data"))
     for name in names:
         table = TABLES[name]()
         write_table(name, table)
@@ -93,6 +97,7 @@ def main() -> None:
 
 def targets() -> str:
     """Train every arm for each number of epochs, with every seed; a row per arm."""
+    prepare()
     accuracies = train_all([(arm, epochs, seed) for seed in SEEDS for epochs in EPOCHS for arm in TARGETS])
     rows = {arm.name: [[accuracies[arm, epochs, seed] for seed in SEEDS] for epochs in EPOCHS] for arm in TARGETS}
     columns = [f"{epochs} epochs" for epochs in EPOCHS]
@@ -101,6 +106,7 @@ def targets() -> str:
 
 def robustness() -> str:
     """Evaluate two of the arms on clean, attacked and corrupted scenes."""
+    prepare()
     epochs = EPOCHS[-1]
     arms = (SINGLE, RELABEL)
     jobs = [(arm, epochs, seed) for seed in SEEDS for arm in arms]
@@ -141,10 +147,8 @@ def train_all(jobs: list[tuple[Arm, int, int]]) -> dict[tuple[Arm, int, int], fl
 
 
 def prepare() -> None:
-    """Make the scenes, two annotators and their label sets."""
+    """Train two annotators and make their label sets."""
     data = RESULTS / "data"
-    if not data.exists():
-        relabel("demo-data", str(data))
     with ThreadPoolExecutor(JOBS) as pool:
         list(pool.map(train_annotator, ("ce", "bce")))
     for labels in {arm.labels for arm in TARGETS if arm.labels}:
@@ -186,6 +190,7 @@ def train_student(arm: Arm, epochs: int, seed: int) -> float:
         *STUDENT_ARGS,
         *(f"--set={setting}" for setting in (*arm.settings, f"epochs={epochs}", f"seed={seed}")),
         *(["--labels", str(arm.labels.path)] if arm.labels else []),
+        *arm.options,
         *("--val", str(data / "val"), "--multilabels", str(data / "val.json")),
         *("--workers", "0", "--device", "cpu", "--resume"),
     )
@@ -202,14 +207,19 @@ def relabel(*arguments: str) -> None:
 
 def as_table(columns: list[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str) -> str:
     """Markdown; every cell is the mean ± sample standard deviation over the seeds."""
-    lines = [f"| trained towards | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    lines = [f"| target | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name, row in rows.items():
         cells = [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in row]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    machine = f"{cpu_model()}, one thread a student, Python {platform.python_version()}, torch {torch.__version__}"
     spread = f"mean ± standard deviation over {len(SEEDS)} seeds of the student"
-    lines += ["", f"{caption}; {spread}. `make results`, {machine}, timm {timm.__version__}."]
+    lines += ["", f"{caption}; {spread}. `make results`, {machine()}."]
     return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures were measured with."""
+    python, versions = platform.python_version(), f"torch {torch.__version__}, timm {timm.__version__}"
+    return f"{cpu_model()}, one thread per student, Python {python}, {versions}"
 
 
 def write_table(name: str, table: str) -> None:
@@ -221,7 +231,20 @@ def write_table(name: str, table: str) -> None:
     atomic_write(DOCUMENT, f"{before}{begin}\n{table}\n{end}{after}".encode())
 
 
-TABLES: dict[str, Callable[[], str]] = {"targets": targets, "robustness": robustness}
+def of_regions(name: str) -> str:
+    """A table of benchmarks/region_results.py, which uses what is above."""
+    from benchmarks import region_results
+
+    table: str = getattr(region_results, name)()
+    return table
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "targets": targets,
+    "robustness": robustness,
+    "regions": lambda: of_regions("regions"),
+    "fidelity": lambda: of_regions("fidelity"),
+}
 
 if __name__ == "__main__":
     main()

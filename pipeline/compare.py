@@ -1,4 +1,7 @@
-"""Compare two label sets of the same images: their whole-image classes, and the targets they give random crops."""
+"""Compare two label sets of the same images: their whole-image classes, and the targets they give the same crops.
+
+The crops are random ones, or the stored ones if either set holds regions.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from relabel.labels.boxes import random_boxes
+from relabel.labels.boxes import random_boxes, whole_image
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
+from relabel.labels.regions import LabelRegions
 from relabel.labels.store import LabelStore
+from relabel.labels.stored import StoredLabels
 from relabel.labels.whole_image import whole_image_top1
 from relabel.runtime.defaults import COMPARE_BOXES
 from relabel.runtime.errors import InputError
@@ -19,7 +24,7 @@ from relabel.runtime.typed import shown
 BATCH = 256
 MAX_NAMED = 5  # images and classes listed
 MAX_BOXES = 1000  # per image: more would tell nothing new, and take hours
-SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip")
+SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip", "regions", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Comparison:
         different_settings: settings in which the sets differ, as "name: first's, not second's".
         images: number of images in both sets; only_first, only_second: number of images in one set only.
         agreement: share of images with the same whole-image top-1 class in both.
-        kl: mean Kullback-Leibler divergence, in nats, of the second set's pooled target from the first's, over random boxes.
+        kl: mean Kullback-Leibler divergence, in nats, of the second set's target from the first's, over the same boxes.
+        boxes: how many boxes per image, and which, in words.
         worst_images: (key, mean KL over its boxes), largest first.
         worst_folders: (class folder, mean KL), largest first.
     """
@@ -41,6 +47,7 @@ class Comparison:
     only_second: int
     agreement: float
     kl: float
+    boxes: str
     worst_images: list[tuple[str, float]]
     worst_folders: list[tuple[str, float]]
 
@@ -53,6 +60,49 @@ def log_targets(maps: LabelMaps, boxes: list[Tensor], num_classes: int) -> Tenso
 def mean_kl(p: Tensor, q: Tensor) -> Tensor:
     """(B,) KL divergence in nats of q from p, both (n, B, C) log-probabilities; the mean over the n boxes."""
     return (p.exp() * (p - q)).sum(2).mean(0)
+
+
+def mean_kl_of(
+    p: StoredLabels, q: StoredLabels, count: int, num_classes: int, generator: torch.Generator, names: str
+) -> Tensor:
+    """(B,) KL divergence in nats of the targets of q from those of p, the mean over `count` boxes of each of B images."""
+    regions = [labels for labels in (p, q) if isinstance(labels, LabelRegions)]
+    if not regions:
+        boxes = [random_boxes(len(p), generator) for _ in range(count)]
+        present = torch.ones(len(p), count)
+    else:
+        check_same_crops(regions, names)
+        count = min(count, *(labels.flags.shape[1] for labels in regions))
+        present = torch.stack([labels.present()[:, :count] for labels in regions]).all(0).float()
+        stored = torch.where(present.bool().unsqueeze(2), regions[0].boxes[:, :count], whole_image(1))
+        boxes = list(stored.unbind(1))
+    by_box = []  # one box at a time, to save memory
+    for number, box in enumerate(boxes):
+        by_box.append(mean_kl(*(log_target(labels, box, number, num_classes).unsqueeze(0) for labels in (p, q))))
+    return (torch.stack(by_box, 1) * present).sum(1) / present.sum(1).clamp(min=1)
+
+
+def log_target(labels: StoredLabels, box: Tensor, number: int, num_classes: int) -> Tensor:
+    """(B, C) log-probabilities of a box of each image, (B, 4); of regions, those of the region of that number."""
+    if isinstance(labels, LabelRegions):
+        numbers = torch.full((len(labels),), number)
+        return labels.select(numbers).logits().dense(num_classes).log_softmax(1)
+    assert isinstance(labels, LabelMaps)
+    return label_pool(labels, box, num_classes).log_softmax(1)
+
+
+def check_same_crops(regions: list[LabelRegions], names: str) -> None:
+    """Raises InputError if two sets hold the answers to different crops."""
+    if len(regions) < 2:
+        return
+    n = min(labels.flags.shape[1] for labels in regions)
+    both = torch.stack([labels.present()[:, :n] for labels in regions]).all(0)
+    a, b = ((labels.boxes[:, :n], labels.flags[:, :n]) for labels in regions)
+    if not (torch.equal(a[0][both], b[0][both]) and torch.equal(a[1][both], b[1][both])):
+        raise InputError(
+            f"{names} hold the answers to different crops, which cannot be compared; make them by `relabel annotate` with"
+            " the same --crop-scale and --crop-ratio"
+        )
 
 
 def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, seed: int = 0) -> Comparison:
@@ -77,14 +127,13 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     classes = a.manifest.num_classes
     generator = torch.Generator().manual_seed(seed)
     same, kl_parts = [], []
+    stored = [min(s.manifest.regions, boxes_per_image) for s in (a, b) if s.manifest.regions is not None]
     for start in tqdm(range(0, len(keys), BATCH), desc="compare", unit="batch", disable=None):
         part = keys[start : start + BATCH]
-        maps = a.gather(a.rows(part)), b.gather(b.rows(part))
-        tops = [whole_image_top1(m, classes) for m in maps]
+        pair = a.gather(a.rows(part)), b.gather(b.rows(part))
+        tops = [whole_image_top1(labels, classes) for labels in pair]
         same.append(tops[0] == tops[1])
-        boxes = [random_boxes(len(part), generator) for _ in range(boxes_per_image)]
-        by_box = [mean_kl(*(log_targets(m, [box], classes) for m in maps)) for box in boxes]  # one at a time, to save memory
-        kl_parts.append(torch.stack(by_box).mean(0))
+        kl_parts.append(mean_kl_of(*pair, boxes_per_image, classes, generator, f"{first} and {second}"))
     kl = torch.cat(kl_parts)
     folders: dict[str, list[float]] = {}
     for key, value in zip(keys, kl.tolist(), strict=True):
@@ -98,6 +147,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
         only_second=len(b) - len(keys),
         agreement=float(torch.cat(same).float().mean()),
         kl=float(kl.mean()),
+        boxes=f"{min(stored)} stored regions" if stored else f"{boxes_per_image} random boxes",
         worst_images=[(keys[i], float(kl[i])) for i in order],
         worst_folders=by_folder[:MAX_NAMED],
     )

@@ -15,22 +15,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from annotate.config import AnnotateConfig
 from annotate.convert import FullyConvolutional
-from annotate.models import load_annotator
 from annotate.sparsify import sparsify
 from annotate.squash import Squash
 from pipeline.compare import log_targets, mean_kl
+from pipeline.recorded import recorded_annotator
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.boxes import random_boxes
-from relabel.labels.manifest import PUBLISHED, Manifest
+from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
-from relabel.models.weights import weights_from_hub, weights_in_folder
 from relabel.runtime.defaults import Tail
 from relabel.runtime.errors import InputError
-from relabel.runtime.files import sha256_of
 from relabel.runtime.machine import choose_device
 from relabel.runtime.precision import autocast, dtype_from_name
 
@@ -63,16 +60,16 @@ class SpotCheck:
 def spot_check(
     labels: Path, images: Path | str, count: int, checkpoint: Path | None, device: str | None, seed: int = 0
 ) -> SpotCheck:
-    """Annotate `count` random images again with the recorded annotator.
+    """Annotate `count` random images of a set of label maps again with the recorded annotator.
 
     Raises:
         InputError: the set was made with a checkpoint, and `checkpoint` is None or a different one.
     """
     if count < 1:
         raise InputError(f"--spot-check {count}: expected at least 1 image")
-    store, image_set = LabelStore.open(labels), find_images(images)
+    store, image_set = LabelStore.open(labels, LabelMaps), find_images(images)
     manifest = store.manifest
-    annotator, squash = recorded_annotator(manifest, labels, checkpoint, choose_device(device))
+    annotator, squash = recorded_annotator(manifest, labels, [checkpoint] if checkpoint else [], choose_device(device))
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(store), generator=generator)[:count].sort().values
     tails: tuple[Tail, ...] = get_args(Tail)
@@ -107,55 +104,6 @@ def spot_check(
         same_top1=float(torch.cat(same).mean()),
         fidelity={choice: float(torch.cat(values).mean()) for choice, values in kl.items()},
     )
-
-
-def recorded_annotator(
-    manifest: Manifest, labels: Path, checkpoint: Path | None, device: torch.device
-) -> tuple[FullyConvolutional, Squash]:
-    """The annotator recorded in a manifest, with exactly the same weights."""
-    if manifest.kind == "imported":
-        raise InputError(f"{labels} was imported: its annotator is not recorded, so its maps cannot be computed again")
-    published = manifest.weights == PUBLISHED
-    if published and checkpoint is not None:
-        raise InputError(f"{labels} was made with the published weights of {manifest.model}; omit --checkpoint")
-    if not published:
-        own = checkpoint or weights_in_folder(manifest.model)
-        if own is None:
-            raise InputError(f"{labels} was made with the checkpoint {manifest.weights}; pass it as --checkpoint")
-        if not own.is_file():
-            raise InputError(f"checkpoint {own} does not exist")
-        if sha256_of(own) != manifest.weights_sha256:
-            raise InputError(f"{own} is not the checkpoint that {labels} was made with ({manifest.weights}, by sha256)")
-    config = AnnotateConfig(
-        model=manifest.model,
-        model_kwargs=manifest.model_kwargs,
-        checkpoint=checkpoint,
-        num_classes=manifest.num_outputs or manifest.num_classes,
-        topk=manifest.topk,
-        input_size=manifest.input_size,
-        recentre=manifest.recentre,
-        flip=manifest.flip,
-        class_token=manifest.kind == "token",
-    )
-    try:
-        annotator, squash = load_annotator(config, device)
-    except InputError as error:
-        raise InputError(
-            f"the annotator that {labels} records cannot be made here (options named below are those of `relabel annotate`):"
-            f" {error}"
-        ) from error
-    from_hub = weights_from_hub(annotator.classifier) if published else None
-    if from_hub is not None and manifest.weights_sha256 not in (None, sha256_of(from_hub)):
-        raise InputError(
-            f"the published weights of {manifest.model} have changed since {labels} was made (by sha256); annotate again, or"
-            " give the revision, as hf-hub:OWNER/NAME@REVISION"
-        )
-    # The recorded preprocessing, in case timm's settings of the model have changed
-    if manifest.mean is not None and manifest.std is not None and manifest.interpolation is not None:
-        squash = Squash(squash.input_size, manifest.mean, manifest.std, manifest.interpolation)
-    if manifest.outputs is not None:
-        annotator.select(manifest.outputs)
-    return annotator, squash
 
 
 @torch.inference_mode()

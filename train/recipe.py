@@ -80,8 +80,8 @@ class Recipe:
     region_share: float = setting(
         0.5,
         POSITIVE_SHARE,
-        "For target regions with --maps: share of the crops that are stored regions. The others are random crops, as are all"
-        " crops of images without regions; their label maps are pooled.",
+        "For target regions with label maps beside them: share of the crops that are stored regions. The others are random"
+        " crops, as are all crops of images without regions; their label maps are pooled.",
     )
     label_smoothing: float = setting(0.0, BELOW_1, "Share of the target that is spread evenly over all classes.")
     confirmed_only: bool = setting(

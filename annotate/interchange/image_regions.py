@@ -45,7 +45,7 @@ class RegionStore(ABC):
         kind: the format's name.
         regions: how many an image has at most.
         topk: k.
-        crop_scale, crop_ratio: what the crops were drawn from, as in the manifest; None if the store does not say.
+        crop_scale, crop_ratio, hflip: what the crops were drawn from, as in the manifest; None if the store does not say.
     """
 
     kind: str
@@ -53,6 +53,7 @@ class RegionStore(ABC):
     topk: int
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
+    hflip: float | None = None
 
     @abstractmethod
     def read(self, index: int, size: tuple[int, int]) -> ImageRegions:

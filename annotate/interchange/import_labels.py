@@ -16,7 +16,7 @@ from annotate.interchange.published_maps import Place, read_tensor
 from annotate.interchange.tiny_vit import EPOCH_FOLDER, RATIO, TinyViTStore
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import check_outside, find_images
-from relabel.runtime.defaults import CROP_SCALE, SHARD_SIZE, AxesChoice, ForeignFormat, RegionTarget
+from relabel.runtime.defaults import CROP_SCALE, HFLIP, SHARD_SIZE, AxesChoice, ForeignFormat, RegionTarget
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
 from relabel.runtime.typed import shown
@@ -38,7 +38,7 @@ class ImportOptions:
     unmixed: bool | None = None
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
-    flip: float | None = None
+    hflip: float | None = None
     crop_pct: float | None = None
     regions: int | None = None
     shard_size: int = SHARD_SIZE
@@ -53,7 +53,7 @@ OPTIONS_OF: dict[str, tuple[ForeignFormat, ...]] = {
     "unmixed": ("tiny-vit",),
     "crop_scale": ("tiny-vit",),
     "crop_ratio": ("tiny-vit",),
-    "flip": ("tiny-vit",),
+    "hflip": ("tiny-vit",),
     "crop_pct": ("token-labeling",),
     "regions": ("fkd", "ml-dr"),
 }
@@ -153,13 +153,13 @@ def open_store(
             " ones cannot be imported, as a region is of one image. TinyViT's default settings mix, those for ImageNet-22k"
             " do not; if this store was saved without, pass --unmixed"
         )
-    flip = 0.5 if options.flip is None else options.flip
+    hflip = HFLIP if options.hflip is None else options.hflip
     scale, ratio = options.crop_scale or CROP_SCALE, options.crop_ratio or RATIO
     logger.info(
         f"{source}: crops are drawn again with --crop-scale {scale[0]:g},{scale[1]:g}, --crop-ratio {ratio[0]:.6g},"
-        f"{ratio[1]:.6g} and --flip {flip:g}"
+        f"{ratio[1]:.6g} and --hflip {hflip:g}"
     )
-    return TinyViTStore(source, image_set, num_classes, scale, ratio, flip)
+    return TinyViTStore(source, image_set, num_classes, scale, ratio, hflip)
 
 
 def check_options(kind: ForeignFormat, options: ImportOptions) -> None:
@@ -177,9 +177,9 @@ def check_numbers(options: ImportOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {shown(value)}: expected at least 1")
-    for name in ("crop_pct", "flip"):
+    for name in ("crop_pct", "hflip"):
         value = getattr(options, name)
-        if value is not None and not (0 <= value <= 1 and (value or name == "flip")):
+        if value is not None and not (0 <= value <= 1 and (value or name == "hflip")):
             raise InputError(f"--{name.replace('_', '-')} {shown(value)}: expected a share, at most 1")
     check_crops(options.crop_scale, options.crop_ratio)
 

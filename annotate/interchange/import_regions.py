@@ -65,6 +65,7 @@ def import_regions(
         regions=store.regions,
         crop_scale=store.crop_scale,
         crop_ratio=store.crop_ratio,
+        hflip=store.hflip,
         timm_version=timm.__version__,
         torch_version=torch.__version__,
     )

@@ -27,7 +27,7 @@ from annotate.interchange.image_folder import image_folder_order, listed, report
 from annotate.interchange.image_regions import ImageRegions, RegionStore, image_regions
 from relabel.images.image_set import ImageSet
 from relabel.labels.regions import MIRRORED
-from relabel.runtime.defaults import CROP_SCALE
+from relabel.runtime.defaults import CROP_SCALE, HFLIP
 from relabel.runtime.errors import InputError
 
 EPOCH_FOLDER = re.compile(r"logits_top(\d+)_epoch(\d+)")
@@ -50,7 +50,7 @@ class TinyViTStore(RegionStore):
     """Reads TinyViT's records of an image set.
 
     Args:
-        crop_scale, crop_ratio, flip: what the crops were drawn from: TinyViT's AUG.SCALE, AUG.RATIO and chance of mirroring.
+        crop_scale, crop_ratio, hflip: what crops were drawn from: TinyViT's AUG.SCALE, AUG.RATIO and chance of mirroring.
     Raises:
         InputError: files are missing or of the wrong size, or the keys are not those of the images.
     """
@@ -64,10 +64,10 @@ class TinyViTStore(RegionStore):
         num_classes: int,
         crop_scale: tuple[float, float] = CROP_SCALE,
         crop_ratio: tuple[float, float] = RATIO,
-        flip: float = 0.5,
+        hflip: float = HFLIP,
     ) -> None:
-        self.source, self.image_set, self.num_classes, self.flip = source, image_set, num_classes, flip
-        self.crop_scale, self.crop_ratio = self.settings = crop_scale, crop_ratio
+        self.source, self.image_set, self.num_classes = source, image_set, num_classes
+        self.crop_scale, self.crop_ratio, self.hflip = self.settings = crop_scale, crop_ratio, hflip
         self.topk, folders = epoch_folders(source)
         self.regions = len(folders)
         self.record = np.dtype([("seed", "<i4"), ("classes", "<i2", (self.topk,)), ("probs", "<f2", (self.topk,))])
@@ -107,7 +107,7 @@ class TinyViTStore(RegionStore):
         try:
             if (found["seed"] < 0).any():
                 raise ValueError(f"a seed is {found['seed'].min()}; expected one that is not negative")
-            crops = [draw_crop(seed, size, *self.settings, self.flip) for seed in found["seed"].tolist()]
+            crops = [draw_crop(seed, size, *self.settings) for seed in found["seed"].tolist()]
             boxes, mirrored = (np.array(part) for part in zip(*crops, strict=True))
             return image_regions(boxes, mirrored * MIRRORED, found["probs"], found["classes"], size, self.num_classes)
         except ValueError as error:
@@ -193,7 +193,7 @@ class ImageKeys:
 
 
 def draw_crop(
-    seed: int, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], flip: float
+    seed: int, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], hflip: float
 ) -> tuple[tuple[int, int, int, int], bool]:
     """x0, y0, x1, y1 in pixels, and whether the crop is mirrored, as TinyViT draws them.
 
@@ -201,6 +201,7 @@ def draw_crop(
         size: width and height of the image in pixels.
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height.
+        hflip: probability of mirroring.
     """
     width, height = size
     draws = iter(Generator(PCG64(seed)).random(2 * TRIES + 3).tolist())
@@ -220,4 +221,4 @@ def draw_crop(
         elif width / height > ratio[1]:
             w = round(height * ratio[1])
         x0, y0 = (width - w) // 2, (height - h) // 2
-    return (x0, y0, x0 + w, y0 + h), next(draws) < flip
+    return (x0, y0, x0 + w, y0 + h), next(draws) < hflip

@@ -59,6 +59,10 @@ def annotate(
         str | None,
         typer.Option(metavar="MIN,MAX", help="For --regions: a crop's width / height; by default 0.75,1.3333."),
     ] = None,
+    hflip: Annotated[
+        float | None,
+        typer.Option(help="For --regions: probability of mirroring a crop; by default 0.5. 0 where left and right matter."),
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes of the classifier; the model's own by default.", max=MAX_CLASSES)
     ] = None,
@@ -138,6 +142,7 @@ def annotate(
         regions=regions,
         crop_scale=parse_pair(crop_scale, "--crop-scale"),
         crop_ratio=parse_pair(crop_ratio, "--crop-ratio"),
+        hflip=hflip,
         further=tuple(further),
     )
     annotate_images(images, labels, config, device)

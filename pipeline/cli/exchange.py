@@ -45,7 +45,9 @@ def import_labels(
     crop_ratio: Annotated[
         str | None, typer.Option(metavar="MIN,MAX", help="tiny-vit: a crop's width / height; by default 3/4 to 4/3.")
     ] = None,
-    flip: Annotated[float | None, typer.Option(help="tiny-vit: chance that a crop was mirrored; by default 0.5.")] = None,
+    hflip: Annotated[
+        float | None, typer.Option(help="tiny-vit: probability that a crop was mirrored; by default 0.5.")
+    ] = None,
     regions: Annotated[
         int | None, typer.Option(help="fkd, ml-dr: crops of an image, at most; by default as in the files looked at first.")
     ] = None,
@@ -98,7 +100,7 @@ def import_labels(
         unmixed=unmixed or None,
         crop_scale=parse_pair(crop_scale, "--crop-scale"),
         crop_ratio=parse_pair(crop_ratio, "--crop-ratio"),
-        flip=flip,
+        hflip=hflip,
         crop_pct=crop_pct,
         regions=regions,
         shard_size=shard_size,

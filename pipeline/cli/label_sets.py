@@ -29,8 +29,11 @@ def verify(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="For --spot-check: the weights the label set was made with, if your own.")
-    ] = None,
+        list[Path],
+        typer.Option(
+            help="For --spot-check: the weights the label set was made with, if your own. Several for an ensemble."
+        ),
+    ] = [],
     contents: Annotated[
         bool,
         typer.Option(
@@ -48,17 +51,14 @@ def verify(
     Structure, checksums and values; with --images also coverage, whether the image files are still the same, and agreement
     with the ground-truth labels.
     """
-    from pipeline.spot_check import fidelity_table, problems
-    from pipeline.spot_check import spot_check as annotate_again
     from pipeline.verify import verify as verify_label_set
     from relabel.images.classes import ClassNames
-    from relabel.labels.manifest import Manifest
 
     if spot_check is not None and images is None:
         raise InputError("--spot-check needs the images; give their folder with --images")
     if contents and images is None:
         raise InputError("--contents needs the images; give their folder with --images")
-    if spot_check is None and (checkpoint is not None or device is not None):
+    if spot_check is None and (checkpoint or device is not None):
         raise InputError("--checkpoint and --device need --spot-check; give it too")
     report = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers, contents)
     notes, findings = report.notes, report.findings
@@ -66,14 +66,29 @@ def verify(
         notes.append("spot check skipped: fix the errors first")
     print_report(notes, findings)
     if spot_check is not None and images is not None and not findings:
-        manifest = Manifest.load(labels)
-        check = annotate_again(labels, images, spot_check, checkpoint, device)
-        findings = problems(check, manifest, labels)
-        print_report(fidelity_table(check, manifest), findings)
+        notes, findings = annotate_again(labels, images, spot_check, checkpoint, device)
+        print_report(notes, findings)
     if findings:
         print(f"{len(findings)} error{'s' * (len(findings) != 1)}")
         raise typer.Exit(1)
     print("OK")
+
+
+def annotate_again(
+    labels: Path, images: str, count: int, checkpoints: list[Path], device: str | None
+) -> tuple[list[str], list[str]]:
+    """The notes and the findings of a spot check, of either kind of label set."""
+    from pipeline import spot_check, spot_check_regions
+    from relabel.labels.manifest import Manifest
+
+    manifest = Manifest.load(labels)
+    if manifest.regions is not None:
+        of_regions = spot_check_regions.check_regions(labels, images, count, checkpoints, device)
+        return [spot_check_regions.note(of_regions)], spot_check_regions.problems(of_regions, manifest, labels)
+    if len(checkpoints) > 1:
+        raise InputError(f"{len(checkpoints)} --checkpoint: label maps are made with one")
+    of_maps = spot_check.spot_check(labels, images, count, checkpoints[0] if checkpoints else None, device)
+    return spot_check.fidelity_table(of_maps, manifest), spot_check.problems(of_maps, manifest, labels)
 
 
 def print_report(notes: list[str], findings: list[str]) -> None:
@@ -101,7 +116,7 @@ def compare(
     only = f" ({found.only_first} only in {first}, {found.only_second} only in {second})"
     print(f"images in both        {found.images}{only if found.only_first or found.only_second else ''}")
     print(f"whole-image top-1     the same for {100 * found.agreement:.1f}%")
-    print(f"pooled targets        mean KL({first} || {second}) {found.kl:.4f} nats over {boxes} random boxes per image")
+    print(f"targets               mean KL({first} || {second}) {found.kl:.4f} nats over {found.boxes} per image")
     print("images that differ most")
     for key, kl in found.worst_images:
         print(f"  {kl:8.4f}  {key}  {names(key.rpartition('/')[0])}")

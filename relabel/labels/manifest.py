@@ -22,7 +22,7 @@ PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
 COUNTS = ("num_classes", "topk", "image_count", "shard_size")  # at least 1, as grid and input_size are
 MAX_REGIONS = 65_535  # of an image: their number is stored in 16 bits
 # Fields that a file leaves out where they are None: added since format 1, so that no older label set changes its identity
-ADDED = ("regions", "crop_scale", "crop_ratio", "ensemble", "window")
+ADDED = ("regions", "crop_scale", "crop_ratio", "hflip", "ensemble", "window")
 
 
 class DamagedManifest(InputError):
@@ -80,6 +80,7 @@ class Manifest:
     regions: int | None = None  # crops stored of an image, at most; None for label maps
     crop_scale: tuple[float, float] | None = None  # range of a region's share of the image's area; None if not known
     crop_ratio: tuple[float, float] | None = None  # range of a region's width / height
+    hflip: float | None = None  # probability that a region was mirrored
     ensemble: tuple[Member, ...] | None = None  # further models, whose log-probabilities were averaged with `model`'s
     window: float | None = None  # None: a map covers its image. Else its central square: side as a share of the shorter side
     format: int = FORMAT_VERSION

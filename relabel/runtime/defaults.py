@@ -19,6 +19,7 @@ TAIL: Tail = "mean"
 REGION_TAIL: Tail = "logmeanexp"  # the stored classes keep their probabilities, as in FKD, TinyViT and ml-dr
 CROP_SCALE = (0.08, 1.0)  # of regions: share of the image's area
 CROP_RATIO = (0.75, 1.3333)  # of regions: width / height
+HFLIP = 0.5  # of regions: probability of mirroring
 SHARD_SIZE = 4096  # images
 MAX_CLASSES = 10_000_000  # the logits of one batch of so many would fill the memory
 MAX_PIXELS = 8192  # of a side of an image that a model is given: more would fill the memory before anything else fails

@@ -111,6 +111,7 @@ def test_crops_depend_only_on_key_and_number() -> None:
     assert many[:3] == few
     assert draw_regions("cat/2.JPEG", size, 20, scale, ratio) != many
     shares = [(right - left) * (bottom - top) / (61 * 40) for (left, top, right, bottom), _ in many]
+    assert not any(mirrored for _, mirrored in draw_regions("cat/1.JPEG", size, 20, scale, ratio, hflip=0))
     assert min(shares) < 0.3 and max(shares) > 0.6 and 0 < sum(mirrored for _, mirrored in many) < 20
 
 
@@ -177,6 +178,7 @@ def test_set_of_regions_is_not_continued_with_other_crops(
         (["--tail=zero"], "--tail zero is for label maps; use logmeanexp or mean for regions"),
         (["--crop-scale=0.5"], "--crop-scale '0.5': expected two numbers, as MIN,MAX"),
         (["--crop-scale=0.5,2"], "--crop-scale 0.5,2: expected 0 < smallest <= largest <= 1"),
+        (["--hflip=1.5"], "--hflip 1.5: expected a probability within [0, 1]"),
         (["--crop-ratio=2,nan"], "--crop-ratio 2,nan: expected 0 < smallest <= largest"),
         (["--model=resnet10t"], "1 --checkpoint for 2 --model: expected one for each, or none"),
     ],

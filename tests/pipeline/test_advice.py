@@ -20,7 +20,11 @@ OPTIONS = {
     for name, command in COMMANDS.items()
 }
 Place = tuple[str, str]  # a module and one of its top-level names
-LOADS_FOR_VERIFY = ("pipeline.spot_check", "recorded_annotator")  # says itself that the options are those of annotate
+LOADS_FOR_VERIFY = {  # they say themselves that the options are those of annotate
+    ("pipeline.recorded", "recorded_annotator"),
+    ("pipeline.recorded", "recorded_teachers"),
+    ("pipeline.spot_check_regions", "answers_again"),
+}
 UNREACHED = {  # conditions that some commands never meet
     ("relabel.models.classifier", "--input-size"): {"eval", "train"},  # they pass none
     ("relabel.models.classifier", "--num-classes"): {
@@ -74,7 +78,7 @@ def reached_from(command: str) -> set[Place]:
     waiting: list[Place] = [(function.__module__, function.__name__), ("pipeline.cli.app", "readable_errors")]
     while waiting:
         place = waiting.pop()
-        if command == "verify" and place == LOADS_FOR_VERIFY:
+        if command == "verify" and place in LOADS_FOR_VERIFY:
             continue
         if place not in reached and file_of(place[0]).exists() and place[1] in names_of(place[0])[0]:
             reached.add(place)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,7 +210,8 @@ def test_interrupted_training_on_regions_ends_in_the_same_weights(data: Path, la
 
 @pytest.mark.slow
 def test_two_processes_see_the_crops_of_one(data: Path, labels: Path, tmp_path: Path) -> None:
-    port, options = free_port(), {"labels": labels, "maps": data / "labels", "model_kwargs": GROUP_NORM}
+    port = free_port()
+    options: dict[str, Any] = {"labels": labels, "maps": data / "labels", "model_kwargs": GROUP_NORM}
     shared = [processes.start(train_as_rank, n, port, data, tmp_path / "two", short(), **options) for n in range(2)]
     assert processes.exit_codes(shared) == [0, 0]
     run_training(data, tmp_path / "one", short(), **options)

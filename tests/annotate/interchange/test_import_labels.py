@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from annotate.config import AnnotateConfig
 from annotate.interchange.allow_list import read_plain
@@ -96,7 +97,7 @@ def test_token_labels_keep_rows_and_columns_and_say_what_they_cover(token_labels
         (["FKD", "--num-classes=1000", "--format=ml-dr"], "has no config.pth.tar"),
         (["TinyViT", "--num-classes=1000"], "does not say whether its samples mix two images"),
         (["TinyViT", "--num-classes=1000", "--unmixed", "--crop-scale=0.9,0.1"], "--crop-scale 0.9,0.1: expected"),
-        (["TinyViT", "--num-classes=1000", "--unmixed", "--flip=1.5"], "--flip 1.5: expected a share"),
+        (["TinyViT", "--num-classes=1000", "--unmixed", "--hflip=1.5"], "--hflip 1.5: expected a share"),
         (["ml-dr", "--num-classes=1000", "--regions=0"], "--regions 0: expected at least 1"),
         (["images", "--num-classes=1000"], "has none of the files of FKD"),
         (["nowhere", "--num-classes=1000"], "nowhere does not exist"),
@@ -163,9 +164,7 @@ def test_image_that_has_changed_its_size_is_named_where_boxes_are_pixels(tmp_pat
 def own_store(
     relabel_here: Relabel, make_checkpoint: Callable[[int], Path], tmp_path: Path
 ) -> tuple[Path, Path, AnnotateConfig]:
-    """Images of patches of similar colours, FKD's store of a tiny classifier's answers to six crops of each, and that classifier."""
-    from PIL import Image
-
+    """Images of similar patches, FKD's store of a tiny classifier's answers to their crops, and that classifier."""
     rng = np.random.default_rng(0)
     images = tmp_path / "noise"
     for i in range(24):
