@@ -225,6 +225,7 @@ format: | $(VENV)
 bench: | $(VENV)
 	.venv/bin/python -m benchmarks.label_pooling
 	.venv/bin/python -m benchmarks.label_store
+	.venv/bin/python -m benchmarks.region_store
 	.venv/bin/python -m benchmarks.annotate
 	.venv/bin/python -m benchmarks.crops
 	.venv/bin/python -m benchmarks.training_step

@@ -154,7 +154,8 @@ def ml_dr_files(store: LabelStore[LabelRegions], image_set: ImageSet, crop_size:
     if side is None:
         raise InputError(f"{store.labels} does not say what size its crops had; pass --crop-size, such as 224")
     assert manifest.regions is not None
-    config = ml_dr_config(manifest, side)
+    normalisation = (manifest.mean, manifest.std) if manifest.mean and manifest.std else ()
+    config = ml_dr_config(manifest.regions, manifest.topk, manifest.num_classes, side, *normalisation)
     return itertools.chain([(Path(CONFIG), saved(config))], ml_dr_images(store, image_set))
 
 

@@ -23,7 +23,6 @@ from annotate.interchange.image_folder import image_folder_order, report
 from annotate.interchange.image_regions import ImageRegions, RegionStore, image_regions
 from relabel.images.image_set import ImageSet
 from relabel.images.windows import Window
-from relabel.labels.manifest import Manifest
 from relabel.labels.regions import ERASED, MIRRORED, PHOTOMETRIC
 from relabel.runtime.defaults import RegionTarget
 from relabel.runtime.errors import InputError
@@ -81,9 +80,9 @@ class MlDrStore(RegionStore):
         name = f"{self.source / str(self.number[index])}{ENDING} ({self.image_set.keys[index]})"
         samples = self.samples(index)
         try:
-            params = [self.parameters(sample["params"]) for sample in samples]
-            crops = np.array([p[CROP] for p in params], dtype=np.float64)
-            flags = [flags_of(p) for p in params]
+            drawn = self.parameters([sample["params"] for sample in samples])
+            crops = np.array(drawn[CROP], dtype=np.float64)
+            flags = flags_of(drawn, len(samples))
             probs = np.array([sample["prob"][0] for sample in samples], dtype=np.float32)
             classes = np.array([sample["prob"][1] for sample in samples], dtype=np.int64)
             if crops.shape[1:] != (4,) or probs.ndim != 2 or probs.shape != classes.shape:
@@ -101,22 +100,23 @@ class MlDrStore(RegionStore):
         top, left, rows, columns = crops.T
         boxes = np.stack((left, top, left + columns, top + rows), axis=1)
         try:
-            return image_regions(boxes, np.array(flags), probs, classes, size, self.num_classes, self.target)
+            return image_regions(boxes, flags, probs, classes, size, self.num_classes, self.target)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
 
-    def parameters(self, stored: Any) -> dict[str, Any]:
-        """What each augmentation drew for the crop, by the augmentation's name."""
-        if isinstance(stored, dict):  # not compressed: each value is a pair, of the image and of a partner
-            if any(stored.get(name) is not None for name in MIXING):
-                raise MixedSample(stored.get("id2"))
-            return {name: stored[name][0] for name in self.augmentations if name not in MIXING}
-        entries = list(stored)
+    def parameters(self, stored: list[Any]) -> dict[str, Sequence[Any]]:
+        """What each augmentation drew for each of N crops, by the augmentation's name."""
+        if isinstance(stored[0], dict):  # not compressed: each value is a pair, of the image and of a partner
+            partners = [params.get("id2") for params in stored if any(params.get(name) is not None for name in MIXING)]
+            if partners:
+                raise MixedSample(partners[0])
+            return {name: [params[name][0] for params in stored] for name in self.augmentations if name not in MIXING}
+        columns = list(zip(*stored, strict=True))
         if any(name in MIXING for name in self.augmentations):
-            partner = entries.pop(0)
-            if partner is not None:
-                raise MixedSample(partner)
-        return dict(zip(self.augmentations, entries, strict=True))
+            partners = [partner for partner in columns.pop(0) if partner is not None]
+            if partners:
+                raise MixedSample(partners[0])
+        return dict(zip(self.augmentations, columns, strict=True))
 
 
 class MixedSample(Exception):
@@ -127,13 +127,14 @@ class MixedSample(Exception):
         self.partner = partner
 
 
-def flags_of(params: dict[str, Any]) -> int:
-    erased = params.get(ERASE)
-    return (
-        MIRRORED * bool(params.get(FLIP))
-        + PHOTOMETRIC * (params.get(COLOURS) is not None)
-        + ERASED * (erased is not None and erased[0] != NOT_ERASED)
-    )
+def flags_of(drawn: dict[str, Sequence[Any]], count: int) -> np.ndarray:
+    """(N,) flags as in LabelRegions."""
+    nothing = [None] * count
+    mirrored = np.array([bool(mirror) for mirror in drawn.get(FLIP, nothing)])
+    colours = np.array([operations is not None for operations in drawn.get(COLOURS, nothing)])
+    erased = np.array([part is not None and part[0] != NOT_ERASED for part in drawn.get(ERASE, nothing)])
+    flags: np.ndarray = MIRRORED * mirrored + PHOTOMETRIC * colours + ERASED * erased
+    return flags
 
 
 def enabled_augmentations(source: Path) -> list[str]:
@@ -179,27 +180,31 @@ def check_numbers(source: Path, image_set: ImageSet, order: np.ndarray) -> None:
     report(str(source), image_set, missing, sorted(surplus))
 
 
-def ml_dr_config(manifest: Manifest, side: int) -> dict[str, Any]:
+def ml_dr_config(
+    regions: int,
+    topk: int,
+    num_classes: int,
+    side: int,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> dict[str, Any]:
     """The settings of a set of mirrored crops, as far as ml-dr's trainer reads them.
 
     Args:
         side: of a crop, in pixels.
+        mean, std: of the annotator's normalisation of RGB values in [0, 1].
     """
     augmentations = {
         CROP: {"enable": True, "size": side},
         FLIP: {"enable": True, "p": 0.5},
         "to_tensor": {"enable": True},
-        "normalize": {
-            "enable": True,
-            "mean": list(manifest.mean or IMAGENET_DEFAULT_MEAN),
-            "std": list(manifest.std or IMAGENET_DEFAULT_STD),
-        },
+        "normalize": {"enable": True, "mean": list(mean), "std": list(std)},
     }
     return {
-        "num_classes": manifest.num_classes,
+        "num_classes": num_classes,
         "reinforce": {
-            "num_samples": manifest.regions,
-            "topk": manifest.topk,
+            "num_samples": regions,
+            "topk": topk,
             "compress": True,
             "joblib": False,
             "gzip": False,

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from annotate.interchange.allow_list import read_plain
-from annotate.interchange.image_regions import to_label_regions
 from annotate.interchange.ml_dr import MlDrStore, ml_dr_config, ml_dr_file, saved
 from relabel.images.sources import find_images
 from relabel.labels.regions import ERASED, MIRRORED, PHOTOMETRIC
@@ -24,11 +23,9 @@ from tests.annotate.interchange.crop_samples import (
     copy_of,
     read_all,
     sample_images,
-    sizes,
     targets_of,
 )
 from tests.conftest import refusal
-from tests.label_sets import manifest_of
 
 
 def store_of(source: Path, num_classes: int = CLASSES, target: RegionTarget = "spread") -> MlDrStore:
@@ -166,14 +163,12 @@ def test_store_of_other_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_written_files_have_the_boxes_and_targets_of_the_samples_and_torch_loads_them_safely(tmp_path: Path) -> None:
-    found = read_all(store_of(SAMPLES / "ml-dr"))
-    manifest = manifest_of(sample_images().keys, to_label_regions(found, sizes(), 8), CLASSES)
-    for number, image in enumerate(found):
+    for number, image in enumerate(read_all(store_of(SAMPLES / "ml-dr"))):
         boxes = image.boxes.astype(int).tolist()
         content = ml_dr_file(number, boxes, (image.flags > 0).tolist(), image.classes.tolist(), image.probs.tolist())
         (tmp_path / f"{number}.pth.tar").write_bytes(content)
         assert torch.load(tmp_path / f"{number}.pth.tar", weights_only=True)[0] == number
-    (tmp_path / "config.pth.tar").write_bytes(saved(ml_dr_config(manifest, 224)))
+    (tmp_path / "config.pth.tar").write_bytes(saved(ml_dr_config(8, 10, CLASSES, 224)))
     assert_as_their_reader(store_of(tmp_path), "ml-dr")
     ours, theirs = (read_plain(path / "config.pth.tar")["reinforce"] for path in (tmp_path, SAMPLES / "ml-dr"))
     assert all(theirs[name] == value for name, value in ours.items() if name != "image_augmentation")
