@@ -31,8 +31,8 @@ from relabel.runtime.defaults import ForeignFormat
 IMAGES = 2048
 SIZE = (500, 375)  # width and height of most of ImageNet's images
 TOPK = 10
-BATCH = 64
-ROUNDS = 20
+BATCH = 256
+ROUNDS = 10
 PUBLISHED, FEW = 400, 8  # regions of an image: as many as ml-dr published, and a hundredth of the work of making them
 
 
