@@ -71,7 +71,7 @@ RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(call quote,$(GPUS)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo results bench bench-full test test-fast fuzz check format annotate verify train eval all clean FORCE
+.PHONY: help demo results bench bench-full reliability test test-fast fuzz check format annotate verify train eval all clean FORCE
 
 define HELP
 make demo                     run the whole chain on the embedded digit scenes; takes minutes, needs no GPU
@@ -87,6 +87,7 @@ make check                    check format, lint and types
 make format                   format the code and fix lint errors
 make bench                    measure the speed of each part, as ratios to its alternatives
 make bench-full               measure time and memory for a label set of the size of ImageNet; needs 20 GB in SCRATCH
+make reliability              kill runs, flip bits, fill disks: how often the outcome is not the promised one
 make results                  measure the tables of docs/results.md and write them there; takes hours
 make clean                    delete the output of make demo and make results
 
@@ -227,12 +228,16 @@ bench: | $(VENV)
 	.venv/bin/python -m benchmarks.label_store
 	.venv/bin/python -m benchmarks.region_store
 	.venv/bin/python -m benchmarks.annotate
+	.venv/bin/python -m benchmarks.annotate_regions
 	.venv/bin/python -m benchmarks.crops
 	.venv/bin/python -m benchmarks.training_step
 	.venv/bin/python -m benchmarks.training_loop
 
 bench-full: | $(VENV)
 	.venv/bin/python -m benchmarks.full_label_set $(call quote,$(SCRATCH))
+
+reliability: | $(VENV)
+	.venv/bin/python -m benchmarks.reliability --kills 10 --flips 1000 --disks 10 --cuts 8
 
 clean:
 	rm -rf -- $(call quote,$(DEMO)) results

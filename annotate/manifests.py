@@ -14,9 +14,7 @@ from annotate.squash import Squash
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.labels.manifest import PUBLISHED, Manifest, Member
 from relabel.models.weights import weights_from_hub, weights_in_folder
-from relabel.runtime.defaults import (
-    TAIL,
-)
+from relabel.runtime.defaults import CROP_RATIO, CROP_SCALE, HFLIP, REGION_TAIL, TAIL
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
 
@@ -48,6 +46,28 @@ def build_manifest(
         grid=(rows, columns),
         recentre=config.recentre,
         flip=config.flip,
+        **of_images(config, image_set, num_classes),
+    )
+
+
+def build_region_manifest(
+    config: AnnotateConfig, members: Sequence[Member], num_classes: int, image_set: ImageSet
+) -> Manifest:
+    """The manifest of the set of regions that these settings and models produce."""
+    first, *further = members
+    return Manifest(
+        **vars(first),
+        num_classes=num_classes,
+        kind="exact",
+        precision=config.precision,
+        topk=topk_of(config, num_classes, REGION_TOPK, first.outputs),
+        tail=config.tail or REGION_TAIL,
+        grid=None,
+        regions=config.regions,
+        crop_scale=config.crop_scale or CROP_SCALE,
+        crop_ratio=config.crop_ratio or CROP_RATIO,
+        hflip=HFLIP if config.hflip is None else config.hflip,
+        ensemble=tuple(further) or None,
         **of_images(config, image_set, num_classes),
     )
 

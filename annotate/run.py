@@ -13,18 +13,12 @@ from annotate.convert import REJECTED
 from annotate.forward import MapForward
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
-from annotate.manifests import REGION_TOPK, build_manifest, member, num_outputs, of_images, tagged_name, topk_of
+from annotate.manifests import build_manifest, build_region_manifest, member, num_outputs, tagged_name
 from annotate.models import load_annotator, load_classifier, normalised_as, outputs_for_images, with_card
 from annotate.regions import RegionForward, Teacher, check_output
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import check_outside, find_images
 from relabel.labels.manifest import Manifest
-from relabel.runtime.defaults import (
-    CROP_RATIO,
-    CROP_SCALE,
-    HFLIP,
-    REGION_TAIL,
-)
 from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.workers import decoding_workers
@@ -103,20 +97,5 @@ def region_forward(config: AnnotateConfig, image_set: ImageSet, device: torch.de
     if len(set(answers.values())) > 1:
         found = ", ".join(f"{name} {classes}" for name, classes in answers.items())
         raise InputError(f"the models of an ensemble must have the same classes; found {found}")
-    first, num_classes = members[0], answers[teachers[0].name]
-    manifest = Manifest(
-        **vars(first),
-        num_classes=num_classes,
-        kind="exact",
-        precision=config.precision,
-        topk=topk_of(config, num_classes, REGION_TOPK, first.outputs),
-        tail=config.tail or REGION_TAIL,
-        grid=None,
-        regions=config.regions,
-        crop_scale=config.crop_scale or CROP_SCALE,
-        crop_ratio=config.crop_ratio or CROP_RATIO,
-        hflip=HFLIP if config.hflip is None else config.hflip,
-        ensemble=tuple(members[1:]) or None,
-        **of_images(config, image_set, num_classes),
-    )
+    manifest = build_region_manifest(config, members, answers[teachers[0].name], image_set)
     return RegionForward(teachers, manifest, config.batch_size), manifest

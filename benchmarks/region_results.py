@@ -160,13 +160,8 @@ def fidelity() -> str:
     for count in (1, 4, 16, 64):
         stored = [stored_regions(images, images.index(key), count, classifier, squash) for key in keys]
         nearest = torch.stack([of[1][box_iou(b, of[0]).argmax(1)] for b, of in zip(boxes, stored, strict=True)])
-        rows.append(
-            (
-                f"{count} region{'s' * (count > 1)}, k = {TOPK}, the nearest",
-                count * (11 + 4 * TOPK) + 2.0,
-                kl(exact, nearest),
-            )
-        )
+        name = f"{count} region{'s' * (count > 1)}, k = {TOPK}, the nearest"
+        rows.append((name, count * (11 + 4 * TOPK) + 2.0, kl(exact, nearest)))
     lines = ["| stored | bytes an image | mean KL, nats |", "|---|---|---|"]
     lines += [f"| {name} | {size:,.0f} | {value:.3f} |" for name, size, value in rows]
     caption = f"{FIDELITY_CROPS} fresh crops of each of {FIDELITY_IMAGES} {results.SCENES}"

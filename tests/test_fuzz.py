@@ -388,7 +388,7 @@ def option(rng: random.Random, world: World) -> Case:
         odd.replace("-", " "),
         odd.partition("-")[0],
         "checkpoint",
-        *([value[:20]] if value.strip() else []),
+        *([value[:20].encode(errors="backslashreplace").decode()] if value.strip() else []),
         "--model",
         "timm",
     ]
@@ -396,7 +396,8 @@ def option(rng: random.Random, world: World) -> Case:
         setting = rng.choice(SETTINGS)
         value, names = f"{setting}={value}", [*names, setting]
     elif odd.endswith("kwargs"):
-        value = f"{rng.choice(['num_classes', 'depth', 'img_size', 'drop_rate', 'features_only', 'in_chans'])}={value}"
+        argument = rng.choice(["num_classes", "depth", "img_size", "drop_rate", "features_only", "in_chans"])
+        value, names = f"{argument}={value}", [*names, argument]
     if odd == "spot-check":
         sound["verify"].append(f"--checkpoint={world.checkpoint}")
     flags = ["--fgsm"] if odd == "fgsm-epsilon" else ["--amp"] if odd == "amp-dtype" else []

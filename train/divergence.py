@@ -10,23 +10,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from relabel.images.image_set import ImageSet
 from relabel.runtime.distributed import Processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 from train.crops import TrainingBatches
 from train.recipe import Recipe
 from train.run_dir.checkpoint import LAST
+from train.training_set import TrainingSet
 
 DIVERGED = "diverged.json"
 MAX_NAMED = 4  # images in the message; all are in the file
 
 
 class LossMonitor:
-    """Collects the loss of every step on the device; `check` finds those that are not finite."""
+    """Collects the loss of every step on the device; `check` finds those that are not finite.
 
-    def __init__(self, image_set: ImageSet, recipe: Recipe, run: Path, group: Processes) -> None:
-        self.image_set, self.recipe, self.run, self.group = image_set, recipe, run, group
+    Attributes:
+        initial_weights: the file that the run started from. The reason may be in it, or in the label maps.
+    """
+
+    def __init__(self, data: TrainingSet, initial_weights: Path | None, recipe: Recipe, run: Path, group: Processes) -> None:
+        self.image_set, self.store, self.initial_weights = data.images, data.store, initial_weights
+        self.recipe, self.run, self.group = recipe, run, group
         self.losses: list[tuple[Tensor, float]] = []  # since the last check: this process's loss, and the learning rate
 
     def add(self, loss: Tensor, lr: float) -> None:
@@ -59,7 +64,8 @@ class LossMonitor:
         more = f" and {len(keys) - MAX_NAMED} more, {listed}" if len(keys) > MAX_NAMED else ""
         raise InputError(
             f"the loss is not finite in step {bad_step + 1} (epoch {epoch}, lr {lr:.3g}), on"
-            f" {', '.join(keys[:MAX_NAMED])}{more}. {remedy(self.run)}"
+            f" {', '.join(keys[:MAX_NAMED])}{more}."
+            f" {self.damaged_map(keys) or self.unusable_weights(bad_step) or remedy(self.run)}"
         )
 
     def keys_of_step(self, step: int, ranks: list[int]) -> list[str]:
@@ -68,6 +74,28 @@ class LossMonitor:
             next(iter(TrainingBatches(len(self.image_set), self.recipe, step, rank, self.group.world))) for rank in ranks
         ]
         return [self.image_set.keys[index] for batch in batches for _, index in batch]
+
+    def damaged_map(self, keys: list[str]) -> str | None:
+        """Which of these images' labels are to blame for the loss, and what to do; None if they are sound."""
+        if self.store is None or not self.recipe.reads_labels:
+            return None
+        stored = self.store.read(self.store.rows(keys))
+        finite = stored.scores.isfinite().flatten(1).all(1) & stored.tail.isfinite().flatten(1).all(1)
+        damaged = [key for key, sound in zip(keys, finite.tolist(), strict=True) if not sound]
+        if not damaged:
+            return None
+        labels = self.store.labels
+        what = "The label map" if self.store.manifest.regions is None else "A region"
+        return f"{what} of {damaged[0]} in {labels} is not finite; `relabel verify {labels}` finds all such images"
+
+    def unusable_weights(self, step: int) -> str | None:
+        """What to do if the loss is not finite before any weight was changed; None if a step had changed some."""
+        if step > 0 or self.initial_weights is None:
+            return None
+        return (
+            f"It is the first step, so the lr is not the reason: the weights in {self.initial_weights} may be too large; use"
+            " others, or try --no-amp"
+        )
 
 
 def check_weights(model: nn.Module, step: int, lr: float, run: Path) -> None:

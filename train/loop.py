@@ -143,7 +143,7 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
                 autocast_dtype=autocast_dtype,
             )
         recorder = Recorder(run, recipe, group, state.step // steps_per_epoch, validate, options.tensorboard)
-        losses = LossMonitor(data.images, recipe, run, group)
+        losses = LossMonitor(data, options.initial_weights, recipe, run, group)
 
         with stop_signals() as stopped:
             if unrecorded is not None:

@@ -34,13 +34,13 @@ class TitledGroups(TyperGroup):
 
 
 class CheckedCommand(TyperCommand):
-    """Refuses what no option takes: nothing at all (Path("") is the working directory), and numbers beyond 64 bits."""
+    """Refuses what no option takes: nothing or blanks (Path("") is the working directory), and numbers beyond 64 bits."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for before, argument in zip(["", *args], args, strict=False):
             option, equals, value = argument.partition("=")
-            if not argument or (option.startswith("--") and equals and not value):
-                name = option or (before if before.startswith("--") else "an argument")
+            if not argument.strip() or (option.startswith("--") and equals and not value.strip()):
+                name = option.strip() or (before if before.startswith("--") else "an argument")
                 raise typer.BadParameter("it is empty; give a value, or leave the option out", ctx, param_hint=name)
         rest = super().parse_args(ctx, args)
         for name, number in ctx.params.items():
@@ -63,12 +63,14 @@ app = typer.Typer(
 
 @app.callback()
 def set_up() -> None:
+    from relabel.runtime.bus_errors import explain_bus_errors
     from relabel.runtime.logs import show_logs
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
     show_logs()
+    explain_bus_errors()
 
 
 def command(group: str, name: str | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:

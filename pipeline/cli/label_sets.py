@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import command
-from pipeline.cli.options import ClassNamesFile, Device
-from relabel.runtime.defaults import COMPARE_BOXES, MIN_AGREEMENT
+from pipeline.cli.options import ClassNamesFile, Device, Force, ModelKwargs, parse_model_kwargs, parse_size
+from relabel.runtime.defaults import COMPARE_BOXES, MAX_CLASSES, MIN_AGREEMENT
 from relabel.runtime.errors import InputError
 
 GROUP = "Label sets"
@@ -123,3 +123,58 @@ def compare(
     print("class folders that differ most")
     for folder, kl in found.worst_folders:
         print(f"  {kl:8.4f}  {names(folder)}")
+
+
+@command(GROUP)
+def show(
+    images: Annotated[list[Path], typer.Argument(help="Image files; for a label set, IMAGES/CLASS/NAME.")],
+    output: Annotated[Path, typer.Option(help="PNG to write.")],
+    labels: Annotated[Path | None, typer.Option(help="A label set that has labels of these images.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Without --labels: a timm classifier that annotates the images on the spot.")
+    ] = None,
+    model_kwargs: ModelKwargs = [],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Its weights, if your own. A relabel checkpoint needs no --model.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Number of its classes, if not the model's own.", max=MAX_CLASSES)
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|timm", help="Class names of its outputs, one per line, or timm for its ImageNet names."),
+    ] = None,
+    input_size: Annotated[str | None, typer.Option(help="Pixels, N or ROWSxCOLUMNS; the model's own by default.")] = None,
+    box: Annotated[
+        list[str], typer.Option(metavar="X0,Y0,X1,Y1", help="Show this crop, in fractions of the image; several times.")
+    ] = [],
+    random: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Show N random crops, or stored regions; by default 3 if no --box is given."),
+    ] = None,
+    class_names: ClassNamesFile = None,
+    force: Force = False,
+    device: Device = None,
+) -> None:
+    """Draw images with their labels: what each cell says, and the targets of crops.
+
+    From a label set, or annotated on the spot by a model.
+    """
+    from pipeline.show.run import ShowOptions
+    from pipeline.show.run import show as draw
+
+    options = ShowOptions(
+        labels=labels,
+        model=model,
+        model_kwargs=parse_model_kwargs(model_kwargs),
+        checkpoint=checkpoint,
+        num_classes=num_classes,
+        classes=classes,
+        input_size=parse_size(input_size),
+        boxes=tuple(box),
+        random=random,
+        class_names=class_names,
+        force=force,
+        device=device,
+    )
+    print(f"{output}: {draw(images, output, options)}")

@@ -94,7 +94,9 @@ def create_timm_model(
         InputError: timm cannot create the model, creates a different one, or creates one without classes.
     """
     if kwargs.get("in_chans", 3) != 3:
-        raise InputError(f"in_chans={kwargs['in_chans']}: images are decoded as RGB, 3 channels; leave in_chans out")
+        raise InputError(f"in_chans={kwargs['in_chans']!r}: images are decoded as RGB, 3 channels; leave in_chans out")
+    if kwargs.get("features_only"):
+        raise InputError(f"features_only={kwargs['features_only']!r}: it builds a model without classes; leave it out")
     sized: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import itertools
+import os
 import pickletools
 import re
 import struct
@@ -129,22 +130,35 @@ def check_pickle_size(file: BinaryIO) -> None:
     """Counts the instructions in what torch.save wrote, before torch follows them: each may make an object.
 
     Raises:
-        ValueError: there are more than any checkpoint of tensors has.
+        Oversized: there are more than any checkpoint of tensors has, or the records unpack to more than the file.
     """
     streams: list[IO[bytes]] = [file]
     if zipfile.is_zipfile(file):
         records = zipfile.ZipFile(file)
+        check_unpacked_size(records)
         streams = [records.open(name) for name in records.namelist() if name.endswith(".pkl")]
     for stream in streams:
         stream.seek(0)
         with contextlib.suppress(ValueError, EOFError, IndexError, struct.error):  # damaged: torch reports it
             for _ in range(PICKLES):
                 if sum(1 for _ in itertools.islice(pickletools.genops(stream), MAX_INSTRUCTIONS)) == MAX_INSTRUCTIONS:
-                    raise OversizedPickle(f"it makes more than {MAX_INSTRUCTIONS} objects")
+                    raise Oversized(f"it makes more than {MAX_INSTRUCTIONS} objects")
 
 
-class OversizedPickle(Exception):
-    """A file that would fill the memory with objects that are not weights."""
+def check_unpacked_size(records: zipfile.ZipFile) -> None:
+    """Adds up the sizes of a file's records, before any of them is unpacked: torch.save compresses none.
+
+    Raises:
+        Oversized: together they are larger than the file: compressed, or several in the same place.
+    """
+    assert records.fp is not None
+    unpacked, size = sum(record.file_size for record in records.infolist()), records.fp.seek(0, os.SEEK_END)
+    if unpacked > size:
+        raise Oversized(f"its records unpack to {unpacked} bytes and the file has {size}; torch.save compresses nothing")
+
+
+class Oversized(Exception):
+    """A file that would fill the memory with more than the weights in it."""
 
 
 def check_checkpoint_file(path: Path) -> None:
@@ -292,11 +306,15 @@ def check_zip_checksums(checkpoint: Path) -> None:
     """Verify the checksums that torch.save wrote into a file. torch.load does not, and one flipped byte changes a weight.
 
     Raises:
-        InputError: a record of the file is damaged. (.safetensors files, and files from before 2020, have no checksums.)
+        InputError: a record of the file is damaged, or unpacks to more than the file. (.safetensors files, and files from
+            before 2020, have no checksums.)
     """
     try:
         with zipfile.ZipFile(checkpoint) as records:
+            check_unpacked_size(records)
             damaged = records.testzip()
+    except Oversized as error:
+        raise InputError(f"{checkpoint} is not a weights file: {error}. Save the weights again with torch.save") from error
     except Exception:  # not a zip file, or too damaged for one: reading the weights reports it
         return
     if damaged is not None:

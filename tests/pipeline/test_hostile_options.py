@@ -53,7 +53,9 @@ def test_number_that_no_option_takes_is_refused_by_the_option_s_name(
         (["annotate", "IMAGES", "--labels="], "--labels"),
         (["annotate", "IMAGES", "--labels=OUT", "--classes", ""], "--classes"),
         (["eval", "IMAGES", "--arch=resnet10t", "--output", ""], "--output"),
+        (["train", "IMAGES", "--run-dir=OUT", "--recipe=scenes-single", "--val=\n"], "--val"),
         (["verify", ""], "an argument"),
+        (["verify", " "], "an argument"),
     ],
 )
 def test_empty_value_is_refused_and_nothing_is_written(

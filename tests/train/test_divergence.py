@@ -51,6 +51,7 @@ def test_first_batch_whose_loss_is_not_finite_is_named_although_losses_are_check
     assert found == {"step": step, "epoch": math.ceil(step / 4), "lr": 0.01, "keys": batches[step - 1]}
     assert all(named in str(caught.value) for named in found["keys"])
     assert f"in step {step} (epoch {math.ceil(step / 4)}," in str(caught.value)
+    assert f"The label map of {key} in {labels} is not finite; `relabel verify {labels}`" in str(caught.value)
 
 
 @pytest.mark.slow
@@ -81,6 +82,17 @@ def test_large_rate_stops_the_run_and_leaves_the_last_good_state(image_folder: P
     state = load_torch_file(tmp_path / "run" / "last.pt")
     assert state["step"] == 1 and all(tensor.isfinite().all() for tensor in state["state_dict"].values())
     assert not (tmp_path / "run" / "weights.pth").exists()
+
+
+def test_initial_weights_that_give_no_finite_loss_are_named(
+    image_folder: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    weights["fc.weight"].fill_(3e38)
+    torch.save(weights, tmp_path / "large.pth")
+    recipe = load_recipe("scenes-single", [*SETTINGS, "batch_size=8"])
+    with pytest.raises(InputError, match=r"in step 1 .*the first step, so the lr is not the reason: .* in .*large\.pth may"):
+        train_images(image_folder, tmp_path / "run", recipe, model_kwargs=THIN, initial_weights=tmp_path / "large.pth")
 
 
 def test_error_does_not_refer_to_a_file_that_could_not_be_written(image_folder: Path, tmp_path: Path) -> None:

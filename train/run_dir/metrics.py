@@ -117,8 +117,13 @@ def draw_curves(run: Path) -> None:
     # As plain text: a pair of dollar signs is not a formula, and bytes that are not UTF-8 have no glyph
     figure.suptitle(os.fsencode(run).decode(errors="replace"), parse_math=False)
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
-    plt.close(figure)
+    try:
+        figure.savefig(drawn, dpi=110)
+    except (ValueError, OverflowError) as error:  # numbers near the largest float64: somebody has changed them
+        logger.warning(f"{run / CURVES} is not drawn: {run / METRICS} has numbers that no axis can show ({error})")
+        return
+    finally:
+        plt.close(figure)
     try:
         atomic_write(run / CURVES, drawn.getvalue())
     except OSError as error:

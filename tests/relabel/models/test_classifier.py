@@ -185,3 +185,8 @@ def test_model_kwargs_without_key_and_value_are_rejected(pair: str) -> None:
 def test_model_for_images_other_than_rgb_is_rejected(channels: int) -> None:
     message = refusal(lambda: create_classifier("resnet10t", num_classes=3, model_kwargs={"in_chans": channels}))
     assert message == f"in_chans={channels}: images are decoded as RGB, 3 channels; leave in_chans out"
+
+
+def test_features_instead_of_classes_are_refused() -> None:
+    message = refusal(lambda: create_classifier("resnet10t", num_classes=3, model_kwargs={"features_only": True}))
+    assert message == "features_only=True: it builds a model without classes; leave it out"

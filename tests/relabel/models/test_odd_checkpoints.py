@@ -1,9 +1,12 @@
 """Checkpoints that hold what no classifier can use: named with the file, at once, and never evaluated."""
 
+import copy
 import io
 import json
 import os
 import pickle
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from annotate.interchange.published_maps import Place, read_tensor
 from relabel.models.card import ModelCard, find_card
 from relabel.models.classifier import create_classifier
 from relabel.models.preprocessing import Preprocessing
@@ -83,12 +87,48 @@ def test_pickle_of_millions_of_lists_is_refused_before_it_fills_the_memory(tmp_p
     torch.save({"a": torch.zeros(1)}, tmp_path / "whole.pth")
     with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "zip.pth", "w") as changed:
         for record in whole.namelist():
-            compression = zipfile.ZIP_DEFLATED if record.endswith("data.pkl") else zipfile.ZIP_STORED
-            changed.writestr(record, bomb if record.endswith("data.pkl") else whole.read(record), compression)
+            changed.writestr(record, bomb if record.endswith("data.pkl") else whole.read(record))
     for name in ("bare.pth", "zip.pth"):
         for read in (read_weights, load_torch_file, find_card):
             message = refusal(lambda read=read, name=name: read(tmp_path / name))  # type: ignore[misc]
             assert str(tmp_path / name) in message and "it makes more than 5000000 objects" in message
+
+
+def deflated_zeros(path: Path) -> None:
+    """A record of a GB of zeros in 4 MB."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as file, file.open("x/data/9", "w") as record:
+        for _ in range(1000):
+            record.write(bytes(10**6))
+
+
+def one_record_a_thousand_times(path: Path) -> None:
+    """3 GB of uncompressed records, which are all the same 3 MB of the file."""
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("x/data/9", bytes(3 * 10**6))
+        for number in range(10, 1000):
+            again = copy.copy(file.getinfo("x/data/9"))
+            again.filename = f"x/data/{number}"
+            file.filelist.append(again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", [deflated_zeros, one_record_a_thousand_times])
+def test_file_of_megabytes_that_unpacks_to_gigabytes_is_refused_without_unpacking(
+    tmp_path: Path, hostile: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    hostile(path)
+    assert path.stat().st_size < 20e6
+    tracemalloc.start()
+    started = time.monotonic()
+    messages = [refusal(lambda read=read: read(path)) for read in (read_weights, load_torch_file, find_card)]  # type: ignore[misc]
+    messages.append(refusal(lambda: read_tensor(Place(tmp_path, path.name))))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert time.monotonic() - started < 2, "unpacking takes longer"
+    for message in messages:
+        assert str(path) in message and f"bytes and the file has {path.stat().st_size}; torch.save compresses" in message
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, TORCHRUN, free_port
+from relabel.labels.shard_lines import read_shard_lines
+from tests.annotate.test_several_processes import LAST_OF_SHARD_1
+from tests.conftest import REPOSITORY, TORCHRUN, Contents, free_port, leased, wait_until
 from tests.relabel.runtime.waiting import STARTED
 
 SOURCE = [sys.executable, "-m", "tests.relabel.runtime.waiting"]
+IMPATIENT = "from relabel.runtime import heartbeat; heartbeat.BEAT_S = 0.5; from pipeline.cli import main; main()"
 ADDRESSES = ("10.203.7.1", "10.203.7.2")
 
 pytestmark = pytest.mark.slow
@@ -46,12 +49,12 @@ def hosts() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def start(host: str, rank: int, log: Path, interface: bool = True) -> "subprocess.Popen[bytes]":
+def start(host: str, rank: int, log: Path, interface: bool = True, program: list[str] = SOURCE) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29613"}
     if interface:
         environment["GLOO_SOCKET_IFNAME"] = "eth0"
     with log.open("wb") as file:
-        command = ["ip", "netns", "exec", host, *SOURCE]
+        command = ["ip", "netns", "exec", host, *program]
         return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
@@ -83,6 +86,43 @@ def test_both_sides_of_a_dead_link_end_within_minutes_and_say_which_process_is_l
         assert "Finished work is kept; to continue: start all processes again, each with `relabel train x`" in said
         assert "(train: with --resume)" in said
         assert "Traceback" not in said
+
+
+def test_annotate_on_two_hosts_ends_when_their_link_goes_down_and_a_rerun_gives_the_same_bytes(
+    hosts: tuple[str, str],
+    image_folder: Path,
+    tiny_options: list[str],
+    tmp_path: Path,
+    undisturbed: Path,
+    contents: Contents,
+) -> None:
+    labels, logs = tmp_path / "labels", [tmp_path / "0.log", tmp_path / "1.log"]
+    program = [sys.executable, "-c", IMPATIENT, "annotate", str(image_folder), f"--labels={labels}", *tiny_options]
+
+    def both() -> "list[subprocess.Popen[bytes]]":
+        return [start(host, rank, log, program=program) for rank, (host, log) in enumerate(zip(hosts, logs, strict=True))]
+
+    with leased(image_folder / LAST_OF_SHARD_1):  # the second process waits for it, and then the first for the second
+        running = both()
+        try:
+            wait_until(lambda: set(read_shard_lines(labels)) == {0, 2} if labels.exists() else False, 120, "two shards")
+            ip("-n", hosts[1], "link", "set", "eth0", "down")
+            assert [process.wait(timeout=40) for process in running] == [1, 1]
+        finally:
+            for process in running:
+                process.kill()
+    first, second = (log.read_text() for log in logs)
+    assert (
+        "relabel: nothing was heard of process 1 on" in first and "for 12.0 s: the process, its machine or the link" in first
+    )
+    assert "relabel: process 0 on" in second and f"at {ADDRESSES[0]}:29613 did not answer for 12.0 s" in second
+    for said in (first, second):
+        assert f"start all processes again, each with `relabel annotate {image_folder} --labels={labels} " in said
+        assert "Traceback" not in said
+    ip("-n", hosts[1], "link", "set", "eth0", "up")
+    again = both()
+    assert [process.wait(timeout=120) for process in again] == [0, 0], [log.read_text() for log in logs]
+    assert contents(labels) == contents(undisturbed)
 
 
 def test_host_whose_name_stands_for_its_loopback_address_is_named_on_both_sides(

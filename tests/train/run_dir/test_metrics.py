@@ -55,3 +55,12 @@ def test_without_matplotlib_training_goes_on_and_says_what_is_missing(
         draw_curves(tmp_path)
     assert "curves.png is not drawn, because matplotlib is not installed; metrics.jsonl has the numbers" in caplog.text
     assert not (tmp_path / CURVES).exists()
+
+
+def test_numbers_that_no_axis_can_show_leave_the_curves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    append_metrics(tmp_path, EPOCH | {"lr": 1e308})
+    append_metrics(tmp_path, EPOCH | {"epoch": 2, "lr": -1e308})
+    with caplog.at_level(logging.WARNING):
+        draw_curves(tmp_path)
+    assert f"curves.png is not drawn: {tmp_path / METRICS} has numbers that no axis can show" in caplog.text
+    assert not (tmp_path / CURVES).exists()
