@@ -27,6 +27,7 @@ from relabel.runtime.workers import batches_of, in_shared_memory, init_worker
 logger = logging.getLogger(__name__)
 
 SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
+MAX_LISTED = 100  # invalid files in a message
 READ_BATCH = 256  # images to read at a time; 5 MB of maps of 15x15x5, or of 400 regions of 10 classes
 
 
@@ -128,7 +129,8 @@ def read_shards(
                 parts.append(next(batches))
                 bar.update(len(images))
             if invalid := [message for part in parts for message in part.invalid]:
-                listed = "\n  ".join(invalid)
+                more = [f"and {len(invalid) - MAX_LISTED} more"] if len(invalid) > MAX_LISTED else []
+                listed = "\n  ".join(invalid[:MAX_LISTED] + more)
                 what = "maps" if manifest.regions is None else "images"
                 found = f"{len(invalid)} invalid {what} in shard {shard} of {manifest.shard_count}"
                 raise InputError(f"{found}:\n  {listed}\nFix them and rerun")
