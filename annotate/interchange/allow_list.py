@@ -23,6 +23,7 @@ import numpy as np
 from relabel.runtime.errors import InputError, first_line
 
 MAX_BYTES = 2 << 20  # of a pickle and of its tensors; 500 crops of 10 classes take 100 KB
+MAX_FILE_BYTES = 2 * MAX_BYTES
 MAX_TUPLES = 50_000  # nested so deeply, they would overflow the stack when they are hashed
 MAX_RECORDS = 64  # in a zip of torch.save: the pickle, versions, and a record per tensor
 
@@ -55,9 +56,13 @@ def read_plain(path: Path) -> Any:
     Raises:
         InputError: the file is missing, damaged or too large, or holds anything else.
     """
+    if not path.is_file():  # opening a named pipe would wait for its writer
+        raise InputError(f"{path} is missing, or not a regular file")
     try:
         with path.open("rb") as file:
-            content = file.read(2 * MAX_BYTES)
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
         return load_plain(content)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error

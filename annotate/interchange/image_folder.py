@@ -22,14 +22,18 @@ def image_folder_order(image_set: ImageSet) -> np.ndarray:
     Raises:
         InputError: ImageFolder would leave out one of the images.
     """
-    parts = [key.split("/") for key in image_set.keys]
     left_out = [key for key in image_set.keys if not key.lower().endswith(IMG_EXTENSIONS)]
     if left_out:
         raise InputError(
             f"{image_set.source}: {left_out[0]} has an ending that torchvision's ImageFolder leaves out ({len(left_out)}"
             " such images), so the store numbers the images in another way; pass the images that the store was made from"
         )
-    return np.array(sorted(range(len(parts)), key=parts.__getitem__), dtype=np.int64)
+    starts: dict[str, int] = {}  # the keys of a class follow one another, and are sorted by name
+    for index, key in enumerate(image_set.keys):
+        starts.setdefault(key.rpartition("/")[0], index)
+    bounds = [*starts.values(), len(image_set)]
+    of_class = {name: np.arange(*bounds[i : i + 2], dtype=np.int64) for i, name in enumerate(starts)}
+    return np.concatenate([of_class[name] for name in sorted(of_class)])
 
 
 def stem_of(key: str) -> str:
@@ -40,6 +44,8 @@ def stem_of(key: str) -> str:
 
 def check_stems(image_set: ImageSet, ending: str) -> None:
     """Raises InputError if two images would have the same file."""
+    if len(set(map(stem_of, image_set.keys))) == len(image_set):
+        return
     first: dict[str, str] = {}
     for key in image_set.keys:
         other = first.setdefault(stem_of(key), key)

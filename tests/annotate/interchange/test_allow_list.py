@@ -1,5 +1,6 @@
 """Pickles from strangers: plain data is read as torch and pickle read it, and everything else is refused and not run."""
 
+import functools
 import io
 import os
 import pickle
@@ -147,6 +148,7 @@ def test_tensor_that_reaches_outside_its_numbers_is_refused(tmp_path: Path, numb
         (saved(PLAIN)[:-30], "not a zip file"),
         (saved(PLAIN).replace(b"params", b"qarams", 1), "Bad CRC-32"),
         (in_zip(b"\x80\x02]" + b"N" * MAX_BYTES + b"e."), "expected at most"),
+        (bytes(3 * MAX_BYTES), "more than 4194304 bytes"),
         (zlib.compress(pickle.dumps(b"a" * 2 * MAX_BYTES)), "compressed data that is truncated, or is more than"),
         (zlib.compress(pickle.dumps(PLAIN))[:-9], "compressed data that is truncated"),
     ],
@@ -160,4 +162,6 @@ def test_compressed_zip_is_refused_before_it_is_unpacked(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "a.tar", "w", zipfile.ZIP_DEFLATED) as records:
         records.writestr("a/data.pkl", bytes(10_000_000))
     assert "a zip that torch.save does not write" in refusal(lambda: read_plain(tmp_path / "a.tar"))
-    assert "No such file" in refusal(lambda: read_plain(tmp_path / "b.tar"))
+    os.mkfifo(tmp_path / "pipe.tar")
+    for path in (tmp_path / "gone.tar", tmp_path / "pipe.tar"):
+        assert f"{path} is missing, or not a regular file" in refusal(functools.partial(read_plain, path))
