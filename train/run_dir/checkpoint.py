@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from relabel.models.card import ModelCard
-from relabel.models.weights import load_torch_file
+from relabel.models.weights import load_torch_file, odd_storage
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import atomic_write
 from relabel.runtime.typed import parse_json, typed
@@ -87,7 +87,8 @@ def read_last(path: Path) -> dict[str, Any]:
             if name not in content:
                 raise ValueError(f"{name} is missing")
             typed(content[name], kind)
-        if not isinstance(content.get("seen"), Tensor) or content["seen"].shape != (3,) or content["step"] < 0:
+        seen = content.get("seen")
+        if not isinstance(seen, Tensor) or odd_storage(seen) or seen.shape != (3,) or content["step"] < 0:
             raise ValueError("its counts are not those of a run")
         if (metrics := parse_json(typed(content.get("metrics", "null"), str))) is not None:
             check_metrics(metrics, "wall_s")

@@ -74,6 +74,7 @@ def test_damaged_line_of_metrics_is_named_by_number(data: Path, run: Path, line:
         lambda saved: saved.update(step=-1),
         lambda saved: saved.update(seen=torch.zeros(2)),
         lambda saved: saved.update(seen=[0, 0, 0]),
+        lambda saved: saved.update(seen=torch.zeros(3, device="meta")),
         lambda saved: saved.update(metrics=None),
         lambda saved: saved.update(metrics="{"),
         lambda saved: saved.update(metrics='{"epoch": 1}'),
