@@ -226,6 +226,7 @@ format: | $(VENV)
 bench: | $(VENV)
 	.venv/bin/python -m benchmarks.label_pooling
 	.venv/bin/python -m benchmarks.label_store
+	.venv/bin/python -m benchmarks.region_store
 	.venv/bin/python -m benchmarks.annotate
 	.venv/bin/python -m benchmarks.annotate_regions
 	.venv/bin/python -m benchmarks.crops

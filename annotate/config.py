@@ -58,7 +58,12 @@ def check(config: AnnotateConfig) -> None:
         raise InputError("--tail zero is for label maps; use logmeanexp or mean for regions")
     if config.hflip is not None and not 0 <= config.hflip <= 1:
         raise InputError(f"--hflip {config.hflip}: expected a probability within [0, 1]")
-    for option, pair, largest in (("--crop-scale", config.crop_scale, 1.0), ("--crop-ratio", config.crop_ratio, math.inf)):
+    check_crops(config.crop_scale, config.crop_ratio)
+
+
+def check_crops(scale: tuple[float, float] | None, ratio: tuple[float, float] | None) -> None:
+    """Raises InputError for ranges that no crop can be drawn from."""
+    for option, pair, largest in (("--crop-scale", scale, 1.0), ("--crop-ratio", ratio, math.inf)):
         if pair is not None and not (0 < pair[0] <= pair[1] <= largest and math.isfinite(pair[1])):
             limit = f" <= {largest:g}" if math.isfinite(largest) else ""
             raise InputError(f"{option} {pair[0]:g},{pair[1]:g}: expected 0 < smallest <= largest{limit}")

@@ -26,7 +26,7 @@ def write_lock(labels: Path, group: Processes) -> contextlib.AbstractContextMana
     """
     if not group.is_first:
         return contextlib.nullcontext()
-    return files.write_lock(labels, "`relabel annotate` or `import-maps`", "--labels")
+    return files.write_lock(labels, "`relabel annotate` or `import-labels`", "--labels")
 
 
 def prepare(labels: Path, manifest: Manifest, group: Processes, skip_unreadable: bool = True) -> list[int]:

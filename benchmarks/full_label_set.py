@@ -118,7 +118,7 @@ def measure_import(folder: Path, maps: LabelMaps) -> None:
             tar.addfile(member, io.BytesIO(files[i % FILES]))
             tar.members = []  # type: ignore[attr-defined]  # otherwise a million headers stay in memory
     print(f"    {published.stat().st_size / 1e9:.1f} GB")
-    with timed("import-maps"):
+    with timed("import-labels"):
         import_maps(published, folder / "imported", NUM_CLASSES)
     store = LabelStore.open(folder / "imported")
     assert len(store) == IMAGES

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from relabel.labels.boxes import random_boxes, whole_image
+from relabel.labels.manifest import MANIFEST
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.regions import LabelRegions
@@ -117,6 +118,11 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     if a.manifest.num_classes != b.manifest.num_classes:
         raise InputError(
             f"{first} has {a.manifest.num_classes} classes, {second} has {b.manifest.num_classes}; they cannot be compared"
+        )
+    if a.manifest.window != b.manifest.window:
+        raise InputError(
+            f"{first} and {second} do not cover the same part of each image (window {a.manifest.window} and"
+            f" {b.manifest.window} in {MANIFEST}); they cannot be compared"
         )
     mismatch = b.manifest.classes and a.manifest.class_mismatch(b.manifest.classes)
     if mismatch:

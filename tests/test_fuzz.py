@@ -23,8 +23,10 @@ import pytest
 import torch
 
 from relabel.labels.manifest import MANIFEST, fields_digest
+from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import SHARD_LINES
 from relabel.labels.shards import shard_name
+from relabel.labels.store import LabelStore
 from relabel.runtime.files import sha256_of
 from tests.conftest import SHARD_SIZE, THIN, Relabel, model_options, write_images
 
@@ -174,7 +176,7 @@ def label_set(rng: random.Random, world: World) -> Case:
             ["verify", str(world.labels), f"--images={world.images}"],
             ["compare", str(world.labels), str(world.other)],
             ["compare", str(world.other), str(world.labels)],
-            ["export-maps", str(world.labels), str(world.out)],
+            ["export-labels", str(world.labels), str(world.out), "--format=relabel"],
             ["train", str(world.images), f"--run-dir={world.out}", f"--labels={world.labels}", *TINY],
         ]
     )
@@ -317,7 +319,7 @@ def published_maps(rng: random.Random, world: World) -> Case:
         shutil.make_archive(str(source), "tar", source)
         source = source.with_suffix(".tar")
         source.write_bytes(spoilt_bytes(rng, source.read_bytes()))
-    return Case(["import-maps", str(source), f"--labels={world.out}", "--num-classes=3", "--workers=0"], [str(source)])
+    return Case(["import-labels", str(source), f"--labels={world.out}", "--num-classes=3", "--workers=0"], [str(source)])
 
 
 OPTIONS: dict[str, list[str]] = {
@@ -336,7 +338,7 @@ OPTIONS: dict[str, list[str]] = {
     "eval": ["checkpoint", "compare", "suite", "multilabels", "class-names", "eval-size", "eval-crop", "batch-size"],
     "verify": ["images", "min-agreement", "spot-check", "class-names"],
     "compare": ["boxes", "class-names"],
-    "import-maps": ["num-classes", "axes", "images", "shard-size", "model", "input-size"],
+    "import-labels": ["num-classes", "axes", "images", "shard-size", "model", "input-size", "format", "target", "crop-pct"],
 }
 OPTIONS["annotate"] += ["workers", "device", "shard-size", "amp-dtype"]
 OPTIONS["train"] += ["model-kwargs", "initial-weights", "workers", "device", "amp-dtype", "save-every"]
@@ -376,7 +378,7 @@ def option(rng: random.Random, world: World) -> Case:
         "eval": [str(world.images), f"--checkpoint={world.run / 'weights.pth'}", *HERE],
         "verify": [str(world.labels), f"--images={world.images}"],
         "compare": [str(world.labels), str(world.other)],
-        "import-maps": [str(world.exported), f"--labels={world.out}", "--workers=0"],
+        "import-labels": [str(world.exported), f"--labels={world.out}", "--workers=0"],
     }
     odd = rng.choice(OPTIONS[name])
     value = rng.choice(TEXTS)
@@ -415,7 +417,12 @@ def sound(
     shutil.copy(tiny_checkpoint, root / "checkpoint")
     for name in ("labels", "other"):
         assert relabel_here("annotate", root / "images", "--labels", root / name, *tiny_options).returncode == 0
-    assert relabel_here("export-maps", root / "labels", root / "exported").returncode == 0
+    store = LabelStore.open(root / "labels", LabelMaps)
+    for row, key in enumerate(store.keys):
+        maps = store.read(torch.tensor([row]))
+        path = (root / "exported" / key).with_suffix(".pt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.stack([maps.scores[0].float(), maps.classes[0].float()]), path)
     run = ["train", root / "images", f"--run-dir={root / 'run'}", f"--labels={root / 'labels'}", *TINY]
     trained = relabel_here(*run)
     assert trained.returncode == 0, trained.stderr

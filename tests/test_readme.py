@@ -97,7 +97,7 @@ def test_every_relabel_command_and_option_of_a_page_exists(page: str) -> None:
 def test_the_pages_show_commands() -> None:
     """Else the test of commands and options would find nothing to check."""
     shown = {command for text in TEXT.values() for command, *_ in commands_in(text)}
-    assert shown >= {"annotate", "verify", "compare", "train", "eval", "export", "recipes", "import-maps", "export-maps"}
+    assert shown >= {"annotate", "verify", "compare", "train", "eval", "export", "recipes", "import-labels", "export-labels"}
 
 
 @pytest.mark.parametrize("page", TEXT)

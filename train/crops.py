@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from relabel.images.image_set import ImageSet
 from relabel.images.windows import Window, draw_window
+from relabel.labels.boxes import covered
 from relabel.labels.maps import LabelMaps
 from relabel.labels.regions import SparseLogits
 from relabel.labels.stored import StoredLabels
@@ -34,7 +35,8 @@ class Crops:
 
     Attributes:
         images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes them and convolutions prefer them.
-        boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image; x along the columns.
+        boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image, or of what its label map covers; x along
+            the columns.
         mirrored: (B,) bool, whether the step is to mirror the crop, on the device. Its box is that of the unmirrored crop.
         indices: (B,) int64 index of each image in the image set. They stay on the host, as do the row numbers of label maps
             that are not in a GPU's memory.
@@ -95,6 +97,8 @@ class RandomCrops(Dataset[Crops]):
         read_maps: (n,) indices of images -> their label maps on the host; None if the crops come without maps.
         stored: where crops are taken from stored regions; None if all are drawn.
         with_answers: whether the answers to the regions come with the crops.
+        window: of label maps that cover only the central square of each image, as in their manifest. Crops are drawn inside
+            it, and boxes are fractions of it.
     """
 
     def __init__(
@@ -104,9 +108,10 @@ class RandomCrops(Dataset[Crops]):
         read_maps: Callable[[Tensor], LabelMaps] | None = None,
         stored: StoredCrops | None = None,
         with_answers: bool = False,
+        window: float | None = None,
     ) -> None:
         self.image_set, self.recipe, self.read_maps = image_set, recipe, read_maps
-        self.stored, self.with_answers = stored, with_answers
+        self.stored, self.with_answers, self.window = stored, with_answers, window
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Crops:
         epoch, index = epoch_and_index
@@ -115,12 +120,16 @@ class RandomCrops(Dataset[Crops]):
         with self.image_set.open_image(index) as encoded:
             size = encoded.width, encoded.height
             name = self.image_set.name(index)
-            windows, draws = draw_crops(name, size, recipe, seed_of(recipe.seed, epoch, index))
+            x0, y0, x1, y1 = covered(*size, self.window)
+            left, top = math.ceil(x0), math.ceil(y0)
+            inner = math.floor(x1) - left, math.floor(y1) - top
+            windows, draws = draw_crops(name, inner, recipe, seed_of(recipe.seed, epoch, index))
+            windows = [(left + a, top + b, left + c, top + d) for a, b, c, d in windows]
             if taken is not None:
                 windows = taken.windows(*size, windows)
             image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
         crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
-        boxes = np.array(windows) / (*size, *size)
+        boxes = (np.array(windows) - (x0, y0, x0, y0)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
         indices = torch.full((len(crops),), index)
         mirrored = draws[:, MIRROR] < recipe.hflip
         return Crops(
@@ -140,7 +149,7 @@ def draw_crops(name: str, size: tuple[int, int], recipe: Recipe, seed: int) -> t
     """Draw the windows of an image's crops, and (crops, DRAWS) random numbers for the other augmentations.
 
     Args:
-        name, size: of the image, as `draw_window` takes them.
+        name, size: of the image, or of the part that crops are drawn from, as `draw_window` takes them.
     """
     windows, draws = [], []
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only

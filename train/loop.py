@@ -122,6 +122,7 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
                 maps.read if maps is not None and not maps.store.resident else None,
                 stored_crops(data, recipe),
                 with_answers=regions is not None and not regions.store.resident,
+                window=maps.store.manifest.window if maps is not None else None,
             ),
             batch_sampler=TrainingBatches(len(data.images), recipe, state.step, group.rank, group.world),
             num_workers=workers,

@@ -106,7 +106,13 @@ def open_maps(labels: Path | None, recipe: Recipe) -> LabelStore | None:
         return None
     if not recipe.reads_regions:
         raise InputError(f"--maps joins label maps to regions; target {recipe.target!r} reads no regions, leave it out")
-    return LabelStore.open(labels, LabelMaps).check(local_share())
+    store = LabelStore.open(labels, LabelMaps)
+    if store.manifest.window is not None:
+        raise InputError(
+            f"--maps {labels} covers only the central square of each image, and regions lie anywhere in it; train on the"
+            " maps alone, or on the regions"
+        )
+    return store.check(local_share())
 
 
 def local_share() -> slice:

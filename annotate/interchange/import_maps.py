@@ -1,44 +1,34 @@
 """Make a label set from published label maps. They have no tail: as in the paper's code, a class not stored counts as 0.
 
-Several processes read the files in the order of their keys, a few hundred at a time. A rerun keeps finished shards.
-
 Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 """
 
 import logging
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import timm
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from annotate.config import AnnotateConfig
 from annotate.convert import REJECTED
 from annotate.interchange.axes import SAMPLE, decide_axes
+from annotate.interchange.import_shards import Part, import_shards
 from annotate.interchange.published_maps import Place, index_folder, index_tar, load_maps, read_maps, with_extensions
-from annotate.label_folder import finish, prepare, write_lock
 from annotate.models import load_annotator
 from relabel.images.classes import warn_of_plain_order
 from relabel.images.image_set import ImageSet, keys_digest
 from relabel.images.sources import check_outside, find_images
+from relabel.labels.layout import no_labels
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
-from relabel.labels.shard_lines import append_shard_line
-from relabel.labels.shards import write_shard
 from relabel.runtime.defaults import SHARD_SIZE, Axes
-from relabel.runtime.distributed import Processes, readable_errors
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
-from relabel.runtime.workers import batches_of, decoding_workers, in_shared_memory, init_worker
+from relabel.runtime.workers import decoding_workers
 
 logger = logging.getLogger(__name__)
-
-SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
-READ_BATCH = 256  # maps to read at a time; 5 MB for maps of 15x15x5
 
 
 def import_maps(
@@ -51,6 +41,7 @@ def import_maps(
     axes_annotator: AnnotateConfig | None = None,
     workers: int | None = None,
     device: str | None = None,
+    window: float | None = None,
 ) -> None:
     """Make a label set from published maps.
 
@@ -62,6 +53,7 @@ def import_maps(
         images: the images that the maps were made from. They must include the image of every map, and give the keys
             their true extensions; without them every extension is .JPEG.
         workers: reading processes; None for one per core, 0 to read in the main process.
+        window: if the maps cover only the central square of the image, its side as a share of the image's shorter side.
     Raises:
         InputError: no maps, a compressed tar, maps without an image, invalid files (all of a shard's are listed), or a
             different label set in the folder.
@@ -102,21 +94,12 @@ def import_maps(
         image_count=len(keys),
         image_digest=keys_digest(keys),
         shard_size=shard_size,
+        window=window,
         timm_version=timm.__version__,
         torch_version=torch.__version__,
     )
-    try:
-        labels.mkdir(parents=True, exist_ok=True)
-        with readable_errors(), write_lock(labels, SINGLE_PROCESS):
-            pending = prepare(labels, manifest, SINGLE_PROCESS)
-            files = MapFiles([places.pop(key) for key in keys], axes, manifest)
-            for shard, maps in read_shards(pending, files, manifest, workers):
-                images_of_shard = manifest.images_of(shard)
-                shard_keys = keys[images_of_shard.start : images_of_shard.stop]
-                append_shard_line(labels, write_shard(labels, shard, shard_keys, maps, manifest))
-            finish(labels, manifest)
-    except OSError as error:
-        raise InputError(f"cannot read {source} or write {labels}: {error}. Finished shards are kept; rerun") from error
+    in_order = [places.pop(key) for key in keys]
+    import_shards(source, labels, keys, manifest, MapReader(in_order, axes, manifest), workers)
 
 
 def detect_axes(
@@ -139,53 +122,21 @@ def detect_axes(
     return comparison.axes
 
 
-class MapFiles(Dataset[tuple[Tensor, list[str]]]):
-    """The maps in any range of places, as `read_maps` returns them, for reading processes."""
+@dataclass(frozen=True)
+class MapReader:
+    """Reads the maps of any range of places."""
 
-    def __init__(self, places: list[Place], axes: Axes, manifest: Manifest) -> None:
-        self.places, self.axes, self.num_classes = places, axes, manifest.num_classes
-        self.shape = (2, manifest.topk, *(manifest.map_grid[::-1] if axes == "xy" else manifest.map_grid))
+    places: list[Place]
+    axes: Axes
+    manifest: Manifest
 
-    def __getitem__(self, part: range) -> tuple[Tensor, list[str]]:
-        maps, unfit = read_maps(self.places[part.start : part.stop], self.axes, self.num_classes, self.shape)
-        return in_shared_memory(maps), unfit
-
-
-def read_shards(pending: list[int], files: MapFiles, manifest: Manifest, workers: int) -> Iterator[tuple[int, LabelMaps]]:
-    """The maps of each pending shard, in order.
-
-    Raises:
-        InputError: a shard has invalid files; all of them are listed.
-    """
-    ranges = {shard: read_ranges(shard, manifest) for shard in pending}
-    all_ranges = [part for parts in ranges.values() for part in parts]
-    done = manifest.image_count - sum(map(len, all_ranges))
-    loader = DataLoader(
-        files,
-        batch_size=None,
-        sampler=all_ranges,
-        num_workers=workers if all_ranges else 0,
-        worker_init_fn=init_worker,
-    )
-    with tqdm(total=manifest.image_count, initial=done, unit="map", desc="import", disable=None) as bar:
-        batches = iter(batches_of(loader))
-        for shard, parts in ranges.items():
-            batch_maps: list[Tensor] = []
-            errors: list[str] = []
-            for part in parts:
-                maps, messages = next(batches)
-                batch_maps.append(maps)
-                errors += messages
-                bar.update(len(part))
-            if errors:
-                listed = "\n  ".join(errors)
-                found = f"{len(errors)} invalid maps in shard {shard} of {manifest.shard_count}"
-                raise InputError(f"{found}:\n  {listed}\nFix them and rerun")
-            scores, classes = torch.cat(batch_maps).unbind(1)
-            yield shard, LabelMaps(scores, classes.int(), torch.zeros(len(scores), *manifest.map_grid))
-
-
-def read_ranges(shard: int, manifest: Manifest) -> list[range]:
-    """The rows of a shard's maps, in ranges of at most READ_BATCH."""
-    images = manifest.images_of(shard)
-    return [images[at : at + READ_BATCH] for at in range(0, len(images), READ_BATCH)]
+    def __call__(self, images: range) -> Part:
+        manifest = self.manifest
+        grid = manifest.map_grid[::-1] if self.axes == "xy" else manifest.map_grid
+        shape = (2, manifest.topk, *grid)
+        maps, invalid = read_maps(self.places[images.start : images.stop], self.axes, manifest.num_classes, shape)
+        if invalid:
+            return Part(no_labels(manifest), invalid)
+        scores, classes = maps.unbind(1)
+        tail = torch.zeros(len(scores), *manifest.map_grid)
+        return Part(LabelMaps(scores, classes.int(), tail).as_stored(manifest.num_classes), [])

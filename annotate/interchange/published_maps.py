@@ -8,6 +8,7 @@ Shapes: n maps, k classes kept per cell, H rows and W columns of the label map.
 
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from annotate.interchange.image_folder import stem_of
 from relabel.images.image_set import ImageSet
 from relabel.images.keys import is_utf8
 from relabel.images.tar_members import TarMember, read_member, tar_members
@@ -92,6 +94,8 @@ def with_extensions(places: dict[str, Place], image_set: ImageSet) -> dict[str, 
             raise InputError(
                 f"{image_set.source}: {other} and {key} differ only in their extensions, so a map could belong to either"
             )
+    cut = Counter(map(stem_of, image_set.keys))  # the programs that read such maps cut a name at its first dot
+    stems = {stem_of(key): key for key in image_set.keys if cut[stem_of(key)] == 1} | stems
     found = {stems.get(key.rpartition(".")[0], ""): place for key, place in places.items()}
     unmatched = [place.name for key, place in places.items() if key.rpartition(".")[0] not in stems]
     if unmatched:

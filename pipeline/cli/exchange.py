@@ -1,4 +1,4 @@
-"""Commands that read and write other projects' label maps."""
+"""Commands that read and write other projects' stores of labels."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,52 +6,86 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import command
-from pipeline.cli.options import Device, Labels, ModelKwargs, parse_model_kwargs, parse_size
-from relabel.runtime.defaults import MAX_CLASSES, SHARD_SIZE, Axes, AxesChoice
+from pipeline.cli.options import Device, Labels, ModelKwargs, parse_model_kwargs, parse_pair, parse_size
+from relabel.runtime.defaults import MAX_CLASSES, SHARD_SIZE, AxesChoice, ForeignFormat, RegionTarget
 from relabel.runtime.errors import InputError
 
 GROUP = "Exchange"
 
 
-@command(GROUP, "import-maps")
-def import_maps(
-    source: Annotated[Path, typer.Argument(help="Folder or uncompressed tar of CLASS/NAME.pt files, [2, k, H, W].")],
+@command(GROUP, "import-labels")
+def import_labels(
+    source: Annotated[
+        Path, typer.Argument(help="The store: a folder; of label maps, also an uncompressed tar of CLASS/NAME.pt files.")
+    ],
     labels: Labels,
-    num_classes: Annotated[
-        int, typer.Option(help="Number of classes of the annotator that made them.", max=MAX_CLASSES)
-    ] = 1000,
-    axes: Annotated[
-        AxesChoice,
-        typer.Option(
-            help="yx: a map's first axis is the image's rows. xy: it was stored transposed. auto: decided by an annotator,"
-            " --model, on --images."
-        ),
-    ] = "yx",
     images: Annotated[
-        str | None, typer.Option(help="The images, for the extensions of their names; .JPEG without them.")
+        str | None,
+        typer.Option(help="The images that the store was made from. Label maps can do without; names then end in .JPEG."),
+    ] = None,
+    format: Annotated[ForeignFormat | None, typer.Option(help="The store's format; by default it is found out.")] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(help="Number of classes of the classifier that made it; by default 1000 for relabel.", max=MAX_CLASSES),
+    ] = None,
+    target: Annotated[
+        RegionTarget | None,
+        typer.Option(
+            help="What the classes that are not stored get. spread: equal parts of the rest (default). renormalised: nothing"
+            " (fkd's marginal_renorm). softmax: nothing, and the softmax of the probabilities (ml-dr's densify zeros)."
+        ),
+    ] = None,
+    unmixed: Annotated[
+        bool, typer.Option("--unmixed", help="tiny-vit: the store was saved without MixUp and CutMix, which it cannot say.")
+    ] = False,
+    crop_scale: Annotated[
+        str | None,
+        typer.Option(metavar="MIN,MAX", help="tiny-vit: a crop's share of the image's area; by default 0.08,1."),
+    ] = None,
+    crop_ratio: Annotated[
+        str | None, typer.Option(metavar="MIN,MAX", help="tiny-vit: a crop's width / height; by default 3/4 to 4/3.")
+    ] = None,
+    hflip: Annotated[
+        float | None, typer.Option(help="tiny-vit: probability that a crop was mirrored; by default 0.5.")
+    ] = None,
+    regions: Annotated[
+        int | None, typer.Option(help="fkd, ml-dr: crops of an image, at most; by default as in the files looked at first.")
+    ] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(help="token-labeling: the maps' central square, as a share of the image's shorter side."),
+    ] = None,
+    axes: Annotated[
+        AxesChoice | None,
+        typer.Option(
+            help="relabel: yx: a map's first axis is the image's rows (default). xy: it was stored transposed, as"
+            " export-labels does. auto: decided by an annotator, --model, on --images."
+        ),
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images per shard file.")] = SHARD_SIZE,
-    model: Annotated[str | None, typer.Option(help="For --axes auto: a timm classifier of the same classes.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A timm classifier of the same classes: checks a few crops, and decides --axes auto."),
+    ] = None,
     model_kwargs: ModelKwargs = [],
-    checkpoint: Annotated[Path | None, typer.Option(help="For --axes auto: its weights, if your own.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="For --axes auto: its input size, N or ROWSxCOLUMNS.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="For --model: its weights, if your own.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="For --model: its input size, N or ROWSxCOLUMNS.")] = None,
     workers: Annotated[int | None, typer.Option(help="Reading processes; by default as many as there are cores.")] = None,
     device: Device = None,
 ) -> None:
-    """Make a label set from published maps.
+    """Make a label set from another project's store.
 
-    They are one .pt file per image. Running it again keeps finished shards.
+    Regions of FKD, TinyViT and ml-dr, label maps of ReLabel and TokenLabeling. Running it again keeps finished shards.
     """
     from annotate.config import AnnotateConfig
-    from annotate.interchange.import_maps import import_maps as import_published_maps
+    from annotate.interchange.import_labels import ImportOptions
+    from annotate.interchange.import_labels import import_labels as import_store
 
-    if shard_size < 1 or num_classes < 1:
-        raise InputError(f"--shard-size {shard_size}, --num-classes {num_classes}: expected at least 1")
-    annotator = None
-    if axes != "auto" and any((model, model_kwargs, checkpoint, input_size, device)):
-        raise InputError(f"--model and its options are for --axes auto, not for --axes {axes}")
+    teacher = None
+    if model is None and any((model_kwargs, checkpoint, input_size, device)):
+        raise InputError("--model-kwargs, --checkpoint, --input-size and --device are for --model; name one")
     if model is not None:
-        annotator = AnnotateConfig(
+        teacher = AnnotateConfig(
             model,
             parse_model_kwargs(model_kwargs),
             checkpoint,
@@ -59,22 +93,39 @@ def import_maps(
             input_size=parse_size(input_size),
             class_token=True,
         )
-    import_published_maps(source, labels, num_classes, axes, images, shard_size, annotator, workers, device)
+    options = ImportOptions(
+        num_classes=num_classes,
+        axes=axes,
+        target=target,
+        unmixed=unmixed or None,
+        crop_scale=parse_pair(crop_scale, "--crop-scale"),
+        crop_ratio=parse_pair(crop_ratio, "--crop-ratio"),
+        hflip=hflip,
+        crop_pct=crop_pct,
+        regions=regions,
+        shard_size=shard_size,
+        workers=workers,
+        device=device,
+    )
+    import_store(source, labels, images, format, options, teacher)
 
 
-@command(GROUP, "export-maps")
-def export_maps(
+@command(GROUP, "export-labels")
+def export_labels(
     labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
     output: Annotated[Path, typer.Argument(help="Folder to write to; must be empty or absent.")],
-    axes: Annotated[
-        Axes,
-        typer.Option(help="yx: a map's first axis is the image's rows. xy: its columns, as the reference code reads them."),
-    ] = "yx",
+    format: Annotated[ForeignFormat, typer.Option(help="The project whose trainer is to read it.")],
+    images: Annotated[
+        str | None, typer.Option(help="ml-dr: the images of the label set, which give numbers and sizes.")
+    ] = None,
+    crop_size: Annotated[
+        int | None, typer.Option(help="ml-dr: pixels of a crop's side; by default what the annotator saw.")
+    ] = None,
 ) -> None:
-    """Write a label set as published maps.
+    """Write a label set as another project's store.
 
-    One .pt file per image, the format of the reference code and TokenLabeling.
+    Label maps for ReLabel's code and TokenLabeling's, regions for FKD's and ml-dr's.
     """
-    from annotate.interchange.export_maps import export_maps as export_published_maps
+    from annotate.interchange.export_labels import export_labels as export_store
 
-    print(f"{output}: {export_published_maps(labels, output, axes)} maps")
+    print(f"{output}: labels of {export_store(labels, output, format, images, crop_size)} images")

@@ -19,6 +19,7 @@ from annotate.regions import draw_regions
 from annotate.sparsify import sparsify
 from relabel.images.classes import ClassNames, output_names, timm_class_names
 from relabel.images.decoding import read_rgb
+from relabel.labels.boxes import covered
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.regions import MIRRORED, LabelRegions, window_of
@@ -93,6 +94,10 @@ def from_label_set(labels: Path, images: Sequence[Path], boxes: list[Box], rando
     seen = []
     for path, key in zip(images, keys, strict=True):
         picture = read_rgb(path)
+        if store.manifest.window is not None:  # nothing is said about what lies outside
+            width, height = picture.size
+            x0, y0, x1, y1 = map(round, covered(width, height, store.manifest.window))
+            picture = picture.crop((x0, y0, x1, y1))
         folder = key.split("/")[0]
         label_class = classes.index(folder) if classes is not None and folder in classes else None
         of_image = store.gather(store.rows([key]))

@@ -25,6 +25,8 @@ def draw_window(name: str, size: tuple[int, int], scale: tuple[float, float], ra
     Raises:
         InputError: the image is too narrow for the ratio.
     """
+    if min(size) < 1:
+        raise InputError(f"{name}: the part of it that has labels is less than a pixel wide; remove the image")
     top, left, rows, columns = RandomResizedCrop.get_params(of_size(*size), list(scale), list(ratio))
     if rows == 0 or columns == 0:
         ratios = " to ".join(f"{edge:.4g}" for edge in ratio)

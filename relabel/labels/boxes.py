@@ -11,6 +11,19 @@ def whole_image(count: int, device: torch.device | str = "cpu") -> Tensor:
     return edges
 
 
+def covered(width: int, height: int, window: float | None) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 in pixels of what an image's label map covers: the image, or its central square.
+
+    Args:
+        window: of the manifest; the square's side as a share of the image's shorter side.
+    """
+    if window is None:
+        return 0.0, 0.0, float(width), float(height)
+    side = window * min(width, height)
+    x0, y0 = (width - side) / 2, (height - side) / 2
+    return x0, y0, x0 + side, y0 + side
+
+
 def random_boxes(count: int, generator: torch.Generator) -> Tensor:
     """(count, 4) boxes drawn like random resized crops of square images: 8% to 100% of the area, aspect ratio 3:4 to 4:3."""
     area = torch.empty(count).uniform_(0.08, 1, generator=generator)

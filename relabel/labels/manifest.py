@@ -22,7 +22,7 @@ PUBLISHED = "pretrained"  # timm's word for a model's weights on a hub
 COUNTS = ("num_classes", "topk", "image_count", "shard_size")  # at least 1, as grid and input_size are
 MAX_REGIONS = 65_535  # of an image: their number is stored in 16 bits
 # Fields that a file leaves out where they are None: added since format 1, so that no older label set changes its identity
-ADDED = ("regions", "crop_scale", "crop_ratio", "hflip", "ensemble")
+ADDED = ("regions", "crop_scale", "crop_ratio", "hflip", "ensemble", "window")
 
 
 class DamagedManifest(InputError):
@@ -82,6 +82,7 @@ class Manifest:
     crop_ratio: tuple[float, float] | None = None  # range of a region's width / height
     hflip: float | None = None  # probability that a region was mirrored
     ensemble: tuple[Member, ...] | None = None  # further models, whose log-probabilities were averaged with `model`'s
+    window: float | None = None  # None: a map covers its image. Else its central square: side as a share of the shorter side
     format: int = FORMAT_VERSION
 
     @property
@@ -209,6 +210,9 @@ def invalid_fields(fields: dict[str, Any]) -> list[str]:
         invalid.append("regions")
     if "grid" not in invalid and (regions is None) == (fields["grid"] is None):  # label maps have a grid, regions have none
         invalid.append("grid")
+    window = fields.get("window")
+    if "window" not in invalid and window is not None and not (0 < window <= 1 and regions is None):
+        invalid.append("window")
     invalid += [name for name, numbers in sizes.items() if name not in invalid and min(numbers) < 1]
     if not invalid and fields["topk"] > fields["num_classes"]:
         invalid.append("topk")

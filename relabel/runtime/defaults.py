@@ -10,6 +10,8 @@ Precision = Literal["float32", "bfloat16", "float16"]  # of a forward pass
 HalfPrecision = Literal["bfloat16", "float16"]
 Loss = Literal["ce", "bce"]  # a classifier is trained with softmax cross-entropy, or a sigmoid per class
 Axes = Literal["yx", "xy"]  # the last two axes of a published map: the image's rows and columns, or columns and rows
+RegionTarget = Literal["spread", "renormalised", "softmax"]  # of the classes that another project's store leaves out
+ForeignFormat = Literal["fkd", "tiny-vit", "ml-dr", "token-labeling", "relabel"]  # of other projects' stores
 AxesChoice = Literal["yx", "xy", "auto"]  # auto: an annotator decides
 
 ANNOTATOR = "tf_efficientnet_l2.ns_jft_in1k_475"  # the paper's

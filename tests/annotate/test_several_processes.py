@@ -56,7 +56,7 @@ def test_rerun_after_a_kill_in_mid_shard_gives_the_bytes_of_an_undisturbed_run(
         assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]
         second = relabel_here(*command, "--topk=1")  # without the lock, this option would stop it, not the held image
         assert second.returncode == 1
-        assert f"another `relabel annotate` or `import-maps` is writing to {labels}; wait for it" in second.stderr
+        assert f"another `relabel annotate` or `import-labels` is writing to {labels}; wait for it" in second.stderr
         held.process.send_signal(signal.SIGKILL)
         assert held.process.wait(timeout=60) == -signal.SIGKILL
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]

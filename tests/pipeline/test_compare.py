@@ -93,3 +93,11 @@ def test_random_boxes_lie_within_the_image_and_cover_eight_to_a_hundred_percent_
     assert (width * height).mean() == pytest.approx(0.53, abs=0.03)
     inner = (width < 0.99) & (height < 0.99)  # the others were clipped to the image
     assert (width / height)[inner].min() > 0.74 and (width / height)[inner].max() < 1.35
+
+
+def test_maps_of_the_central_square_are_not_compared_with_maps_of_whole_images(tmp_path: Path) -> None:
+    write_label_set(tmp_path / "a", KEYS, uniform_maps([0, 1, 2], 3.0), 3, window=0.875)
+    write_label_set(tmp_path / "b", KEYS, uniform_maps([0, 1, 2], 3.0), 3)
+    with pytest.raises(InputError, match=r"do not cover the same part of each image \(window 0\.875 and None"):
+        compare(tmp_path / "a", tmp_path / "b")
+    assert compare(tmp_path / "a", tmp_path / "a").images == 3

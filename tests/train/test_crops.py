@@ -45,6 +45,23 @@ def test_box_is_where_the_pixels_come_from(gradients: ImageSet) -> None:
             assert float(green) == pytest.approx((y0 + y1) / 2, abs=0.02)
 
 
+def test_crops_for_maps_of_the_central_square_lie_in_it_and_their_boxes_are_fractions_of_it(gradients: ImageSet) -> None:
+    crops = RandomCrops(gradients, SMALL, window=0.9)
+    for index, key in enumerate(gradients.keys):
+        with gradients.open_image(index) as encoded:
+            width, height = encoded.width, encoded.height
+        side = 0.9 * min(width, height)
+        for epoch in range(10):
+            crop = crops[(epoch, index)]
+            (x0, y0, x1, y1), image = crop.boxes[0].tolist(), crop.images[0]
+            assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, key
+            red, green = image[0].float().mean() / 255, image[1].float().mean() / 255
+            assert float(red) == pytest.approx(0.5 + side / width * ((x0 + x1) / 2 - 0.5), abs=0.02)
+            assert float(green) == pytest.approx(0.5 + side / height * ((y0 + y1) / 2 - 0.5), abs=0.02)
+            edges = torch.tensor([x0 * side + (width - side) / 2, y0 * side + (height - side) / 2])
+            assert (edges - edges.round()).abs().max() < 1e-3  # whole pixels of the file
+
+
 def test_boxes_lie_within_the_image_and_have_the_recipes_area(gradients: ImageSet) -> None:
     crops = RandomCrops(gradients, dataclasses.replace(SMALL, crop_scale=(0.3, 0.5)))
     index = gradients.keys.index("class0/4.png")  # square, so that torchvision does not fall back to a centre crop

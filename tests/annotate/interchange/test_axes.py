@@ -54,7 +54,16 @@ def test_axis_order_is_found_and_the_margin_is_logged(
 ) -> None:
     labels = maps / "labels"
     (quadrants / "cat" / "0.JPEG").write_text("no image")  # is skipped
-    finished = relabel_here("import-maps", maps / axes, "--labels", labels, "--axes=auto", "--images", quadrants, *annotator)
+    finished = relabel_here(
+        "import-labels",
+        maps / axes,
+        "--labels",
+        labels,
+        *([] if axes == "xy" else ["--axes=auto"]),
+        "--images",
+        quadrants,
+        *annotator,
+    )
     assert finished.returncode == 0, finished.stderr
     pattern = r"axes (\w\w): fits better for (\d+) of 23 images; .* (-\S+) as yx, (-\S+) as xy"
     verdict = re.search(pattern, finished.stdout)
@@ -71,19 +80,19 @@ def test_maps_that_fit_neither_axis_order_are_rejected(
     for path in (maps / "yx").glob("*/*.pt"):
         scores, classes = torch.load(path, weights_only=True)
         torch.save(torch.stack([scores, torch.zeros_like(classes) + torch.arange(2.0).view(2, 1, 1)]), path)
-    command = ["import-maps", maps / "yx", "--labels", maps / "labels", "--axes=auto", "--images", quadrants]
+    command = ["import-labels", maps / "yx", "--labels", maps / "labels", "--axes=auto", "--images", quadrants]
     failed = relabel_here(*command, *annotator)
     assert failed.returncode == 1 and "--axes auto cannot decide" in failed.stderr
     assert not (maps / "labels").exists()
 
 
 def test_auto_without_images_or_model_says_what_is_missing(relabel_here: Relabel, maps: Path) -> None:
-    failed = relabel_here("import-maps", maps / "yx", "--labels", maps / "labels", "--axes=auto", "--num-classes=3")
+    failed = relabel_here("import-labels", maps / "yx", "--labels", maps / "labels", "--axes=auto", "--num-classes=3")
     assert failed.returncode == 1 and "pass --images and --model" in failed.stderr
 
 
 def test_import_with_one_axis_order_cannot_be_continued_with_the_other(relabel_here: Relabel, maps: Path) -> None:
-    options = ["import-maps", maps / "yx", "--labels", maps / "labels", "--num-classes=3"]
+    options = ["import-labels", maps / "yx", "--labels", maps / "labels", "--num-classes=3"]
     assert relabel_here(*options, "--axes=yx").returncode == 0
     failed = relabel_here(*options, "--axes=xy")
     assert failed.returncode == 1 and "axes yx" in failed.stderr and "axes xy" in failed.stderr

@@ -3,9 +3,7 @@
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -152,19 +150,15 @@ def test_unusable_source_is_rejected_with_the_reason(maps: Path, tmp_path: Path)
         import_maps(maps, tmp_path / "labels", CLASSES)
 
 
-@pytest.mark.slow
-def test_imported_and_exported_maps_equal_the_originals(
-    maps: Path, tmp_path: Path, relabel_here: Callable[..., "CompletedProcess[str]"]
-) -> None:
-    options = ["--labels", tmp_path / "labels", "--num-classes", CLASSES, "--shard-size", 2]
-    assert relabel_here("import-maps", maps, *options).returncode == 0
-    assert relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported").returncode == 0
-    for i, name in enumerate(NAMES):
-        exported = torch.load(tmp_path / "exported" / f"{name}.pt", weights_only=True)
-        assert exported.shape == (2, 3, 2, 4)
-        torch.testing.assert_close(exported, published(i), atol=2e-3, rtol=1e-3)
-    failed = relabel_here("export-maps", tmp_path / "labels", tmp_path / "exported")
-    assert failed.returncode == 1 and "is not empty" in failed.stderr
+def test_name_that_was_cut_at_its_first_dot_finds_its_image(maps: Path, tmp_path: Path) -> None:
+    for name in ("cat/a.x.JPEG", "cat/b.JPEG", "dog/c.1.png", "dog/d.JPEG", "dog/e.JPEG"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / name)
+    import_maps(maps, tmp_path / "labels", CLASSES, images=tmp_path / "images")
+    assert LabelStore.open(tmp_path / "labels").keys[:3] == ["cat/a.x.JPEG", "cat/b.JPEG", "dog/c.1.png"]
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "dog" / "c.2.png")  # which of the two is not known
+    with pytest.raises(InputError, match=r"1 maps have no image .* \(first: .*dog/c\.pt"):
+        import_maps(maps, tmp_path / "other", CLASSES, images=tmp_path / "images")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from relabel.labels.regions import LabelRegions
 from relabel.labels.store import LabelStore
 from tests.conftest import THIN as THIN_MODEL
 from tests.conftest import Relabel, model_options
+from tests.label_sets import write_label_set
 
 KEY = "dog/dog_3.JPEG"
 BOX = (0.25, 0.0, 0.75, 0.5)
@@ -35,6 +36,17 @@ def test_targets_and_cells_are_those_of_the_label_set(undisturbed: Path, image_f
     width, height = Image.open(image_folder / KEY).size
     cut = Image.open(image_folder / KEY).crop((round(width / 4), 0, round(width * 0.75), round(height / 2)))
     assert np.array_equal(np.asarray(seen.crops[0].picture), np.asarray(cut))
+
+
+def test_map_of_the_central_square_is_shown_over_that_square(image_folder: Path, tmp_path: Path) -> None:
+    maps = LabelMaps(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.int32), torch.zeros(1, 2, 2))
+    write_label_set(tmp_path / "labels", [KEY], maps, 3, window=1.0)
+    (seen,) = from_label_set(tmp_path / "labels", [image_folder / KEY], [], 0, ClassNames())
+    picture = Image.open(image_folder / KEY)
+    width, height = picture.size
+    assert width > height and seen.picture.size == (height, height)
+    left = round((width - height) / 2)
+    assert np.array_equal(np.asarray(seen.picture), np.asarray(picture.crop((left, 0, left + height, height))))
 
 
 def test_annotating_on_the_spot_shows_what_annotate_would_store(

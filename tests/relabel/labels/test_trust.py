@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotate.interchange.export_maps import export_maps
+from annotate.interchange.export_labels import export_labels
 from pipeline.compare import compare
 from pipeline.verify import verify
 from relabel.labels.manifest import MANIFEST, fields_digest
@@ -71,7 +71,7 @@ def test_flipped_bit_of_a_shard_is_refused_by_train_compare_export_and_verify(
     expected = f"{path}: its bytes changed after it was written (sha256); delete it and run"
     assert refusal(lambda: as_train_opens(label_set)).startswith(expected)
     assert refusal(lambda: compare(label_set, label_set)).startswith(expected)
-    assert refusal(lambda: export_maps(label_set, tmp_path / "maps")).startswith(expected)
+    assert refusal(lambda: export_labels(label_set, tmp_path / "maps", "relabel")).startswith(expected)
     assert not (tmp_path / "maps").exists()
     assert [finding.startswith(expected) for finding in verify(label_set).findings] == [True]
 

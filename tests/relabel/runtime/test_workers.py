@@ -39,7 +39,7 @@ def test_full_shared_memory_ends_every_command_with_what_to_do(
     commands = (
         ["annotate", image_folder, "--labels", tmp_path / "a", *tiny_options, *large, "--workers=1"],
         [*train, *(f"--set={setting}" for setting in settings), "--workers=1", "--device=cpu"],
-        ["import-maps", tmp_path / "maps", "--labels", tmp_path / "b", "--num-classes=3", "--workers=1"],
+        ["import-labels", tmp_path / "maps", "--labels", tmp_path / "b", "--num-classes=3", "--workers=1"],
         ["eval", image_folder, "--arch=resnet10t", *weights, "--eval-size=448", "--workers=1", "--device=cpu"],
     )
     given = json.dumps([[str(argument) for argument in command] for command in commands])
