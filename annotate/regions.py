@@ -77,6 +77,11 @@ def cut(image: Image.Image, window: Window, mirrored: bool, squash: Squash) -> T
     return pixels.flip(-1) if mirrored else pixels
 
 
+def pixels_of(squash: Squash) -> tuple[tuple[int, int], str]:
+    """What the pixels of a crop depend on; mean and standard deviation are applied on the device."""
+    return squash.input_size, squash.interpolation
+
+
 class RegionForward(Forward[LabelRegions]):
     """The answers to N crops of each image. A batch has `batch_size` crops, or those of one image if there are more."""
 
@@ -84,6 +89,7 @@ class RegionForward(Forward[LabelRegions]):
         name = " + ".join(teacher.name for teacher in teachers)
         super().__init__(name, [teacher.model for teacher in teachers], manifest, batch_size)
         self.teachers = teachers
+        self.pixels = list(dict.fromkeys(pixels_of(teacher.squash) for teacher in teachers))  # models may share them
 
     @property
     def images_at_once(self) -> int:
@@ -95,16 +101,20 @@ class RegionForward(Forward[LabelRegions]):
         assert manifest.regions and manifest.crop_scale and manifest.crop_ratio and manifest.hflip is not None
         drawn = draw_regions(key, image.size, manifest.regions, manifest.crop_scale, manifest.crop_ratio, manifest.hflip)
         windows = torch.tensor([window for window, _ in drawn], dtype=torch.float64)
-        of_teachers = {
-            f"crops {number}": torch.stack([cut(image, window, mirrored, teacher.squash) for window, mirrored in drawn])
-            for number, teacher in enumerate(self.teachers)
-        }
         flags = torch.tensor([MIRRORED * mirrored for _, mirrored in drawn], dtype=torch.uint8)
-        return of_teachers | {"boxes": windows / torch.tensor([*image.size, *image.size]), "flags": flags}
+        return self.cuts(image, drawn) | {"boxes": windows / torch.tensor([*image.size, *image.size]), "flags": flags}
+
+    def cuts(self, image: Image.Image, drawn: Sequence[tuple[Window, bool]]) -> Samples:
+        """The crops as the models see them: (N, 3, S, T) uint8 for each size and interpolation."""
+        squashes = {pixels_of(teacher.squash): teacher.squash for teacher in self.teachers}
+        return {
+            f"crops {number}": torch.stack([cut(image, window, mirrored, squashes[pixels]) for window, mirrored in drawn])
+            for number, pixels in enumerate(self.pixels)
+        }
 
     def __call__(self, samples: Samples) -> list[LabelRegions]:
         boxes, flags = samples["boxes"], samples["flags"]
-        crops = [samples[f"crops {number}"].flatten(0, 1) for number in range(len(self.teachers))]
+        crops = [samples[f"crops {number}"].flatten(0, 1) for number in range(len(self.pixels))]
         parts = self.in_parts(crops, self.answers)
         logits = SparseLogits(*(torch.cat([part.tensors()[name] for part in parts]) for name in SparseLogits.names()))
         scores, classes, tail = (t.unflatten(0, flags.shape) for t in logits.tensors().values())  # type: ignore[no-untyped-call]
@@ -113,14 +123,19 @@ class RegionForward(Forward[LabelRegions]):
         return [regions.as_stored(self.manifest.num_classes)]
 
     def answers(self, *crops: Tensor) -> SparseLogits:
-        """The sparse answers to (M, 3, S, T) uint8 crops, given in the size of each teacher."""
-        log_probs = []
-        for teacher, images in zip(self.teachers, crops, strict=True):
+        """The sparse answers to (M, 3, S, T) uint8 crops, given for each of `pixels`."""
+        return sparse_answers(self.log_probs(*crops), self.manifest.topk, self.manifest.tail)
+
+    def log_probs(self, *crops: Tensor) -> Tensor:
+        """(M, C) float32 log-probabilities of the same crops, the mean over the models."""
+        of_models = []
+        for teacher in self.teachers:
+            images = crops[self.pixels.index(pixels_of(teacher.squash))]
             logits = self.logits(teacher.model, images, teacher.squash).float()
             if teacher.outputs is not None:
-                logits = logits[:, teacher.outputs]
-            log_probs.append(logits.log_softmax(1))
-        return sparse_answers(torch.stack(log_probs).mean(0), self.manifest.topk, self.manifest.tail)
+                logits = logits.index_select(1, torch.tensor(teacher.outputs, device=logits.device))
+            of_models.append(logits.log_softmax(1))
+        return torch.stack(of_models).mean(0)
 
 
 def sparse_answers(log_probs: Tensor, topk: int, tail: Tail) -> SparseLogits:

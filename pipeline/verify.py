@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.image_files import Recorded, check_image_files
 from pipeline.values import check_values
 from relabel.images.classes import ClassNames
 from relabel.images.image_set import ImageSet, keys_digest
@@ -83,7 +84,7 @@ def verify(
     keys = np.concatenate([np.empty(0, dtype=np.bytes_), *(shard.keys for shard in shards)])  # (N,) bytes
     check_keys(report, labels, manifest, keys, encode_keys(unreadable), complete)
     if image_set is not None:
-        check_coverage(report, labels, image_set, keys, encode_keys(unreadable), complete)
+        check_coverage(report, labels, manifest, image_set, keys, encode_keys(unreadable), complete)
         check_files(report, labels, image_set, shards, contents, max(1, decoding_workers(workers)))
         if len(keys):
             top1 = np.concatenate([shard.top1 for shard in shards])
@@ -169,21 +170,28 @@ def check_keys(
 
 
 def check_coverage(
-    report: Report, labels: Path, image_set: ImageSet, keys: np.ndarray, unreadable: np.ndarray, complete: bool
+    report: Report,
+    labels: Path,
+    manifest: Manifest,
+    image_set: ImageSet,
+    keys: np.ndarray,
+    unreadable: np.ndarray,
+    complete: bool,
 ) -> None:
-    """Check that every image has a label map, and every label map an image."""
+    """Check that every image has labels, and that all labels have an image."""
+    what = "label map" if manifest.regions is None else "regions"
     images = encode_keys(image_set.keys)
     missing = images[KeyIndex(np.concatenate([keys, unreadable])).find(images) < 0]
     surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
     if len(missing) and complete:  # otherwise the shards reported above are the reason
         report.findings.append(
-            f"{labels}: {len(missing)} of {len(image_set)} images of {image_set.source} have no label map (first:"
+            f"{labels}: {len(missing)} of {len(image_set)} images of {image_set.source} have no {what} (first:"
             f" {key_name(missing[0])}); annotate this folder into a new label set"
         )
     if len(surplus):
         report.findings.append(
-            f"{labels}: {len(surplus)} label maps have no image in {image_set.source} (first: {key_name(surplus[0])}); pass"
-            " the images they were made from, or annotate again"
+            f"{labels}: {len(surplus)} {'label maps' if manifest.regions is None else 'keys with regions'} have no image in"
+            f" {image_set.source} (first: {key_name(surplus[0])}); pass the images they were made from, or annotate again"
         )
 
 
@@ -191,40 +199,15 @@ def check_files(
     report: Report, labels: Path, image_set: ImageSet, shards: list[ShardReport], contents: bool, workers: int
 ) -> None:
     """Check that the image files are those that were annotated: by their sizes, or with `contents` by their sha256."""
-    recorded: list[tuple[int, int, np.ndarray | None]] = []  # index of the image, size, sha256
-    of_images = KeyIndex(encode_keys(image_set.keys))
-    unknown = 0
-    for shard in shards:
-        if shard.file_size is None or (contents and shard.file_sha256 is None):
-            unknown += len(shard.keys)
-            continue
-        digests = shard.file_sha256 if shard.file_sha256 is not None else [None] * len(shard.keys)
-        rows = zip(of_images.find(shard.keys).tolist(), shard.file_size.tolist(), digests, strict=True)
-        recorded += [row for row in rows if row[0] >= 0]
-    if unknown:
-        what = "contents" if contents else "sizes"
-        report.notes.append(f"{unknown} of the labels do not record the {what} of their image files, which are not checked")
-
-    def changed(row: tuple[int, int, np.ndarray | None]) -> int | None:
-        """The index of the image if its file is a different one."""
-        index, size, sha256 = row
-        if image_set.file_size(index) != size:
-            return index
-        if contents:
-            with image_set.open_image(index) as encoded:
-                if sha256 is None or encoded.fingerprint()[1] != sha256.tobytes():
-                    return index
-        return None
-
-    with ThreadPoolExecutor(workers) as threads:  # they wait for the disk
-        found = threads.map(changed, recorded)
-        bar = tqdm(found, total=len(recorded), desc="image files", unit="file", disable=None)
-        different = [index for index in bar if index is not None]
-    if different:
-        how = "content" if contents else "size"
+    recorded = [Recorded(shard.keys, shard.file_size, shard.file_sha256) for shard in shards]
+    found = check_image_files(image_set, recorded, contents, workers)
+    how = "content" if contents else "size"
+    if found.unknown:
+        report.notes.append(f"{found.unknown} images: the {how} of their files was not recorded, so it is not checked")
+    if found.changed:
         report.findings.append(
-            f"{labels}: the files of {len(different)} of {len(recorded)} images have another {how} than when they were"
-            f" annotated (first: {image_set.keys[different[0]]}); restore them, or annotate again into an empty folder"
+            f"{labels}: the files of {len(found.changed)} of {found.checked} images have another {how} than when they were"
+            f" annotated (first: {found.changed[0]}); restore them, or annotate again into an empty folder"
         )
 
 

@@ -75,11 +75,9 @@ class EncodedImage:
         """
         with named_errors(self._name, self._file):
             position = self._file.tell()
-            self._file.seek(0)
-            sha256 = hashlib.file_digest(self._file, "sha256").digest()  # type: ignore[arg-type]
-            size = self._file.seek(0, os.SEEK_END)
+            found = fingerprint_of(self._file)
             self._file.seek(position)
-            return size, sha256
+            return found
 
     def decode(self, reduction: int = 1) -> tuple[Image.Image, int]:
         """Decode as RGB. EXIF rotation is not applied, as everywhere in timm and torchvision.
@@ -101,6 +99,13 @@ class EncodedImage:
             image.info.pop("transparency", None)  # Pillow warns about it, and RGB has no place for it
             image.load()
             return (image if image.mode == "RGB" else image.convert("RGB")), reduction  # convert would copy, up to 700 MB
+
+
+def fingerprint_of(file: BinaryIO) -> tuple[int, bytes]:
+    """Size in bytes and sha256 of a file, whatever it holds."""
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+    return file.seek(0, os.SEEK_END), sha256
 
 
 @contextmanager

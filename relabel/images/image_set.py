@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from relabel.images.decoding import EncodedImage, UnavailableImage, UnreadableImage, open_image
+from relabel.images.decoding import (
+    EncodedImage,
+    UnavailableImage,
+    UnreadableImage,
+    fingerprint_of,
+    open_image,
+    open_regular_file,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,19 @@ class ImageSet:
         try:
             file = self.open(location)
             return len(file) if isinstance(file, bytes) else file.stat().st_size
+        except Exception as error:
+            raise UnavailableImage.because(self.name(index), error) from error
+
+    def fingerprint(self, index: int) -> tuple[int, bytes]:
+        """Size in bytes and sha256 of the file of image `index`, which need not be an image any more.
+
+        Raises:
+            UnavailableImage: the file is missing, or the system cannot read it.
+        """
+        try:
+            file = self.open(self.locations[index])
+            with io.BytesIO(file) if isinstance(file, bytes) else open_regular_file(file, self.name(index)) as opened:
+                return fingerprint_of(opened)
         except Exception as error:
             raise UnavailableImage.because(self.name(index), error) from error
 

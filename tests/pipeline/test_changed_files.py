@@ -61,6 +61,15 @@ def test_changed_content_of_the_same_size_is_found_by_reading_it(findings: Findi
     assert "the files of 1 of 9 images have another content" in found and IMAGE in found
 
 
+def test_file_that_is_no_image_any_more_is_a_finding_among_the_others(findings: Findings, image_folder: Path) -> None:
+    (image_folder / IMAGE).write_bytes(b"x" * (image_folder / IMAGE).stat().st_size)
+    (image_folder / "eel/eel_0.JPEG").write_bytes(b"x")
+    (image_folder / "cat/cat_0.JPEG").unlink()
+    found = findings("--images", image_folder, "--contents")
+    assert any("the files of 2 of 8 images have another content" in finding and IMAGE in finding for finding in found)
+    assert any("cat/cat_0.JPEG" in finding for finding in found)
+
+
 def test_changed_content_in_a_tar_is_found(findings: Findings, image_folder: Path, tmp_path: Path) -> None:
     flip_a_bit(image_folder / IMAGE)
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
@@ -76,7 +85,7 @@ def test_label_set_that_records_no_files_says_that_they_are_not_checked(
     Image.new("RGB", (60, 33)).save(image_folder / "dog/dog_3.JPEG")  # of shard 1
     finished = relabel_here("verify", labels, "--images", image_folder, "--min-agreement", 0)
     assert finished.returncode == 0
-    assert "3 of the labels do not record the sizes of their image files, which are not checked" in finished.stdout
+    assert "3 images: the size of their files was not recorded, so it is not checked" in finished.stdout
 
 
 def test_contents_need_the_images(relabel_here: Relabel, labels: Path) -> None:

@@ -7,14 +7,19 @@ import h5py
 import pytest
 import torch
 
+from annotate.regions import sparse_answers
 from pipeline.compare import compare
+from pipeline.spot_check_regions import largest_difference
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.regions import LabelRegions
 from relabel.labels.store import LabelStore
+from relabel.runtime.defaults import Tail
 from tests.conftest import Relabel, refusal
-from tests.label_sets import write_label_set
+from tests.label_sets import manifest_of, write_label_set
 from tests.pipeline.test_verify import rewrite
+
+TAILS: tuple[Tail, ...] = ("mean", "logmeanexp")
 
 
 @pytest.fixture
@@ -101,6 +106,21 @@ def test_checkpoints_of_an_ensemble_are_taken_in_any_order(
     done = relabel_here("verify", labels, *options, *given)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pass it as --checkpoint too" in relabel_here("verify", labels, *options, given[0]).stderr
+
+
+def test_classes_of_nearly_the_same_probability_may_change_places() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.randn(400, 50, generator=generator).log_softmax(1)
+    log_probs[:, 7] = log_probs.amax(1)  # ties for the first place
+    again = log_probs + 1e-5 * torch.randn(400, 50, generator=generator)
+    for topk in (1, 4, 50):
+        for tail in TAILS:
+            logits = sparse_answers(log_probs, topk, tail)
+            scores, classes, rest = (t.unsqueeze(0) for t in logits.tensors().values())
+            stored = LabelRegions(torch.zeros(1, 400, 4), torch.zeros(1, 400), scores, classes, rest, torch.tensor([400]))
+            manifest = manifest_of(["cat/1.JPEG"], stored, 50, tail=tail)
+            assert float(largest_difference(stored, again, manifest)) < 1e-4
+            assert float(largest_difference(stored, again.roll(1, 0), manifest)) > 0.01
 
 
 def two_regions(answers: list[list[float]], top: int = 0) -> LabelRegions:
