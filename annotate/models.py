@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 def with_card(config: AnnotateConfig) -> tuple[AnnotateConfig, ModelCard | None]:
     """The settings with what a relabel checkpoint records of itself, and its card; None for other weights."""
     card = find_card(config.checkpoint) if config.checkpoint is not None else None
-    return (as_recorded(config, card) if card is not None else config), card
+    if card is None:
+        return config, None
+    check_recorded_classes(card.classes, config.classes, str(config.checkpoint), "--classes")
+    return as_recorded(config, card), card
 
 
 def normalised_as(squash: Squash, card: ModelCard) -> Squash:
@@ -56,7 +59,6 @@ def as_recorded(config: AnnotateConfig, card: ModelCard) -> AnnotateConfig:
         raise InputError(
             f"--num-classes {config.num_classes}: {checkpoint} records {len(card.classes)} classes; leave --num-classes out"
         )
-    check_recorded_classes(card.classes, config.classes, str(checkpoint), "--classes")
     for name, value in config.model_kwargs.items():
         if card.model_kwargs.get(name, value) != value:
             logger.warning(f"--model-kwargs {name}={value}: {checkpoint} was trained with {card.model_kwargs[name]}")

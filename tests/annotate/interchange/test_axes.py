@@ -54,16 +54,9 @@ def test_axis_order_is_found_and_the_margin_is_logged(
 ) -> None:
     labels = maps / "labels"
     (quadrants / "cat" / "0.JPEG").write_text("no image")  # is skipped
-    finished = relabel_here(
-        "import-labels",
-        maps / axes,
-        "--labels",
-        labels,
-        *([] if axes == "xy" else ["--axes=auto"]),
-        "--images",
-        quadrants,
-        *annotator,
-    )
+    auto = [] if axes == "xy" else ["--axes=auto"]  # with a model it is the default
+    command = ["import-labels", maps / axes, "--labels", labels, *auto, "--images", quadrants]
+    finished = relabel_here(*command, *annotator)
     assert finished.returncode == 0, finished.stderr
     pattern = r"axes (\w\w): fits better for (\d+) of 23 images; .* (-\S+) as yx, (-\S+) as xy"
     verdict = re.search(pattern, finished.stdout)
