@@ -21,9 +21,7 @@ from relabel.images.classes import (
 from relabel.images.image_set import ImageSet
 from relabel.models.card import ModelCard, check_same_model, find_card
 from relabel.models.classifier import create_classifier
-from relabel.runtime.defaults import (
-    ANNOTATOR,
-)
+from relabel.runtime.defaults import ANNOTATOR
 from relabel.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)

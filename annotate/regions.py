@@ -24,7 +24,7 @@ from relabel.runtime.defaults import HFLIP, Tail
 
 
 @dataclass(frozen=True)
-class Teacher:
+class CropClassifier:
     """A classifier that answers for crops.
 
     Attributes:
@@ -85,7 +85,7 @@ def pixels_of(squash: Squash) -> tuple[tuple[int, int], str]:
 class RegionForward(Forward[LabelRegions]):
     """The answers to N crops of each image. A batch has `batch_size` crops, or those of one image if there are more."""
 
-    def __init__(self, teachers: Sequence[Teacher], manifest: Manifest, batch_size: int) -> None:
+    def __init__(self, teachers: Sequence[CropClassifier], manifest: Manifest, batch_size: int) -> None:
         name = " + ".join(teacher.name for teacher in teachers)
         super().__init__(name, [teacher.model for teacher in teachers], manifest, batch_size)
         self.teachers = teachers

@@ -15,7 +15,7 @@ from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
 from annotate.manifests import build_manifest, build_region_manifest, member, num_outputs, tagged_name
 from annotate.models import load_annotator, load_classifier, normalised_as, outputs_for_images, with_card
-from annotate.regions import RegionForward, Teacher, check_output
+from annotate.regions import CropClassifier, RegionForward, check_output
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import check_outside, find_images
 from relabel.labels.manifest import Manifest
@@ -91,11 +91,11 @@ def region_forward(config: AnnotateConfig, image_set: ImageSet, device: torch.de
             squash = normalised_as(squash, card)
         outputs = outputs_for_images(of_model, card, classifier, image_set)
         check_output(tagged_name(classifier), classifier, squash)
-        teachers.append(Teacher(tagged_name(classifier), classifier, squash, outputs))
+        teachers.append(CropClassifier(tagged_name(classifier), classifier, squash, outputs))
         members.append(member(of_model, classifier, squash, outputs))
-    answers = {teacher.name: len(teacher.outputs or range(num_outputs(teacher.model))) for teacher in teachers}
-    if len(set(answers.values())) > 1:
-        found = ", ".join(f"{name} {classes}" for name, classes in answers.items())
+    answers = [len(teacher.outputs or range(num_outputs(teacher.model))) for teacher in teachers]
+    if len(set(answers)) > 1:
+        found = ", ".join(f"{teacher.name} {classes}" for teacher, classes in zip(teachers, answers, strict=True))
         raise InputError(f"the models of an ensemble must have the same classes; found {found}")
-    manifest = build_region_manifest(config, members, answers[teachers[0].name], image_set)
+    manifest = build_region_manifest(config, members, answers[0], image_set)
     return RegionForward(teachers, manifest, config.batch_size), manifest

@@ -14,7 +14,7 @@ from annotate.config import AnnotateConfig
 from annotate.label_folder import prepare
 from annotate.loop import annotate_shards
 from annotate.manifests import build_region_manifest, member
-from annotate.regions import RegionForward, Teacher
+from annotate.regions import CropClassifier, RegionForward
 from annotate.squash import Squash
 from benchmarks.annotate import write_pictures
 from benchmarks.hardware import hardware
@@ -43,7 +43,7 @@ def compare(config: AnnotateConfig, images: int, group: Processes, scratch: Path
     classifier = timm.create_model(config.model).eval().to(device).to(memory_format=torch.channels_last)  # random weights
     squash = Squash.of_model(classifier)
     manifest = build_region_manifest(config, [member(config, classifier, squash, None)], 1000, image_set)
-    forward = RegionForward([Teacher(config.model, classifier, squash)], manifest, config.batch_size)
+    forward = RegionForward([CropClassifier(config.model, classifier, squash)], manifest, config.batch_size)
     pixels = torch.randint(256, (config.batch_size, 3, *squash.input_size), dtype=torch.uint8, device=device)
     batch = squash.normalise(pixels).contiguous(memory_format=torch.channels_last)
     crops = images * REGIONS

@@ -25,7 +25,22 @@ from relabel.runtime.typed import shown
 BATCH = 256
 MAX_NAMED = 5  # images and classes listed
 MAX_BOXES = 1000  # per image: more would tell nothing new, and take hours
-SETTINGS = ("model", "kind", "input_size", "grid", "precision", "topk", "tail", "recentre", "flip", "regions", "ensemble")
+SETTINGS = (
+    "model",
+    "kind",
+    "input_size",
+    "grid",
+    "precision",
+    "topk",
+    "tail",
+    "recentre",
+    "flip",
+    "regions",
+    "crop_scale",
+    "crop_ratio",
+    "hflip",
+    "ensemble",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,10 @@ def mean_kl(p: Tensor, q: Tensor) -> Tensor:
 def mean_kl_of(
     p: StoredLabels, q: StoredLabels, count: int, num_classes: int, generator: torch.Generator, names: str
 ) -> Tensor:
-    """(B,) KL divergence in nats of the targets of q from those of p, the mean over `count` boxes of each of B images."""
+    """(B,) KL divergence in nats of the targets of q from those of p, the mean over `count` boxes of each of B images.
+
+    NaN for an image without regions.
+    """
     regions = [labels for labels in (p, q) if isinstance(labels, LabelRegions)]
     if not regions:
         boxes = [random_boxes(len(p), generator) for _ in range(count)]
@@ -80,7 +98,7 @@ def mean_kl_of(
     by_box = []  # one box at a time, to save memory
     for number, box in enumerate(boxes):
         by_box.append(mean_kl(*(log_target(labels, box, number, num_classes).unsqueeze(0) for labels in (p, q))))
-    return (torch.stack(by_box, 1) * present).sum(1) / present.sum(1).clamp(min=1)
+    return (torch.stack(by_box, 1) * present).sum(1) / present.sum(1)  # NaN without any
 
 
 def log_target(labels: StoredLabels, box: Tensor, number: int, num_classes: int) -> Tensor:
@@ -102,7 +120,7 @@ def check_same_crops(regions: list[LabelRegions], names: str) -> None:
     if not (torch.equal(a[0][both], b[0][both]) and torch.equal(a[1][both], b[1][both])):
         raise InputError(
             f"{names} hold the answers to different crops, which cannot be compared; make them by `relabel annotate` with"
-            " the same --crop-scale and --crop-ratio"
+            " the same --crop-scale, --crop-ratio and --hflip"
         )
 
 
@@ -141,6 +159,10 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
         same.append(tops[0] == tops[1])
         kl_parts.append(mean_kl_of(*pair, boxes_per_image, classes, generator, f"{first} and {second}"))
     kl = torch.cat(kl_parts)
+    answered = kl.isfinite()  # the others have no regions
+    if not bool(answered.any()):
+        raise InputError(f"{first} and {second} have no regions of the same images")
+    keys, kl = [key for key, has in zip(keys, answered.tolist(), strict=True) if has], kl[answered]
     folders: dict[str, list[float]] = {}
     for key, value in zip(keys, kl.tolist(), strict=True):
         folders.setdefault(key.rpartition("/")[0], []).append(value)

@@ -11,7 +11,7 @@ from torch import nn
 from annotate.config import AnnotateConfig
 from annotate.convert import FullyConvolutional
 from annotate.models import load_annotator, load_classifier
-from annotate.regions import Teacher
+from annotate.regions import CropClassifier
 from annotate.squash import Squash
 from relabel.labels.manifest import PUBLISHED, Manifest, Member
 from relabel.models.weights import weights_from_hub, weights_in_folder
@@ -41,7 +41,9 @@ def recorded_annotator(
     return annotator, recorded_squash(of_manifest(manifest), squash)
 
 
-def recorded_teachers(manifest: Manifest, labels: Path, checkpoints: Sequence[Path], device: torch.device) -> list[Teacher]:
+def recorded_teachers(
+    manifest: Manifest, labels: Path, checkpoints: Sequence[Path], device: torch.device
+) -> list[CropClassifier]:
     """The classifiers of a set of regions; arguments and errors as of `recorded_annotator`."""
     teachers = []
     for member in (of_manifest(manifest), *(manifest.ensemble or ())):
@@ -50,7 +52,7 @@ def recorded_teachers(manifest: Manifest, labels: Path, checkpoints: Sequence[Pa
             classifier, squash = load_classifier(config, device)
         check_published(classifier, member, labels)
         outputs = list(member.outputs) if member.outputs is not None else None
-        teachers.append(Teacher(member.model, classifier, recorded_squash(member, squash), outputs))
+        teachers.append(CropClassifier(member.model, classifier, recorded_squash(member, squash), outputs))
     return teachers
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from annotate.regions import RegionForward, Teacher, sparse_answers
+from annotate.regions import CropClassifier, RegionForward, sparse_answers
 from pipeline.recorded import recorded_teachers, told_by
 from relabel.images.sources import find_images
 from relabel.labels.manifest import Manifest
@@ -81,7 +81,7 @@ def check_regions(
 
 
 def answers_again(
-    image: Image.Image, stored: LabelRegions, teachers: list[Teacher], manifest: Manifest, labels: Path
+    image: Image.Image, stored: LabelRegions, teachers: list[CropClassifier], manifest: Manifest, labels: Path
 ) -> Tensor:
     """(n, C) log-probabilities that the classifiers give now to the n regions of one image."""
     n = int(stored.count)

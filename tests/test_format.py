@@ -39,7 +39,7 @@ def named_in_table(text: str) -> set[str]:
 def documented() -> dict[str, Any]:
     """What the document's code defines."""
     names: dict[str, Any] = {}
-    for block in ("reader", "pooling", "checksums"):
+    for block in ("reader", "pooling", "regions", "checksums"):
         code = re.search(rf"<!-- {block}: begin -->\n```python\n(.*?)```\n<!-- {block}: end -->", DOCUMENT, re.S)
         assert code is not None, block
         exec(code[1], names)
@@ -87,6 +87,20 @@ def test_the_documented_pooling_gives_the_targets_of_label_pool(documented: dict
     of_image = [arrays[name][row] for name in MAPS]
     targets = np.stack([documented["crop_target"](*of_image, box, CLASSES) for box in boxes.tolist()])
     np.testing.assert_allclose(targets, expected.numpy(), atol=1e-6)
+
+
+def test_the_documented_reader_and_targets_of_regions(documented: dict[str, Any], tmp_path: Path) -> None:
+    scores, classes = torch.randn(len(KEYS), 2, CLASSES, generator=torch.Generator().manual_seed(0)).topk(3, dim=2)
+    boxes = torch.tensor([0.0, 0.25, 0.5, 1.0]).expand(len(KEYS), 2, 4)
+    stored = (boxes, torch.ones(len(KEYS), 2), scores - scores[:, :, :1], classes, -3 * torch.ones(len(KEYS), 2))
+    regions = LabelRegions(*stored, torch.full((len(KEYS),), 2))
+    write_label_set(tmp_path / "regions", KEYS, regions, CLASSES, shard_size=3)
+    manifest, keys, arrays = documented["read_label_set"](tmp_path / "regions")
+    assert manifest["regions"] == 2 and keys == KEYS and arrays.keys() == set(LabelRegions.names())
+    expected = LabelStore.open(tmp_path / "regions", LabelRegions).gather(torch.tensor([4])).dense(CLASSES).softmax(2)[0, 1]
+    target = documented["region_target"](*(arrays[name][4, 1] for name in ("scores", "classes", "tail")), CLASSES)
+    np.testing.assert_allclose(target, expected.numpy(), atol=1e-6)
+    assert (arrays["boxes"][4, 1] / 65_535).tolist() == pytest.approx([0.0, 0.25, 0.5, 1.0], abs=1e-5)
 
 
 def test_the_documented_checksums_are_those_that_the_files_record(documented: dict[str, Any], labels: Path) -> None:

@@ -6,7 +6,7 @@ Shapes: B crops of a batch, n crops of an image, S pixels of a crop's side.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,10 +123,9 @@ class RandomCrops(Dataset[Crops]):
             x0, y0, x1, y1 = covered(*size, self.window)
             left, top = math.ceil(x0), math.ceil(y0)
             inner = math.floor(x1) - left, math.floor(y1) - top
-            windows, draws = draw_crops(name, inner, recipe, seed_of(recipe.seed, epoch, index))
-            windows = [(left + a, top + b, left + c, top + d) for a, b, c, d in windows]
-            if taken is not None:
-                windows = taken.windows(*size, windows)
+            stored = taken.windows(*size) if taken is not None else [None] * recipe.crops_per_image
+            drawn, draws = draw_crops(name, inner, recipe, seed_of(recipe.seed, epoch, index), stored)
+            windows = [s or (left + d[0], top + d[1], left + d[2], top + d[3]) for s, d in zip(stored, drawn, strict=True)]
             image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
         crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
         boxes = (np.array(windows) - (x0, y0, x0, y0)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
@@ -145,17 +144,20 @@ class RandomCrops(Dataset[Crops]):
         )
 
 
-def draw_crops(name: str, size: tuple[int, int], recipe: Recipe, seed: int) -> tuple[list[Window], Tensor]:
+def draw_crops(
+    name: str, size: tuple[int, int], recipe: Recipe, seed: int, stored: Sequence[Window | None]
+) -> tuple[list[Window], Tensor]:
     """Draw the windows of an image's crops, and (crops, DRAWS) random numbers for the other augmentations.
 
     Args:
         name, size: of the image, or of the part that crops are drawn from, as `draw_window` takes them.
+        stored: the window of each crop if it need not be drawn.
     """
     windows, draws = [], []
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
         torch.default_generator.manual_seed(seed)
-        for _ in range(recipe.crops_per_image):
-            windows.append(draw_window(name, size, recipe.crop_scale, recipe.crop_ratio))
+        for given in stored:
+            windows.append(given or draw_window(name, size, recipe.crop_scale, recipe.crop_ratio))
             draws.append(augmentation_draws())
     return windows, torch.stack(draws)
 

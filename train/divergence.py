@@ -30,7 +30,8 @@ class LossMonitor:
     """
 
     def __init__(self, data: TrainingSet, initial_weights: Path | None, recipe: Recipe, run: Path, group: Processes) -> None:
-        self.image_set, self.store, self.initial_weights = data.images, data.store, initial_weights
+        self.image_set, self.initial_weights = data.images, initial_weights
+        self.stores = [store for store in (data.store, data.maps) if store is not None]
         self.recipe, self.run, self.group = recipe, run, group
         self.losses: list[tuple[Tensor, float]] = []  # since the last check: this process's loss, and the learning rate
 
@@ -77,16 +78,18 @@ class LossMonitor:
 
     def damaged_map(self, keys: list[str]) -> str | None:
         """Which of these images' labels are to blame for the loss, and what to do; None if they are sound."""
-        if self.store is None or not self.recipe.reads_labels:
-            return None
-        stored = self.store.read(self.store.rows(keys))
-        finite = stored.scores.isfinite().flatten(1).all(1) & stored.tail.isfinite().flatten(1).all(1)
-        damaged = [key for key, sound in zip(keys, finite.tolist(), strict=True) if not sound]
-        if not damaged:
-            return None
-        labels = self.store.labels
-        what = "The label map" if self.store.manifest.regions is None else "A region"
-        return f"{what} of {damaged[0]} in {labels} is not finite; `relabel verify {labels}` finds all such images"
+        for store in self.stores if self.recipe.reads_labels else ():
+            rows = store.find(keys)
+            stored = store.read(rows.clamp(min=0))
+            finite = stored.scores.isfinite().flatten(1).all(1) & stored.tail.isfinite().flatten(1).all(1)
+            damaged = [key for key, sound in zip(keys, (finite | (rows < 0)).tolist(), strict=True) if not sound]
+            if damaged:
+                what = "The label map" if store.manifest.regions is None else "A region"
+                return (
+                    f"{what} of {damaged[0]} in {store.labels} is not finite; `relabel verify {store.labels}` finds all such"
+                    " images"
+                )
+        return None
 
     def unusable_weights(self, step: int) -> str | None:
         """What to do if the loss is not finite before any weight was changed; None if a step had changed some."""

@@ -138,7 +138,7 @@ class RegionTargets:
         if crops.answers is not None:
             return crops.answers
         indices = crops.indices.to(self.row_of_image.device, non_blocking=True)
-        return self.store.gather(self.row_of_image[indices]).select(self.numbers(crops).clamp(min=0)).logits()
+        return self.store.gather(self.row_of_image[indices].clamp(min=0)).select(self.numbers(crops).clamp(min=0)).logits()
 
     def numbers(self, crops: Crops) -> Tensor:
         assert crops.numbers is not None

@@ -13,7 +13,6 @@ from relabel.images.classes import among_classes, classes_with_images
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.maps import LabelMaps
-from relabel.labels.regions import ERASED, PHOTOMETRIC, LabelRegions
 from relabel.labels.store import LabelStore
 from relabel.labels.whole_image import whole_image_top1
 from relabel.runtime.errors import InputError
@@ -21,7 +20,7 @@ from relabel.runtime.machine import int_variable
 from train.evaluation.multilabels import MultiLabels, read_multilabels
 from train.options import TrainOptions
 from train.recipe import Recipe
-from train.stored_crops import StoredCrops
+from train.stored_crops import StoredCrops, check_regions
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +56,24 @@ def open_training_set(images: Path | str, recipe: Recipe, options: TrainOptions,
     image_set = find_images(images)
     # Opened if given, even if the target does not need it: runs with and without label maps then leave out the same images
     store = open_labels(options.labels, recipe)
-    if store is not None and store.unreadable:
-        image_set = image_set.without(set(store.unreadable))
-        logger.info(f"{len(store.unreadable)} images are left out: annotate could not read them")
+    maps = open_maps(options.maps, recipe)
+    unreadable = (maps or store).unreadable if store is not None else ()  # maps label what has no regions
+    if unreadable:
+        image_set = image_set.without(set(unreadable))
+        logger.info(f"{len(unreadable)} images are left out: annotate could not read them")
     if store is not None and recipe.confirmed_only:
         left_out = unconfirmed_images(store, image_set)
         image_set = image_set.without(left_out)
         logger.info(f"{len(left_out)} images are left out: {store.labels} does not confirm their ground-truth label")
-    row_of_image = label_rows(store, image_set) if store is not None and recipe.reads_labels else None
-    if store is not None:
-        warn_of_changed_files(store, image_set)
-    maps = open_maps(options.maps, recipe)
+    row_of_image = None
+    if store is not None and recipe.reads_labels:
+        row_of_image = label_rows(store, image_set, some_missing=maps is not None)
+    for labels in (store, maps):
+        if labels is not None:
+            warn_of_changed_files(labels, image_set)
     row_of_map = label_rows(maps, image_set) if maps is not None else None
     if recipe.reads_regions and store is not None and row_of_image is not None:
-        check_regions(store, row_of_image, image_set, maps)
+        check_regions(store, row_of_image, image_set, recipe, maps is not None)
     val_set = find_images(options.val) if options.val is not None else None
     if val_set is not None:
         val_set = among_classes(val_set, image_set.classes, f"the training images in {images}")
@@ -127,24 +130,6 @@ def stored_crops(data: TrainingSet, recipe: Recipe) -> StoredCrops | None:
     return StoredCrops(data.store, data.row_of_image, recipe, random_too=data.maps is not None)
 
 
-def check_regions(
-    store: LabelStore[LabelRegions], row_of_image: Tensor, image_set: ImageSet, maps: LabelStore | None
-) -> None:
-    """Say what the regions do not tell, and refuse images without any, unless label maps stand in for them."""
-    counts, flags = store.region_counts(), store.region_flags()
-    without = [image_set.keys[i] for i in (counts[row_of_image] == 0).nonzero().flatten().tolist()]
-    if without and maps is None:
-        raise InputError(
-            f"{len(without)} of {len(image_set)} images have no regions in {store.labels} (first: {without[0]}); give label"
-            " maps for them with --maps, or leave them out of the images"
-        )
-    if flags & (PHOTOMETRIC | ERASED):
-        logger.warning(
-            f"{store.labels}: the colours of some crops were changed, or parts of them blanked, before their answers were"
-            " stored; the student sees the plain crops"
-        )
-
-
 def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:
     """Raises InputError if a batch has more crops than there are images, or if `world` processes cannot share it evenly."""
     if len(image_set) < recipe.batch_size:
@@ -162,8 +147,8 @@ def check_batch_size(image_set: ImageSet, recipe: Recipe, world: int) -> None:
         )
 
 
-def label_rows(store: LabelStore[Any], image_set: ImageSet) -> Tensor:
-    """(N,) int64 row of each image.
+def label_rows(store: LabelStore[Any], image_set: ImageSet, *, some_missing: bool = False) -> Tensor:
+    """(N,) int64 row of each image; -1 for images that the store does not have, if some may be missing.
 
     Raises:
         InputError: images without labels, or classes that differ from the label set's.
@@ -176,7 +161,7 @@ def label_rows(store: LabelStore[Any], image_set: ImageSet) -> Tensor:
         )
     rows = store.find(image_set.keys)
     missing = [image_set.keys[i] for i in (rows < 0).nonzero().flatten().tolist()]
-    if missing:
+    if missing and not some_missing:
         what = "label map" if store.manifest.regions is None else "regions"
         raise InputError(
             f"{len(missing)} of {len(image_set)} images of {image_set.source} have no {what} in {store.labels} (first:"
@@ -196,7 +181,8 @@ def warn_of_changed_files(store: LabelStore[Any], image_set: ImageSet) -> None:
     if changed:
         logger.warning(
             f"{len(changed)} of {len(checked)} image files have another size than when {store.labels} was made (first:"
-            f" {image_set.keys[changed[0]]}); unless they still show the same pictures, annotate again"
+            f" {image_set.keys[changed[0]]}); unless they still show the same pictures, annotate again into an empty"
+            " folder"
         )
 
 

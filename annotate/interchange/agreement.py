@@ -16,7 +16,7 @@ from annotate.config import AnnotateConfig
 from annotate.interchange.image_regions import ImageRegions, RegionStore
 from annotate.manifests import num_outputs
 from annotate.models import as_recorded, load_classifier, normalised_as
-from annotate.regions import Teacher, check_output, cut
+from annotate.regions import CropClassifier, check_output, cut
 from relabel.images.image_set import ImageSet
 from relabel.labels.regions import ERASED, MIRRORED, PHOTOMETRIC
 from relabel.models.card import find_card
@@ -88,7 +88,7 @@ def check_agreement(
     return f"{figures} (sums of |dp|, means over {len(sampled)} images)"
 
 
-def load_teacher(config: AnnotateConfig, num_classes: int, device: torch.device) -> Teacher:
+def load_teacher(config: AnnotateConfig, num_classes: int, device: torch.device) -> CropClassifier:
     card = find_card(config.checkpoint) if config.checkpoint is not None else None
     if card is not None:
         config = as_recorded(config, card)
@@ -101,11 +101,13 @@ def load_teacher(config: AnnotateConfig, num_classes: int, device: torch.device)
             f"--model {config.model} has {num_outputs(classifier)} classes, and --num-classes is {num_classes}; pass a model"
             " of the same classes"
         )
-    return Teacher(config.model, classifier.eval(), squash)
+    return CropClassifier(config.model, classifier.eval(), squash)
 
 
 @torch.inference_mode()
-def ask(teacher: Teacher, store: RegionStore, image_set: ImageSet, index: int, device: torch.device) -> Sampled | None:
+def ask(
+    teacher: CropClassifier, store: RegionStore, image_set: ImageSet, index: int, device: torch.device
+) -> Sampled | None:
     """The first region of an image whose colours were not changed; None if there is none."""
     with image_set.open_image(index) as encoded:
         regions = store.read(index, (encoded.width, encoded.height))

@@ -32,7 +32,7 @@ def annotate(
         list[str],
         typer.Option(
             help="Any timm classifier, hf-hub:OWNER/NAME or local-dir:FOLDER. With --regions it may be given several times:"
-            " the models' log-probabilities are averaged."
+            " the models' log-probabilities are averaged; other options hold for all of them."
         ),
     ] = [ANNOTATOR],
     model_kwargs: ModelKwargs = [],

@@ -25,7 +25,8 @@ def verify(
     spot_check: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Annotate N random images again: shows differences, and what each k and tail would lose."
+            metavar="N",
+            help="Annotate N random images again: shows differences; of maps also what each k and tail would lose.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -99,7 +100,7 @@ def print_report(notes: list[str], findings: list[str]) -> None:
 def compare(
     first: Annotated[Path, typer.Argument(help="A label set.")],
     second: Annotated[Path, typer.Argument(help="Another label set of the same images.")],
-    boxes: Annotated[int, typer.Option(help="Random boxes per image.")] = COMPARE_BOXES,
+    boxes: Annotated[int, typer.Option(help="Random boxes per image; of regions, how many of them.")] = COMPARE_BOXES,
     class_names: ClassNamesFile = None,
 ) -> None:
     """Show how two label sets differ.

@@ -90,9 +90,13 @@ class LabelRegions(StoredLabels):
         return torch.arange(self.flags.shape[1], device=self.count.device) < self.count.unsqueeze(1)
 
     def mean_target(self, num_classes: int) -> Tensor:
-        """(B, C) float32: the mean target of an image's regions; 0 if it has none."""
-        weight = self.present() / self.count.clamp(min=1).unsqueeze(1)
-        return torch.einsum("bn,bnc->bc", weight, self.dense(num_classes).softmax(2))
+        """(B, C) float32: the mean target of an image's regions; 0 if it has none. Without the dense logits."""
+        scores, tail = self.scores.float().exp(), self.tail.float().exp()  # of logits of at most 0
+        total = scores.sum(2) + (num_classes - scores.shape[2]) * tail
+        weight = self.present() / (total * self.count.clamp(min=1).unsqueeze(1))  # (B, N)
+        rest = (weight * tail).sum(1, keepdim=True).repeat(1, num_classes)
+        above = (weight.unsqueeze(2) * (scores - tail.unsqueeze(2))).flatten(1)
+        return rest.scatter_add_(1, self.classes.long().flatten(1), above)
 
     def select(self, numbers: Tensor) -> "LabelRegions":
         """One region of each image: (B,) numbers -> regions with N = 1."""
@@ -102,9 +106,13 @@ class LabelRegions(StoredLabels):
 
 
 def window_of(box: Tensor, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in pixels of a stored box (4,): the very pixels that the box was made from."""
+    """Left, top, right, bottom in pixels of a stored box (4,): the very pixels that the box was made from.
+
+    Of a smaller copy of the image, at least one pixel.
+    """
     x0, y0, x1, y1 = (box.double() * torch.tensor([width, height, width, height])).round().int().tolist()
-    return x0, y0, x1, y1
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
 def log_ratio(probabilities: Tensor, largest: Tensor) -> Tensor:

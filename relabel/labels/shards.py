@@ -182,6 +182,10 @@ class MappedShard:
         """Raises InputError if the file is not what was written, or has classes that the label set does not."""
         self.check_bytes()
         self.check_classes(self.arrays["classes"])
+        if "count" in self.arrays and (largest := int(self.arrays["count"].max(initial=0))) > self.arrays["flags"].shape[1]:
+            raise InputError(
+                f"{self.path}: an image has {largest} regions, the manifest has {self.arrays['flags'].shape[1]}; {REMEDY}"
+            )
 
     def check_bytes(self) -> None:
         """Raises InputError if the file's sha256 is not the one in shards.jsonl."""

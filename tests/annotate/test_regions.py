@@ -131,7 +131,7 @@ def test_stored_boxes_are_the_windows_to_the_pixel(
 
 @pytest.mark.parametrize("width", [1, 500, 65_535])
 def test_windows_come_back_exactly_from_16_bits(width: int) -> None:
-    edges = np.unique(np.linspace(0, width, 2000).astype(int))
+    edges = np.unique(np.linspace(1, width, 2000).astype(int))
     boxes = torch.tensor([[0, 0, edge, edge] for edge in edges.tolist()], dtype=torch.float64) / width
     zeros = torch.zeros(len(edges), 1)
     regions = LabelRegions(boxes.unsqueeze(1), zeros, zeros.unsqueeze(2), zeros.unsqueeze(2), zeros, zeros[:, 0])

@@ -1,6 +1,7 @@
 """Training on stored regions: the crops that were stored, with the answers that were stored for them."""
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
-from relabel.labels.regions import MIRRORED, PHOTOMETRIC, LabelRegions
+from relabel.labels.regions import MIRRORED, PHOTOMETRIC, LabelRegions, window_of
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
 from tests import processes
 from tests.conftest import free_port, refusal
 from tests.label_sets import write_label_set
+from tests.pipeline.test_verify import rewrite
 from tests.train.runs import (
     DROPPED,
     GROUP_NORM,
@@ -217,3 +219,56 @@ def test_two_processes_see_the_crops_of_one(data: Path, labels: Path, tmp_path: 
     run_training(data, tmp_path / "one", short(), **options)
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert [a["loss"] for a in one] == pytest.approx([b["loss"] for b in two], abs=1e-4)
+
+
+def test_images_that_the_set_does_not_have_get_random_crops(images: ImageSet, data: Path, tmp_path: Path) -> None:
+    part = random_regions(len(images)).part(slice(1, None))
+    write_label_set(tmp_path / "part", images.keys[1:], part, CLASSES)
+    options = TrainOptions(labels=tmp_path / "part", maps=data / "labels")
+    opened = open_training_set(data / "train", recipe(), options, 1)
+    assert opened.row_of_image is not None and opened.row_of_image.tolist() == list(range(-1, len(images) - 1))
+    store = LabelStore.open(tmp_path / "part", LabelRegions)
+    stored = StoredCrops(store, opened.row_of_image, recipe("region_share=1"), random_too=True)
+    crops = collate([RandomCrops(images, recipe("region_share=1"), None, stored, True)[place] for place in [(0, 0), (0, 1)]])
+    assert crops.numbers is not None and crops.numbers.tolist()[:4] == [RANDOM] * 4 and RANDOM not in crops.numbers[4:]
+    said = refusal(lambda: open_training_set(data / "train", recipe(), dataclasses.replace(options, maps=None), 1))
+    assert "1 of 33 images" in said and "have no regions" in said
+
+
+def test_settings_that_do_not_reach_stored_crops_are_named(
+    images: ImageSet, labels: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_training_set(data / "train", recipe(), TrainOptions(labels=labels), 1)
+    assert "cut and mirrored as they were stored" not in caplog.text
+    settings = recipe("hflip=0", "crop_scale=[0.5,1]", "crops_per_image=8")
+    open_training_set(data / "train", settings, TrainOptions(labels=labels), 1)
+    assert "crop_scale, hflip: regions are cut and mirrored as they were stored" in caplog.text
+    assert "crops_per_image = 8, but some images have only 5 regions" in caplog.text
+
+
+def test_more_regions_than_a_row_has_room_for_are_refused_when_training_starts(labels: Path, data: Path) -> None:
+    rewrite(labels, 0, lambda file: file["count"].__setitem__(3, N + 1))
+    said = refusal(lambda: open_training_set(data / "train", recipe(), TrainOptions(labels=labels), 1))
+    assert f"shard-00000.h5: an image has {N + 1} regions, the manifest has {N}" in said
+
+
+def test_mean_target_is_the_mean_of_the_dense_targets() -> None:
+    regions = random_regions(4, [N, 0, 1, 3])
+    targets = regions.dense(CLASSES).softmax(2)
+    expected = torch.stack(
+        [t[:n].mean(0) if n else torch.zeros(CLASSES) for t, n in zip(targets, (N, 0, 1, 3), strict=True)]
+    )
+    torch.testing.assert_close(regions.mean_target(CLASSES), expected)
+
+
+def test_box_of_a_tiny_copy_keeps_a_pixel() -> None:
+    assert window_of(torch.tensor([0.1, 0.1, 0.4, 0.4]), 1, 1) == (0, 0, 1, 1)
+    assert window_of(torch.tensor([0.8, 0.4, 0.95, 0.6]), 2, 2) == (1, 1, 2, 2)
+
+
+@pytest.mark.slow
+def test_run_with_maps_continues_after_they_have_moved(data: Path, labels: Path, tmp_path: Path) -> None:
+    maps = shutil.copytree(data / "labels", tmp_path / "moved")
+    with interrupted_at_image(9):
+        run_training(data, tmp_path / "run", short(), labels=labels, maps=data / "labels")
+    run_training(data, tmp_path / "run", short(), labels=labels, maps=maps, resume=True)
