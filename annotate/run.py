@@ -44,9 +44,10 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
         make = map_forward if config.regions is None else region_forward
         forward, manifest = make(config, image_set, group.device)
         if manifest.num_classes != len(image_set.classes):
+            what = "maps" if manifest.regions is None else "regions"
             logger.warning(
                 f"{forward.name} has {manifest.num_classes} classes, but {image_set.source} has {len(image_set.classes)};"
-                f" train accepts these labels only for images with {manifest.num_classes} classes. Use --classes to match"
+                f" train accepts these {what} only for images with {manifest.num_classes} classes. Use --classes to match"
                 " outputs by name"
             )
         if config.compile:

@@ -5,6 +5,7 @@ Shapes: C classes, H rows and W columns of the label map.
 
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,9 @@ def draw(images: Sequence[Seen], software: str) -> bytes:
             row, column = divmod(number, COLUMNS // 2)
             draw_crop(panels[1 + row, 2 * column], panels[1 + row, 2 * column + 1], crop, number, seen)
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, metadata={"Software": software})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font does not have is drawn as boxes
+        figure.savefig(drawn, dpi=110, metadata={"Software": software})
     plt.close(figure)
     return drawn.getvalue()
 
