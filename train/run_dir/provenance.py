@@ -89,6 +89,13 @@ def run_settings(card: ModelCard, recipe: Recipe, data: TrainingSet, options: Tr
     return settings
 
 
+def recipe_defaults() -> dict[str, Any]:
+    """The default of every setting that has one, as it reads back from JSON."""
+    fields = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
+    defaults: dict[str, Any] = json.loads(json.dumps(fields))
+    return defaults
+
+
 def label_set_digest(labels: Path) -> str:
     """sha256 of the manifest and the lines of shards.jsonl in the order of the shards.
 
@@ -133,6 +140,8 @@ def start_run(
             starts = typed(earlier.get("starts", []), list[dict[str, Any]])
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}); delete the folder and train again") from error
+        if isinstance(earlier.get("recipe"), dict):
+            earlier["recipe"] = recipe_defaults() | earlier["recipe"]  # settings that did not exist yet had their default
         may_differ = PATH_FIELDS | INFORMATION_FIELDS
         changed = [key for key in settings if key not in may_differ and earlier.get(key) != settings[key]]
         if changed:

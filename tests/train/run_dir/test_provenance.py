@@ -91,6 +91,18 @@ def test_every_resume_is_recorded_and_may_have_other_versions_and_paths(
     assert resumed["label_folder"] == str(labels)
 
 
+def test_run_of_a_version_without_a_setting_had_its_default(image_folder: Path, label_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    content = run_training(image_folder, label_set, run)
+    del content["recipe"]["region_share"], content["recipe"]["crop_scale"]
+    (run / "run.json").write_text(json.dumps(content))
+    assert len(run_training(image_folder, label_set, run, resume=True)["starts"]) == 2
+    content["recipe"]["crop_scale"] = [0.5, 1.0]
+    (run / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="crop_scale"):
+        run_training(image_folder, label_set, run, resume=True)
+
+
 def test_other_labels_with_the_same_manifest_are_rejected(image_folder: Path, label_set: Path, tmp_path: Path) -> None:
     run_training(image_folder, label_set, tmp_path / "run")
     lines = read_shard_lines(label_set)
