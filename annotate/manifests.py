@@ -1,6 +1,5 @@
 """The manifest of the label set that the settings produce."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +16,6 @@ from relabel.models.weights import weights_from_hub, weights_in_folder
 from relabel.runtime.defaults import CROP_RATIO, CROP_SCALE, HFLIP, REGION_TAIL, TAIL
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import sha256_of
-
-logger = logging.getLogger(__name__)
 
 TOPK = 5  # logits kept per cell by default, as in the paper
 REGION_TOPK = 10  # per region, as ml-dr and TinyViT keep

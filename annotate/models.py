@@ -30,15 +30,7 @@ logger = logging.getLogger(__name__)
 def with_card(config: AnnotateConfig) -> tuple[AnnotateConfig, ModelCard | None]:
     """The settings with what a relabel checkpoint records of itself, and its card; None for other weights."""
     card = find_card(config.checkpoint) if config.checkpoint is not None else None
-    if card is None:
-        return config, None
-    check_recorded_classes(card.classes, config.classes, str(config.checkpoint), "--classes")
-    return as_recorded(config, card), card
-
-
-def normalised_as(squash: Squash, card: ModelCard) -> Squash:
-    recorded: Any = card.preprocessing
-    return dataclasses.replace(squash, mean=recorded.mean, std=recorded.std)
+    return (as_recorded(config, card) if card is not None else config), card
 
 
 def as_recorded(config: AnnotateConfig, card: ModelCard) -> AnnotateConfig:
@@ -77,6 +69,8 @@ def outputs_for_images(
     Raises:
         InputError: the images have classes that the classifier does not have.
     """
+    if card is not None:
+        check_recorded_classes(card.classes, config.classes, str(config.checkpoint), "--classes")
     if config.classes is not None:
         return outputs_by_name(config.classes, classifier, image_set)
     if card is not None:
@@ -89,17 +83,23 @@ def outputs_for_images(
     return None
 
 
-def load_annotator(config: AnnotateConfig, device: torch.device) -> tuple[FullyConvolutional, Squash]:
-    """Create the classifier, convert it, and take its preprocessing from its own timm settings."""
-    classifier, squash = load_classifier(config, device)
+def load_annotator(
+    config: AnnotateConfig, device: torch.device, card: ModelCard | None = None
+) -> tuple[FullyConvolutional, Squash]:
+    """As `load_classifier`, and convert the classifier."""
+    classifier, squash = load_classifier(config, device, card)
     annotator = fully_convolutional(
         classifier, squash.input_size, recentre=config.recentre, flip=config.flip, class_token=config.class_token
     )
     return annotator, squash
 
 
-def load_classifier(config: AnnotateConfig, device: torch.device) -> tuple[nn.Module, Squash]:
-    """Create the classifier, and take its preprocessing from its own timm settings."""
+def load_classifier(config: AnnotateConfig, device: torch.device, card: ModelCard | None = None) -> tuple[nn.Module, Squash]:
+    """Create the classifier, and take its preprocessing from its own timm settings.
+
+    Args:
+        card: of a relabel checkpoint, whose normalisation takes the place of timm's (`with_card`).
+    """
     torch.backends.cudnn.allow_tf32 = False  # TF32 would spoil the measured kind, and a manifest's "float32" must be true
     classifier = create_classifier(
         config.model,
@@ -118,4 +118,7 @@ def load_classifier(config: AnnotateConfig, device: torch.device) -> tuple[nn.Mo
     if config.checkpoint is None and ":" not in config.model and classifier.num_classes in EMBEDDINGS:
         raise InputError(f"{config.model} cannot annotate: {NO_CLASSES}; pass a classifier's weights with --checkpoint")
     squash = Squash.of_model(classifier, config.input_size)
+    if card is not None:
+        recorded: Any = card.preprocessing
+        squash = dataclasses.replace(squash, mean=recorded.mean, std=recorded.std)
     return classifier.to(device).to(memory_format=torch.channels_last), squash

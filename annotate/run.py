@@ -14,7 +14,7 @@ from annotate.forward import MapForward
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import annotate_shards
 from annotate.manifests import build_manifest, build_region_manifest, member, num_outputs, tagged_name
-from annotate.models import load_annotator, load_classifier, normalised_as, outputs_for_images, with_card
+from annotate.models import load_annotator, load_classifier, outputs_for_images, with_card
 from annotate.regions import CropClassifier, RegionForward, check_output
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import check_outside, find_images
@@ -70,9 +70,7 @@ def annotate(images: Path | str, labels: Path, config: AnnotateConfig, device: s
 def map_forward(config: AnnotateConfig, image_set: ImageSet, device: torch.device) -> tuple[MapForward, Manifest]:
     """What makes the label maps, and the manifest of their set."""
     config, card = with_card(config)
-    annotator, squash = load_annotator(config, device)
-    if card is not None:
-        squash = normalised_as(squash, card)
+    annotator, squash = load_annotator(config, device, card)
     outputs = outputs_for_images(config, card, annotator.classifier, image_set)
     if outputs is not None:
         annotator.select(outputs)
@@ -87,9 +85,7 @@ def region_forward(config: AnnotateConfig, image_set: ImageSet, device: torch.de
     teachers, members = [], []
     for model, checkpoint in ((config.model, config.checkpoint), *config.further):
         of_model, card = with_card(dataclasses.replace(config, model=model, checkpoint=checkpoint))
-        classifier, squash = load_classifier(of_model, device)
-        if card is not None:
-            squash = normalised_as(squash, card)
+        classifier, squash = load_classifier(of_model, device, card)
         outputs = outputs_for_images(of_model, card, classifier, image_set)
         check_output(tagged_name(classifier), classifier, squash)
         teachers.append(CropClassifier(tagged_name(classifier), classifier, squash, outputs))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from annotate.config import AnnotateConfig
-from annotate.models import load_classifier
+from annotate.models import load_classifier, with_card
 from annotate.regions import cut, draw_regions, sparse_answers
 from annotate.run import annotate
 from annotate.squash import Squash
@@ -119,7 +119,8 @@ def make(name: str, regions: int | None) -> Stored:
 
 def live_seconds() -> float:
     """Seconds that the teacher takes for the crops of one student, by one thread: measured on a batch of its size."""
-    classifier, squash = load_classifier(settings(), torch.device("cpu"))
+    config, card = with_card(settings())
+    classifier, squash = load_classifier(config, torch.device("cpu"), card)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     batch = squash.normalise(torch.randint(256, (32, 3, 64, 64), dtype=torch.uint8))
@@ -140,7 +141,8 @@ def fidelity() -> str:
     Regions hold no answer to a fresh crop: the nearest stored region's answer is taken, by intersection over union.
     """
     train_annotator()
-    classifier, squash = load_classifier(settings(), torch.device("cpu"))
+    config, card = with_card(settings())
+    classifier, squash = load_classifier(config, torch.device("cpu"), card)
     images = find_images(RESULTS / "data" / "val")
     step = len(images) // FIDELITY_IMAGES
     crops = [

@@ -107,7 +107,7 @@ def log_target(labels: StoredLabels, box: Tensor, number: int, num_classes: int)
         numbers = torch.full((len(labels),), number)
         return labels.select(numbers).logits().dense(num_classes).log_softmax(1)
     assert isinstance(labels, LabelMaps)
-    return label_pool(labels, box, num_classes).log_softmax(1)
+    return log_targets(labels, [box], num_classes)[0]
 
 
 def check_same_crops(regions: list[LabelRegions], names: str) -> None:
@@ -148,6 +148,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     keys = [key for key, row in zip(a.keys, b.find(a.keys).tolist(), strict=True) if row >= 0]
     if not keys:
         raise InputError(f"{first} and {second} have no image in common (first keys: {a.keys[0]}, {b.keys[0]})")
+    in_both = len(keys)
     classes = a.manifest.num_classes
     generator = torch.Generator().manual_seed(seed)
     same, kl_parts = [], []
@@ -170,9 +171,9 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     order = kl.argsort(descending=True)[:MAX_NAMED].tolist()
     return Comparison(
         different_settings=[d for d in a.manifest.differences(b.manifest) if d.partition(":")[0] in SETTINGS],
-        images=len(keys),
-        only_first=len(a) - len(keys),
-        only_second=len(b) - len(keys),
+        images=in_both,
+        only_first=len(a) - in_both,
+        only_second=len(b) - in_both,
         agreement=float(torch.cat(same).float().mean()),
         kl=float(kl.mean()),
         boxes=f"{min(stored)} stored regions" if stored else f"{boxes_per_image} random boxes",

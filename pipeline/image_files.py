@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from relabel.images.decoding import UnavailableImage
 from relabel.images.image_set import ImageSet
-from relabel.images.keys import KeyIndex, encode_keys
+from relabel.images.keys import KeyIndex
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,14 @@ class FileReport:
     changed: list[str]
 
 
-def check_image_files(image_set: ImageSet, shards: Sequence[Recorded], contents: bool, workers: int) -> FileReport:
-    """Compare the sizes of all files, and with `contents` their sha256, which reads them."""
-    of_images = KeyIndex(encode_keys(image_set.keys))
+def check_image_files(
+    image_set: ImageSet, of_images: KeyIndex, shards: Sequence[Recorded], contents: bool, workers: int
+) -> FileReport:
+    """Compare the sizes of all files, and with `contents` their sha256, which reads them.
+
+    Args:
+        of_images: finds the images by their keys.
+    """
     check = functools.partial(changed_files, image_set, of_images, contents)
     with ThreadPoolExecutor(workers) as threads:  # they wait for the disk
         found = list(tqdm(threads.map(check, shards), total=len(shards), desc="image files", unit="shard", disable=None))

@@ -84,11 +84,12 @@ def verify(
     keys = np.concatenate([np.empty(0, dtype=np.bytes_), *(shard.keys for shard in shards)])  # (N,) bytes
     check_keys(report, labels, manifest, keys, encode_keys(unreadable), complete)
     if image_set is not None:
-        check_coverage(report, labels, manifest, image_set, keys, encode_keys(unreadable), complete)
-        check_files(report, labels, image_set, shards, contents, max(1, decoding_workers(workers)))
+        of_images = KeyIndex(encode_keys(image_set.keys))
+        check_coverage(report, labels, manifest, image_set, of_images, keys, encode_keys(unreadable), complete)
+        check_files(report, labels, image_set, of_images, shards, contents, max(1, decoding_workers(workers)))
         if len(keys):
             top1 = np.concatenate([shard.top1 for shard in shards])
-            check_agreement(report, labels, manifest, image_set, keys, top1, min_agreement, names or ClassNames())
+            check_agreement(report, labels, manifest, image_set, of_images, keys, top1, min_agreement, names or ClassNames())
     if len(unreadable) > MAX_UNREADABLE * (len(keys) + len(unreadable)):
         affected = [shard_name(number) for number, shard in zip(finished, shards, strict=True) if shard.unreadable]
         more = f" and {len(affected) - MAX_NAMED} more" if len(affected) > MAX_NAMED else ""
@@ -174,15 +175,15 @@ def check_coverage(
     labels: Path,
     manifest: Manifest,
     image_set: ImageSet,
+    of_images: KeyIndex,
     keys: np.ndarray,
     unreadable: np.ndarray,
     complete: bool,
 ) -> None:
     """Check that every image has labels, and that all labels have an image."""
     what = "label map" if manifest.regions is None else "regions"
-    images = encode_keys(image_set.keys)
-    missing = images[KeyIndex(np.concatenate([keys, unreadable])).find(images) < 0]
-    surplus = np.unique(keys[KeyIndex(images).find(keys) < 0])
+    missing = of_images.keys[KeyIndex(np.concatenate([keys, unreadable])).find(of_images.keys) < 0]
+    surplus = np.unique(keys[of_images.find(keys) < 0])
     if len(missing) and complete:  # otherwise the shards reported above are the reason
         report.findings.append(
             f"{labels}: {len(missing)} of {len(image_set)} images of {image_set.source} have no {what} (first:"
@@ -196,11 +197,17 @@ def check_coverage(
 
 
 def check_files(
-    report: Report, labels: Path, image_set: ImageSet, shards: list[ShardReport], contents: bool, workers: int
+    report: Report,
+    labels: Path,
+    image_set: ImageSet,
+    of_images: KeyIndex,
+    shards: list[ShardReport],
+    contents: bool,
+    workers: int,
 ) -> None:
     """Check that the image files are those that were annotated: by their sizes, or with `contents` by their sha256."""
     recorded = [Recorded(shard.keys, shard.file_size, shard.file_sha256) for shard in shards]
-    found = check_image_files(image_set, recorded, contents, workers)
+    found = check_image_files(image_set, of_images, recorded, contents, workers)
     how = "content" if contents else "size"
     if found.unknown:
         report.notes.append(f"{found.unknown} images: the {how} of their files was not recorded, so it is not checked")
@@ -216,6 +223,7 @@ def check_agreement(
     labels: Path,
     manifest: Manifest,
     image_set: ImageSet,
+    of_images: KeyIndex,
     keys: np.ndarray,
     top1: np.ndarray,
     min_agreement: float,
@@ -229,7 +237,7 @@ def check_agreement(
             " the names of its outputs to `relabel annotate --classes`"
         )
         return
-    indices = KeyIndex(encode_keys(image_set.keys)).find(keys)
+    indices = of_images.find(keys)
     known = indices >= 0
     if not known.any():
         return

@@ -15,11 +15,10 @@ import torch
 from annotate.config import AnnotateConfig
 from annotate.interchange.image_regions import ImageRegions, RegionStore
 from annotate.manifests import num_outputs
-from annotate.models import as_recorded, load_classifier, normalised_as
+from annotate.models import load_classifier, with_card
 from annotate.regions import CropClassifier, check_output, cut
 from relabel.images.image_set import ImageSet
 from relabel.labels.regions import ERASED, MIRRORED, PHOTOMETRIC
-from relabel.models.card import find_card
 from relabel.runtime.errors import InputError
 
 SAMPLE = 64  # images to ask about
@@ -89,12 +88,8 @@ def check_agreement(
 
 
 def load_teacher(config: AnnotateConfig, num_classes: int, device: torch.device) -> CropClassifier:
-    card = find_card(config.checkpoint) if config.checkpoint is not None else None
-    if card is not None:
-        config = as_recorded(config, card)
-    classifier, squash = load_classifier(config, device)
-    if card is not None:
-        squash = normalised_as(squash, card)
+    config, card = with_card(config)
+    classifier, squash = load_classifier(config, device, card)
     check_output(config.model, classifier, squash)
     if num_outputs(classifier) != num_classes:
         raise InputError(

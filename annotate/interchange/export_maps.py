@@ -12,7 +12,6 @@ Shapes: k classes stored per cell, S rows and columns of the label map.
 """
 
 import io
-import logging
 from typing import Literal
 
 import torch
@@ -20,8 +19,6 @@ import torch
 from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 REFERENCE_CLASSES = 1000  # which the reference's reader takes every map to have
 SMALLEST_GRID = 6  # TokenLabeling keeps the crop and the ground-truth label in the first six cells of a row

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 
 from annotate.config import AnnotateConfig
 from annotate.convert import REJECTED
 from annotate.interchange.axes import SAMPLE, decide_axes
-from annotate.interchange.import_shards import Part, import_shards
+from annotate.interchange.import_shards import Part, import_shards, imported_manifest, warn_of_class_order
 from annotate.interchange.published_maps import Place, index_folder, index_tar, load_maps, read_maps, with_extensions
-from annotate.models import load_annotator
-from relabel.images.classes import warn_of_plain_order
-from relabel.images.image_set import ImageSet, keys_digest
+from annotate.models import load_annotator, with_card
+from relabel.images.image_set import ImageSet
 from relabel.images.sources import check_outside, find_images
 from relabel.labels.layout import no_labels
 from relabel.labels.manifest import Manifest
@@ -65,10 +63,7 @@ def import_maps(
     image_set = find_images(images) if images is not None else None
     if image_set is not None:
         places = with_extensions(places, image_set)
-        if len(image_set.classes) == num_classes:
-            warn_of_plain_order(
-                image_set, str(source), "rename the class folders so that both orders agree (class01 ... class12)"
-            )
+        warn_of_class_order(source, image_set, num_classes)
     keys = sorted(places)
     if axes == "auto":
         if image_set is None or axes_annotator is None:
@@ -76,27 +71,16 @@ def import_maps(
         axes = detect_axes(places, image_set, axes_annotator, num_classes, choose_device(device))
     first = load_maps([places[keys[0]]], axes, num_classes)
     _, _, topk, rows, columns = first.shape
-    manifest = Manifest(
+    manifest = imported_manifest(
+        keys,
         model="published maps",
-        model_kwargs={},
         weights=f"{source.name}, axes {axes}",
-        weights_sha256=None,
         num_classes=num_classes,
-        kind="imported",
-        input_size=None,
-        mean=None,
-        std=None,
-        interpolation=None,
-        precision="float32",
         topk=topk,
         tail="zero",
         grid=(rows, columns),
-        image_count=len(keys),
-        image_digest=keys_digest(keys),
         shard_size=shard_size,
         window=window,
-        timm_version=timm.__version__,
-        torch_version=torch.__version__,
     )
     in_order = [places.pop(key) for key in keys]
     import_shards(source, labels, keys, manifest, MapReader(in_order, axes, manifest), workers)
@@ -106,7 +90,8 @@ def detect_axes(
     places: dict[str, Place], image_set: ImageSet, config: AnnotateConfig, num_classes: int, device: torch.device
 ) -> Axes:
     """Compare a random sample of the maps with this annotator's, and log the margin."""
-    annotator, squash = load_annotator(config, device)
+    config, card = with_card(config)
+    annotator, squash = load_annotator(config, device, card)
     classes = annotator.classifier.num_classes
     if classes != num_classes:
         raise InputError(

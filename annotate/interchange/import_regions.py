@@ -3,23 +3,18 @@
 Shapes: B images of a part, N regions of an image.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 
 from annotate.interchange.image_regions import ImageRegions, RegionStore, to_label_regions
-from annotate.interchange.import_shards import Part, import_shards
-from relabel.images.classes import warn_of_plain_order
-from relabel.images.image_set import ImageSet, keys_digest
+from annotate.interchange.import_shards import Part, import_shards, imported_manifest, warn_of_class_order
+from relabel.images.image_set import ImageSet
 from relabel.labels.layout import no_labels
 from relabel.labels.manifest import Manifest
 from relabel.runtime.defaults import RegionTarget
 from relabel.runtime.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 def import_regions(
@@ -40,34 +35,20 @@ def import_regions(
     Raises:
         InputError: invalid files (all of a shard's are listed), a different label set in the folder, or a disk error.
     """
-    if len(image_set.classes) == num_classes:
-        warn_of_plain_order(
-            image_set, str(source), "rename the class folders so that both orders agree (class01 ... class12)"
-        )
-    manifest = Manifest(
+    warn_of_class_order(source, image_set, num_classes)
+    manifest = imported_manifest(
+        image_set.keys,
         model=f"{store.kind} store",
-        model_kwargs={},
         weights=f"{source.name}, target {target}",
-        weights_sha256=None,
         num_classes=num_classes,
-        kind="imported",
-        input_size=None,
-        mean=None,
-        std=None,
-        interpolation=None,
-        precision="float32",
         topk=store.topk,
         tail="logmeanexp",
         grid=None,
-        image_count=len(image_set),
-        image_digest=keys_digest(image_set.keys),
         shard_size=shard_size,
         regions=store.regions,
         crop_scale=store.crop_scale,
         crop_ratio=store.crop_ratio,
         hflip=store.hflip,
-        timm_version=timm.__version__,
-        torch_version=torch.__version__,
     )
     reader = RegionReader(store, image_set, manifest, target)
     import_shards(source, labels, image_set.keys, manifest, reader, workers)

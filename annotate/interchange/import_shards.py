@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +18,8 @@ from tqdm import tqdm
 
 from annotate.label_folder import finish, prepare, write_lock
 from annotate.loop import concatenate
+from relabel.images.classes import warn_of_plain_order
+from relabel.images.image_set import ImageSet, keys_digest
 from relabel.labels.manifest import Manifest
 from relabel.labels.shard_lines import append_shard_line
 from relabel.labels.shards import Fingerprints, write_shard
@@ -62,6 +66,38 @@ class Parts(Dataset[Part]):
 
     def __getitem__(self, images: range) -> Part:
         return self.read(images).shared()
+
+
+def warn_of_class_order(source: Path, image_set: ImageSet, num_classes: int) -> None:
+    """Say so where the store's classes may be in another order than the folders."""
+    if len(image_set.classes) == num_classes:
+        warn_of_plain_order(
+            image_set, str(source), "rename the class folders so that both orders agree (class01 ... class12)"
+        )
+
+
+def imported_manifest(keys: Sequence[str], **known: Any) -> Manifest:
+    """The manifest of imported labels, of which neither the annotator nor its preprocessing is known.
+
+    Args:
+        keys: of all images, in order.
+        known: the manifest's other fields.
+    """
+    return Manifest(
+        model_kwargs={},
+        weights_sha256=None,
+        kind="imported",
+        input_size=None,
+        mean=None,
+        std=None,
+        interpolation=None,
+        precision="float32",
+        image_count=len(keys),
+        image_digest=keys_digest(keys),
+        timm_version=timm.__version__,
+        torch_version=torch.__version__,
+        **known,
+    )
 
 
 def import_shards(

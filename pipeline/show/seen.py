@@ -14,12 +14,12 @@ from torch import Tensor
 
 from annotate.config import AnnotateConfig
 from annotate.manifests import TOPK
-from annotate.models import load_annotator, normalised_as, with_card
+from annotate.models import load_annotator, with_card
 from annotate.regions import draw_regions
 from annotate.sparsify import sparsify
-from relabel.images.classes import ClassNames, output_names, timm_class_names
+from relabel.images.classes import ClassNames, check_recorded_classes, output_names, timm_class_names
 from relabel.images.decoding import read_rgb
-from relabel.labels.boxes import covered
+from relabel.labels.boxes import covered, whole_image
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.regions import MIRRORED, LabelRegions, window_of
@@ -32,7 +32,6 @@ from relabel.runtime.typed import shown
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 NameOf = Callable[[int], str]  # the name of a class
 MAX_CROPS = 30
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,9 @@ class Seen:
     crops: list[Crop]
 
 
+Said = tuple[Tensor, Tensor | None, list[Crop]]
+
+
 def from_label_set(labels: Path, images: Sequence[Path], boxes: list[Box], random: int, names: ClassNames) -> list[Seen]:
     """What a label set says about these image files, whose last folder and name are the key.
 
@@ -102,13 +104,10 @@ def from_label_set(labels: Path, images: Sequence[Path], boxes: list[Box], rando
         label_class = classes.index(folder) if classes is not None and folder in classes else None
         of_image = store.gather(store.rows([key]))
         if store.manifest.regions is not None:
-            whole = of_image.mean_target(store.manifest.num_classes)[0]
-            crops, probabilities = stored_crops(picture, of_image, store.manifest.num_classes, random), None
+            said: Said = said_by_regions(picture, of_image, store.manifest.num_classes, random)
         else:
-            crops = pooled_crops(picture, of_image, store.manifest.num_classes, boxes, random, key)
-            whole = label_pool(of_image, torch.tensor([WHOLE]), store.manifest.num_classes).softmax(1)[0]
-            probabilities = of_image.dense(store.manifest.num_classes).softmax(1)[0]
-        seen.append(Seen(str(path), picture, names(folder), label_class, name_of, whole, probabilities, crops))
+            said = said_by_map(picture, of_image, store.manifest.num_classes, boxes, random, key)
+        seen.append(Seen(str(path), picture, names(folder), label_class, name_of, *said))
     return seen
 
 
@@ -117,28 +116,39 @@ def made_here(
 ) -> list[Seen]:
     """What an annotator says about these image files; arguments as of `from_label_set`."""
     config, card = with_card(config)
-    annotator, squash = load_annotator(config, choose_device(device))
-    if card is not None:
-        squash = normalised_as(squash, card)
+    on = choose_device(device)
+    annotator, squash = load_annotator(config, on, card)
     num_classes = int(annotator.classifier.num_classes)  # type: ignore[arg-type]
     classes: Sequence[str] | None = card.classes if card is not None else default_classes(num_classes)
     if config.classes is not None:
+        if card is not None:
+            check_recorded_classes(card.classes, config.classes, str(config.checkpoint), "--classes")
         classes = output_names(config.classes, num_classes)
     name_of = functools.partial(name_in, classes, names)
     seen = []
     for path in images:
         picture = read_rgb(path)
         with torch.inference_mode():
-            logits = annotator(squash.normalise(squash(picture).unsqueeze(0).to(choose_device(device)))).cpu()
+            logits = annotator(squash.normalise(squash(picture).unsqueeze(0).to(on))).cpu()
         maps = sparsify(logits, min(config.topk or TOPK, num_classes), config.tail or "mean")
         folder = path.absolute().parent.name
         label_class = list(classes).index(folder) if classes is not None and folder in classes else None
         label = names(folder) if label_class is not None else None
-        whole = label_pool(maps, torch.tensor([WHOLE]), num_classes).softmax(1)[0]
-        crops = pooled_crops(picture, maps, num_classes, boxes, random, str(path.name))
-        probabilities = maps.dense(num_classes).softmax(1)[0]
-        seen.append(Seen(str(path), picture, label, label_class, name_of, whole, probabilities, crops))
+        said = said_by_map(picture, maps, num_classes, boxes, random, path.name)
+        seen.append(Seen(str(path), picture, label, label_class, name_of, *said))
     return seen
+
+
+def said_by_map(picture: Image.Image, maps: LabelMaps, num_classes: int, boxes: list[Box], random: int, key: str) -> Said:
+    """What the rest of Seen is made of: `whole`, `probabilities` and `crops`."""
+    whole = label_pool(maps, whole_image(1), num_classes).softmax(1)[0]
+    crops = pooled_crops(picture, maps, num_classes, boxes, random, key)
+    return whole, maps.dense(num_classes).softmax(1)[0], crops
+
+
+def said_by_regions(picture: Image.Image, regions: LabelRegions, num_classes: int, count: int) -> Said:
+    """As `said_by_map`."""
+    return regions.mean_target(num_classes)[0], None, stored_crops(picture, regions, num_classes, count)
 
 
 def pooled_crops(
@@ -146,7 +156,7 @@ def pooled_crops(
 ) -> list[Crop]:
     """The given boxes and `random` random crops of an image, with their targets pooled from its label map."""
     width, height = picture.size
-    windows = [whole_pixels(box, width, height) for box in boxes]
+    windows = [window_of(torch.tensor(box, dtype=torch.float64), width, height) for box in boxes]
     windows += [window for window, _ in draw_regions(key, picture.size, random, CROP_SCALE, CROP_RATIO, hflip=0.0)]
     crops = []
     for left, top, right, bottom in windows:
@@ -167,12 +177,6 @@ def stored_crops(picture: Image.Image, regions: LabelRegions, num_classes: int, 
         x0, y0, x1, y1 = regions.boxes[0, number].tolist()
         crops.append(Crop((x0, y0, x1, y1), seen, targets[number], mirrored))
     return crops
-
-
-def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """A box in fractions as a window of at least one pixel."""
-    left, top = min(round(box[0] * width), width - 1), min(round(box[1] * height), height - 1)
-    return left, top, max(round(box[2] * width), left + 1), max(round(box[3] * height), top + 1)
 
 
 def parse_box(text: str) -> Box:

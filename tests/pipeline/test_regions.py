@@ -155,3 +155,18 @@ def test_label_maps_are_compared_over_the_stored_regions(tmp_path: Path) -> None
     pooled = [label_pool(maps, box, 3)[0].tolist() for box in two_regions(answers).boxes.unbind(1)]
     expected = sum(kl(p, q) for p, q in zip(pooled, answers, strict=True)) / 2
     assert compare(tmp_path / "maps", tmp_path / "regions").kl == pytest.approx(expected, rel=1e-2)
+
+
+def test_images_without_regions_count_as_in_both_sets_and_not_in_the_mean(tmp_path: Path) -> None:
+    answers = [[0.0, -1.0, -2.0], [-3.0, 0.0, -1.0]]
+    other = [[0.0, -2.0, -2.0], [-3.0, -1.0, 0.0]]
+    for name, said in (("a", answers), ("b", other)):
+        one = two_regions(said)
+        tensors = {field: torch.cat([tensor, tensor]) for field, tensor in one.tensors().items()}
+        both = LabelRegions(**tensors | {"count": torch.tensor([2, 0])})
+        write_label_set(tmp_path / name, ["cat/1.JPEG", "dog/2.JPEG"], both, 3)
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert (found.images, found.only_first, found.only_second) == (2, 0, 0)
+    expected = sum(kl(p, q) for p, q in zip(answers, other, strict=True)) / 2
+    assert found.kl == pytest.approx(expected, rel=1e-3)
+    assert [key for key, _ in found.worst_images] == ["cat/1.JPEG"]
