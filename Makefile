@@ -188,7 +188,7 @@ $(LABELS)/.verified: $(LABELS)/.annotated $(LABELS)/.verify-options
 
 # Labels are verified before training, but verifying them again does not make the weights out of date.
 $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.annotated) $(RUN)/.train-options | $(VENV) $(if $(USED_LABELS),$(LABELS)/.verified)
-	@$(if $(VAL_IMAGES),:,echo 'make: training without validation images; IMAGENET has no val/, pass VAL_IMAGES=DIR')
+	@$(if $(VAL_IMAGES),:,echo 'make: training without validation images; $(if $(IMAGENET),IMAGENET has no val/$(comma) )pass VAL_IMAGES=DIR')
 	$(RELABEL) train $(TRAIN_OPTIONS)$(DECODERS)
 
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
