@@ -41,7 +41,7 @@ from relabel.images.image_set import ImageSet
 from relabel.labels.store import LabelStore
 from relabel.runtime.precision import autocast, dtype_name
 from relabel.runtime.workers import init_worker
-from train.crops import RandomCrops, TrainingBatches, collate
+from train.crops import RandomCrops, TrainingBatches
 from train.loop import train
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
@@ -145,9 +145,9 @@ def model_only(workload: Workload, recipe: Recipe, labels: Path, device: torch.d
 def loader_only(workload: Workload, recipe: Recipe, image_set: ImageSet, device: torch.device) -> float:
     loader = DataLoader(
         RandomCrops(image_set, recipe),
-        batch_sampler=TrainingBatches(len(image_set), recipe, 0, 0, 1),
+        batch_size=None,
+        sampler=TrainingBatches(len(image_set), recipe, 0, 0, 1),
         num_workers=workload.workers,
-        collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=init_worker,
     )
