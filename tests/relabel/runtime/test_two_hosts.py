@@ -144,7 +144,7 @@ def test_store_that_is_gone_is_named(tmp_path: Path) -> None:
     """As when torchrun is killed while its processes are still importing torch."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"} | place
-    done = subprocess.run(SOURCE, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(SOURCE, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "relabel: cannot join the 2 processes of this run at 127.0.0.1:" in done.stderr
     wrong = subprocess.run(SOURCE, cwd=REPOSITORY, env=environment | {"WORLD_SIZE": "abc"}, capture_output=True, text=True)
     assert wrong.returncode == 1 and "variable WORLD_SIZE is 'abc'" in wrong.stderr
