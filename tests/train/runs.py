@@ -132,8 +132,7 @@ def stopped_by(number: int, arguments: list[str], run: Path, to_group: bool) -> 
 
 def train_as_rank(rank: int, port: int, *arguments: Any, **options: Any) -> None:
     """Train as one of two processes, with the environment that torchrun gives it."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()})
+    os.environ.update(processes.place(rank, port))
     run_training(*arguments, **options)
 
 
