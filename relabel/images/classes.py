@@ -34,6 +34,11 @@ class ClassNames:
         name = self._from_file.get(same_spelling(folder)) if self._from_file is not None else lemma(folder)
         return folder if name is None else f"{name} ({folder})"
 
+    def missing(self, folders: Sequence[str]) -> list[str]:
+        """The folders that the file, if there is one, has no name for."""
+        known = self._from_file
+        return [] if known is None else [folder for folder in folders if same_spelling(folder) not in known]
+
 
 def same_spelling(name: str) -> str:
     """The name with each accented letter as one character (NFC): é can also be two, as in the file names of macOS."""

@@ -1,0 +1,192 @@
+// The viewer of one image: its picture in colours, a box drawn on it, and the box's target.
+
+const viewer = document.getElementById("viewer");
+const stage = document.getElementById("stage");
+const edges = ["x0", "y0", "x1", "y1"].map((name) => document.querySelector(`#box [name=${name}]`));
+const WHOLE = [0, 0, 1, 1];
+const BARS = 6; // classes of a target
+let current = 0; // number of the image
+let box = WHOLE;
+let outline; // the box on the picture, an SVG rectangle
+
+const isWhole = (edges) => edges.every((edge, i) => edge === WHOLE[i]);
+const isBox = ([x0, y0, x1, y1]) => 0 <= x0 && x0 < x1 && x1 <= 1 && 0 <= y0 && y0 < y1 && y1 <= 1;
+
+function openViewer(number, drawn) {
+  current = number;
+  const image = data.images[number];
+  document.getElementById("viewer-key").replaceChildren(element("bdi", {}, image.key));
+  document.getElementById("viewer-place").textContent = `${shown.indexOf(number) + 1 || "not"} of ${shown.length}`;
+  if (!viewer.open) viewer.showModal();
+  drawStage();
+  setBox(drawn && drawn.length === 4 && isBox(drawn) ? drawn : WHOLE);
+}
+
+function goTo(step) {
+  const place = shown.indexOf(current) + step;
+  if (place >= 0 && place < shown.length) openViewer(shown[place]);
+}
+
+// --- the picture ---------------------------------------------------------------------------------------------------------
+
+function overlaySet() {
+  return data.images[current].sets[document.getElementById("overlay-set")?.value ?? 0];
+}
+
+function drawStage() {
+  const image = data.images[current];
+  const picture = cards[current].querySelector("img, .unreadable").cloneNode(true);
+  const lines = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  lines.setAttribute("viewBox", "0 0 1 1");
+  lines.setAttribute("preserveAspectRatio", "none");
+  (overlaySet()?.boxes ?? []).forEach((region) => lines.append(rectangle("region", region)));
+  outline = rectangle("drawn", box);
+  lines.append(outline);
+  stage.replaceChildren(picture, lines);
+  stage.style.aspectRatio = `${image.full[0]} / ${image.full[1]}`;
+  stage.style.width = `min(100%, ${Math.min(480, (480 * image.full[0]) / image.full[1])}px)`;
+  if (overlaySet()?.grid && document.getElementById("overlay").checked) picture.after(overlayOf(overlaySet()));
+}
+
+function rectangle(kind, [x0, y0, x1, y1]) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  made.setAttribute("class", kind);
+  Object.entries({ x: x0, y: y0, width: x1 - x0, height: y1 - y0 }).forEach(([name, value]) => made.setAttribute(name, value));
+  return made;
+}
+
+// --- the box -------------------------------------------------------------------------------------------------------------
+
+function setBox(edgesOfBox, typing = false) {
+  const rounded = edgesOfBox.map((edge) => Math.round(edge * 1e5) / 1e5);
+  const valid = isBox(rounded);
+  document.getElementById("box-note").textContent = valid ? "" : "expected x0 < x1 and y0 < y1, from 0 to 1";
+  if (!valid) return;
+  box = rounded;
+  if (!typing) box.forEach((edge, i) => (edges[i].value = edge));
+  const drawn = rectangle("drawn", box);
+  outline.replaceWith(drawn);
+  outline = drawn;
+  showTargets();
+  saveState();
+}
+
+// Where a pointer is on the picture, in fractions of it.
+function position(event) {
+  const { left, top, width, height } = stage.getBoundingClientRect();
+  const clamp = (value) => Math.min(Math.max(value, 0), 1);
+  return [clamp((event.clientX - left) / width), clamp((event.clientY - top) / height)];
+}
+
+function startBox(event) {
+  if (event.button !== 0 || data.images[current].sets.every((labels) => !labels?.tail)) return;
+  const [x, y] = position(event);
+  stage.setPointerCapture(event.pointerId);
+  const move = (moved) => {
+    const [u, v] = position(moved);
+    const next = [Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v)];
+    if (next[2] - next[0] > 0.005 && next[3] - next[1] > 0.005) setBox(next); // else it is a click
+  };
+  const end = () => ["pointermove", "pointerup", "pointercancel"].forEach((name) => stage.removeEventListener(name, handlers[name]));
+  const handlers = { pointermove: move, pointerup: end, pointercancel: end };
+  Object.entries(handlers).forEach(([name, handler]) => stage.addEventListener(name, handler));
+}
+
+// --- what the labels say -------------------------------------------------------------------------------------------------
+
+function showTargets() {
+  const image = data.images[current];
+  const parts = image.sets.map((labels, set) => {
+    const title = image.sets.length > 1 ? `${"AB"[set]}: ` : "";
+    if (!labels) return element("section", {}, element("h4", {}, `${title}no labels of this image`));
+    return element("section", {}, ...(labels.omitted ? tooLarge(title, labels) : labels.grid ? ofMap(title, labels) : ofRegions(title, labels)));
+  });
+  const numbers = data.numbers
+    .filter(({ name }) => image.numbers[name] !== null)
+    .map((number) =>
+      element("div", {}, element("dt", { title: number.about }, `${number.title}, ${number.range}`), element("dd", {}, number.digits ? image.numbers[number.name].toFixed(number.digits) : `${image.numbers[number.name]}`)),
+    );
+  const given = element("p", {}, element("span", { class: "given" }, nameOf(image.given)), " → ", nameOf(image.suggestion));
+  document.getElementById("said").replaceChildren(given, ...parts, element("dl", {}, ...numbers));
+}
+
+function tooLarge(title, labels) {
+  const size = (labels.omitted / 1e6).toFixed(1);
+  return [element("h4", {}, `${title}not in this page`), element("p", {}, `Its labels take ${size} MB. relabel show draws this image.`)];
+}
+
+function ofMap(title, labels) {
+  const where = [
+    ["where the ground-truth label is most probable", labels.labelBox],
+    ["where the suggestion is", labels.suggestionBox],
+  ].map(([text, place]) => {
+    const button = element("button", { type: "button" }, text);
+    button.addEventListener("click", () => setBox(place));
+    return button;
+  });
+  const heading = `${title}target of ${isWhole(box) ? "the whole picture" : "the box"}, probabilities from 0 to 1`;
+  const legend = element("p", { class: "legend" }, "Share of the cells by their top-1 class:");
+  return [element("h4", {}, heading), bars(boxTarget(labels, box)), legend, sharesOf(labels), element("p", { class: "buttons" }, ...where)];
+}
+
+// A region answers for its own box only.
+function ofRegions(title, labels) {
+  if (!labels.boxes.length) return [element("h4", {}, `${title}no regions`)];
+  const overlaps = labels.boxes.map((region) => overlap(region, box));
+  const nearest = largest(overlaps, 1)[0];
+  stage.querySelectorAll(".region").forEach((region, i) => region.classList.toggle("nearest", i === nearest));
+  const mirrored = labels.mirrored[nearest] ? ", which the classifier saw mirrored" : "";
+  const about = `Regions answer for their own boxes only. Region ${nearest + 1} of ${labels.boxes.length}${mirrored}, is nearest to the drawn box: their overlap is ${overlaps[nearest].toFixed(2)} (area in both / area in either, 0 to 1).`;
+  const rows = labels.boxes.map((region, number) => {
+    const target = regionTarget(labels, number);
+    const [top] = largest(target, 1);
+    const button = element("button", { type: "button" }, `region ${number + 1}`);
+    button.addEventListener("click", () => setBox(region));
+    return element("li", {}, button, " ", nameOf(top), ` ${target[top].toFixed(4)}`);
+  });
+  return [element("h4", {}, `${title}target of region ${nearest + 1}, probabilities from 0 to 1`), bars(regionTarget(labels, nearest)), element("p", {}, about), element("ul", { class: "regions" }, ...rows)];
+}
+
+function sharesOf(labels) {
+  const items = labels.shares.map(([number, share], place) => element("li", { class: `c${place}` }, nameOf(number), ` ${(100 * share).toFixed(1)}%`));
+  if (labels.others) items.push(element("li", { class: "rest" }, `${labels.others} other${labels.others > 1 ? "s" : ""}`));
+  return element("ul", { class: "shares" }, ...items);
+}
+
+// The strongest classes of a target, and the ground-truth label's part in it.
+function bars(target) {
+  const given = data.images[current].given;
+  const classes = largest(target, BARS);
+  if (!classes.includes(given)) classes.push(given);
+  const rows = classes.map((number) => {
+    const bar = element("span", { class: "bar" });
+    bar.style.width = `${100 * target[number]}%`;
+    const mark = number === given ? " (ground-truth label)" : "";
+    const row = element("li", { "data-class": number }, nameOf(number), mark, element("b", {}, target[number].toFixed(4)), bar);
+    row.classList.toggle("given", number === given);
+    return row;
+  });
+  return element("ul", { class: "bars" }, ...rows);
+}
+
+// --- start ---------------------------------------------------------------------------------------------------------------
+
+document.documentElement.classList.add("js");
+data.images.forEach((image, number) => (image.number = number));
+document.querySelectorAll("table.sortable").forEach(makeSortable);
+controls.addEventListener("input", () => (showCards(), saveState()));
+controls.addEventListener("submit", (event) => event.preventDefault());
+controls.addEventListener("reset", () => setTimeout(() => (showCards(), saveState())));
+cards.forEach((card, number) => card.querySelector("button").addEventListener("click", () => openViewer(number)));
+cards.forEach((card) => drawing.observe(card));
+document.addEventListener("keydown", onKey);
+window.addEventListener("hashchange", loadState);
+viewer.addEventListener("close", () => (saveState(), cards[current].querySelector("button").focus()));
+viewer.querySelector("[data-close]").addEventListener("click", () => viewer.close());
+viewer.querySelectorAll("[data-go]").forEach((button) => button.addEventListener("click", () => goTo(Number(button.dataset.go))));
+stage.addEventListener("pointerdown", startBox);
+edges.forEach((edge) => edge.addEventListener("input", () => setBox(edges.map(({ value }) => (value === "" ? NaN : Number(value))), true)));
+document.getElementById("whole").addEventListener("click", () => setBox(WHOLE));
+document.getElementById("crop").addEventListener("click", () => setBox(randomCrop(data.images[current].full, data.cropScale, data.cropRatio)));
+document.querySelectorAll("#overlay, #overlay-set").forEach((input) => input.addEventListener("change", () => (drawStage(), showTargets())));
+loadState();
