@@ -187,7 +187,8 @@ def report(
     images: Annotated[str, typer.Option(help="The images it was made from.")],
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
     and_labels: Annotated[
-        Path | None, typer.Option("--and", metavar="LABELS", help="Another label set of the same images, to stand beside it.")
+        Path | None,
+        typer.Option("--and", metavar="LABELS", help="Another label set of the same images, to stand beside it."),
     ] = None,
     run: Annotated[list[Path], typer.Option(help="Also show the training in this run directory; several times.")] = [],
     class_names: ClassNamesFile = None,

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.report.entries import labels_of, no_picture, thumbnail
 from pipeline.report.labelled import Labelled
 from pipeline.report.measures import Measures
@@ -29,14 +27,13 @@ class Album:
         self,
         sets: Sequence[Labelled],
         measures: Measures,
-        distance: np.ndarray | None,
         numbers: Sequence[Number],
         templates: Templates,
         room: int,
     ) -> None:
         """Args:
         sets: one or two label sets; the images are the first's.
-        measures, distance: of the first's N images; `distance` None for a single set.
+        measures: of the first's N images.
         room: bytes.
         """
         self.cards: list[str] = []
@@ -46,7 +43,6 @@ class Album:
         self.unreadable: list[str] = []
         self._sets, self._numbers, self._templates, self._room = sets, numbers, templates, room
         self._given, self._suggestion = measures.given, measures.suggestion
-        self._values = {of.name: getattr(measures, of.name, distance) for of in numbers}
         self._other_rows = [of.rows_by_index() for of in sets[1:]]
 
     def admit(self, number: int) -> bool:
@@ -63,16 +59,16 @@ class Album:
         except UnreadableImage as error:
             picture, problem = no_picture(), str(error)
         labels = [labels_of(of.store, row, given) if row >= 0 else None for of, row in zip(self._sets, rows, strict=True)]
-        entry = {
+        entry: dict[str, Any] = {
             "key": first.images.keys[index],
             "full": picture.full,
             "given": given,
             "suggestion": int(self._suggestion[number]),
-            "numbers": {name: finite(values[number]) for name, values in self._values.items()},
+            "numbers": {of.name: of.of(number) for of in self._numbers},
             "sets": [of[0] if of is not None else None for of in labels],
         }
         card = self._templates.card(image=entry, picture=picture, number=len(self.cards), numbers=self._numbers)
-        named = {given, entry["suggestion"]}.union(*(of[1] for of in labels if of is not None))
+        named: set[int] = {given, entry["suggestion"]}.union(*(of[1] for of in labels if of is not None))
         names = {c: self._templates.name_of(c) for c in named - self.names.keys()}
         size = len(as_bytes(card)) + len(as_bytes(as_script([entry, names])))
         if len(self.cards) == MAX_IMAGES or size > self._room:
@@ -85,8 +81,3 @@ class Album:
         if problem is not None:
             self.unreadable.append(problem)
         return True
-
-
-def finite(value: Any) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return round(float(value), 5) if np.isfinite(value) else None

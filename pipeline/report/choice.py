@@ -4,14 +4,14 @@ Shapes: N images measured.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.report.measures import Measures
 
-MAX_CANDIDATES = 2000  # of a list: more than any page has room for
 PER_PAIR = 4  # images of a pair of classes that are confused
+MAX_PAIRS = 500  # of which images are chosen
 
 ConfusedPair = tuple[int, int, np.ndarray]  # ground-truth label, another class that is suggested, numbers of the images
 
@@ -23,9 +23,10 @@ class List:
     Attributes:
         name: for the page's address, such as "worst".
         title, about: what it is, for people.
-        share: of the images that a report shows; the list may hold more of them, which other lists chose.
+        share: of a report's images that are chosen from it.
         total: how many images of the whole set belong to it.
-        candidates: numbers of its first images.
+        candidates: numbers of its images.
+        ranked: a report shows the first of it, and no others that it has chosen from another list.
     """
 
     name: str
@@ -34,6 +35,7 @@ class List:
     share: float
     total: int
     candidates: np.ndarray
+    ranked: bool = True
 
 
 def lists_of(
@@ -49,8 +51,7 @@ def lists_of(
     nowhere = np.flatnonzero(measures.area == 0)
     several = np.flatnonzero(measures.shown > 1)
     in_pairs = [
-        of_pair[np.argsort(measures.label_prob[of_pair], kind="stable")][:PER_PAIR]
-        for _, _, of_pair in pairs[: MAX_CANDIDATES // PER_PAIR]
+        of_pair[np.argsort(measures.label_score[of_pair], kind="stable")][:PER_PAIR] for _, _, of_pair in pairs[:MAX_PAIRS]
     ]
     lists = [
         List(
@@ -60,13 +61,14 @@ def lists_of(
             0.35,
             len(nowhere),
             nowhere[np.argsort(measures.label_score[nowhere], kind="stable")],
+            ranked=False,
         ),
         List(
             "confused",
             "confused classes",
-            f"Up to {PER_PAIR} images of each pair of classes that are confused, the most frequent pairs first.",
+            f"Of the same images up to {PER_PAIR} of each pair of classes, the most frequent pairs first.",
             0.2,
-            int((measures.suggestion != measures.given).sum()),
+            len(nowhere),
             np.concatenate([np.empty(0, np.int64), *in_pairs]),
         ),
         List(
@@ -76,6 +78,7 @@ def lists_of(
             0.15,
             len(several),
             several[np.lexsort((-measures.entropy[several], -measures.shown[several]))],
+            ranked=False,
         ),
         List(
             "uncertain",
@@ -100,15 +103,12 @@ def lists_of(
         about = "What the two label sets say of the whole image differs most; the largest difference first."
         lists.insert(0, List("different", "two sets differ", about, 0.5, len(both), order))
     total = sum(entry.share for entry in lists)
-    return [
-        List(entry.name, entry.title, entry.about, entry.share / total, entry.total, entry.candidates[:MAX_CANDIDATES])
-        for entry in lists
-    ]
+    return [replace(entry, share=entry.share / total) for entry in lists]
 
 
 def confused_pairs(measures: Measures) -> list[ConfusedPair]:
-    """The images whose suggestion is not their ground-truth label, by pair of classes; most images first."""
-    wrong = np.flatnonzero(measures.suggestion != measures.given)
+    """The images whose ground-truth label is top-1 nowhere, by pair of classes; most images first."""
+    wrong = np.flatnonzero(measures.area == 0)
     pair = measures.given[wrong].astype(np.int64) << 32 | measures.suggestion[wrong]
     order = wrong[np.argsort(pair, kind="stable")]
     found, starts = np.unique(np.sort(pair), return_index=True)
@@ -118,10 +118,12 @@ def confused_pairs(measures: Measures) -> list[ConfusedPair]:
 
 
 def choose(lists: Sequence[List], admit: Callable[[int], bool]) -> dict[str, list[int]]:
-    """The first images of each list, by its name; next comes the list that is furthest behind its share.
+    """Take images from the lists, next from the one that is furthest behind its share.
 
     Args:
         admit: called with the number of each image once; False if there is no room for it, which ends the choice.
+    Returns:
+        numbers of the images of each list that are shown, in its order, by its name.
     """
     taken, reached = [0] * len(lists), [0] * len(lists)
     chosen: set[int] = set()
@@ -137,10 +139,14 @@ def choose(lists: Sequence[List], admit: Callable[[int], bool]) -> dict[str, lis
             break
         chosen.add(number)
         taken[place] += 1
-    ends = [n + chosen_before(entry.candidates[n:], chosen) for entry, n in zip(lists, reached, strict=True)]
-    return {entry.name: entry.candidates[:end].tolist() for entry, end in zip(lists, ends, strict=True)}
+    shown = {}
+    for entry, start in zip(lists, reached, strict=True):
+        end = start + chosen_before(entry.candidates[start:], chosen)
+        first = entry.candidates[:end] if entry.ranked else entry.candidates[np.isin(entry.candidates, list(chosen))]
+        shown[entry.name] = first.tolist()
+    return shown
 
 
 def chosen_before(candidates: np.ndarray, chosen: set[int]) -> int:
     """How many of a list's next images other lists have chosen already."""
-    return next((n for n, number in enumerate(candidates.tolist()) if number not in chosen), len(candidates))
+    return next((n for n, number in enumerate(candidates) if number not in chosen), len(candidates))

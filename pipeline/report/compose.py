@@ -76,17 +76,22 @@ def compose(first: Labelled, second: Labelled | None, templates: Templates, trai
         "curves": curves(trainings),
         "settings": [
             ("Settings in which the runs differ", settings_table(trainings, differing=True), True),
-            ("Settings" if len(trainings) < 2 else "Settings that the runs share", settings_table(trainings, differing=False), False),
+            (
+                "Settings" if len(trainings) < 2 else "Settings that the runs share",
+                settings_table(trainings, differing=False),
+                False,
+            ),
             ("Versions, hardware and time of the last start", versions_table(trainings), False),
         ],
         "notes": [note for of in sets for note in of.notes],
     }
-    empty = Album(sets, measures[0], distance, numbers, templates, 0)
+    empty = Album(sets, measures[0], numbers, templates, 0)
     fixed = len(render(templates, values, lists, empty, {}, manifest))
-    album = Album(sets, measures[0], distance, numbers, templates, MAX_BYTES - fixed - CONTROLS_BYTES)
+    album = Album(sets, measures[0], numbers, templates, MAX_BYTES - fixed - CONTROLS_BYTES)
     chosen = choose(lists, album.admit)
     if album.unreadable:
-        note = f"{len(album.unreadable)} of the {len(album.cards)} images on the page cannot be read (first: {album.unreadable[0]})"
+        many = f"{len(album.unreadable)} of the {len(album.cards)} images on the page"
+        note = f"{many} cannot be read (first: {album.unreadable[0]})"
         logger.warning(note)
         values["notes"].append(note)
     return Page(render(templates, values, lists, album, chosen, manifest), len(album.cards))
@@ -157,7 +162,9 @@ def render(
         cards=album.cards,
         lists=[{"of": of, "shown": len(places[of.name])} for of in lists],
         shown_labels=labels,
-        shown_pairs=Counter((entry["given"], entry["suggestion"]) for entry in album.entries),
+        shown_pairs=Counter(
+            (album.entries[place]["given"], album.entries[place]["suggestion"]) for place in places["worst"]
+        ),
         label_choices=by_name(labels, templates),
         suggestion_choices=by_name(suggestions, templates),
     )

@@ -44,7 +44,7 @@ def in_words(manifest: Manifest, labels: Path) -> list[str]:
         sentences.append("Each map was averaged with the map of the mirrored image.")
     if manifest.window is not None:
         sentences.append(
-            f"A map covers the central square of its image, {manifest.window:g} of the shorter side; pictures show that part."
+            f"A map covers the central square of its image, {manifest.window:g} of its shorter side, as do the pictures."
         )
     if manifest.crop_scale is not None and manifest.crop_ratio is not None:
         scale, ratio = ((f"{low:g} to {high:g}") for low, high in (manifest.crop_scale, manifest.crop_ratio))

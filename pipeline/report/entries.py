@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.report.measures import shares
-from relabel.images.decoding import UnreadableImage
 from relabel.images.image_set import ImageSet
 from relabel.labels.boxes import covered
 from relabel.labels.evidence import evidence
@@ -59,11 +58,12 @@ def thumbnail(images: ImageSet, index: int, window: float | None) -> Picture:
     x0, y0, x1, y1 = covered(width, height, window)
     full = max(1, round(x1 - x0)), max(1, round(y1 - y0))
     scale = min(1.0, THUMBNAIL / max(full))
-    size = tuple(max(1, round(side * scale)) for side in full)
-    cut = picture.resize(size, Image.Resampling.BICUBIC, box=tuple(edge / reduction for edge in (x0, y0, x1, y1)))
+    small_width, small_height = (max(1, round(side * scale)) for side in full)
+    part = tuple(edge / reduction for edge in (x0, y0, x1, y1))
+    cut = picture.resize((small_width, small_height), Image.Resampling.BICUBIC, box=part)
     jpeg = io.BytesIO()
     cut.save(jpeg, "JPEG", quality=QUALITY)
-    return Picture(in_base64(jpeg.getvalue()), *cut.size, full)
+    return Picture(in_base64(jpeg.getvalue()), small_width, small_height, full)
 
 
 def no_picture() -> Picture:
@@ -100,7 +100,7 @@ def labels_of(store: LabelStore[Any], row: int, given: int) -> tuple[dict[str, A
         boxes, flags = labels.boxes[0, :count], labels.flags[0, :count].tolist()
         mirrored = [bool(flag & MIRRORED) for flag in flags]
         said |= {"boxes": [rounded(box) for box in boxes], "mirrored": mirrored, "k": labels.scores.shape[2]}
-    return said, set(labels.classes.long().unique().tolist())
+    return said, set(labels.classes.flatten().tolist())
 
 
 def rounded(box: Tensor) -> list[float]:

@@ -71,16 +71,14 @@ function showCards() {
   document.documentElement.classList.toggle("overlays", controls.overlay.checked);
 }
 
-// Draw the colours of a card when it comes near the window.
+// Draw the colours of a card, once: when it comes near the window, or all before printing.
+function drawOverlay(card) {
+  const labels = data.images[card.dataset.image].sets[0];
+  if (labels.grid && !card.querySelector("canvas")) card.querySelector(".picture").append(overlayOf(labels));
+}
+
 const drawing = new IntersectionObserver(
-  (entries) =>
-    entries
-      .filter((entry) => entry.isIntersecting)
-      .forEach(({ target }) => {
-        drawing.unobserve(target);
-        const labels = data.images[target.dataset.image].sets[0];
-        if (labels.grid) target.querySelector(".picture").append(overlayOf(labels));
-      }),
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawOverlay(entry.target)),
   { rootMargin: "400px" },
 );
 

@@ -71,8 +71,8 @@ def open_labelled(labels: Path, images: ImageSet) -> Labelled:
     without = np.flatnonzero(index_of < 0)
     if len(without):
         raise InputError(
-            f"{labels} was made from other images: {len(without)} of its {len(store)} keys are not in {images.source} (first:"
-            f" {store.keys[without[0]]}, found: {images.keys[0]}); give the images that it was made from"
+            f"{labels} was made from other images: {len(without)} of its {len(store)} keys are not in {images.source}"
+            f" (first: {store.keys[without[0]]}, found: {images.keys[0]}); give the images that it was made from"
         )
     answered = index_of >= 0
     notes = []
@@ -84,7 +84,9 @@ def open_labelled(labels: Path, images: ImageSet) -> Labelled:
     if len(unlabelled):
         first = images.keys[unlabelled[0]]
         unreadable = f"; {len(store.unreadable):,} could not be read when it was made" if store.unreadable else ""
-        notes.append(f"{labels} has no labels of {len(unlabelled):,} of the {len(images):,} images (first: {first}){unreadable}")
+        notes.append(
+            f"{labels} has no labels of {len(unlabelled):,} of the {len(images):,} images (first: {first}){unreadable}"
+        )
     for note in notes:
         logger.warning(note)
     rows = np.flatnonzero(answered)

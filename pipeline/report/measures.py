@@ -17,7 +17,6 @@ from relabel.labels.evidence import evidence
 from relabel.labels.maps import LabelMaps
 from relabel.labels.regions import LabelRegions
 from relabel.labels.store import LabelStore
-from relabel.labels.stored import StoredLabels
 from relabel.labels.whole_image import whole_image_target
 from relabel.runtime.machine import cores
 
@@ -67,7 +66,7 @@ def measure(store: LabelStore[Any], rows: np.ndarray, given: np.ndarray) -> Meas
     classes = store.manifest.num_classes
 
     def of_batch(part: slice) -> list[np.ndarray]:
-        labels = store.read(torch.from_numpy(rows[part]))
+        labels: LabelMaps | LabelRegions = store.read(torch.from_numpy(rows[part]))
         numbers = measure_batch(labels, torch.from_numpy(given[part]).long(), classes)
         return [t.numpy().astype(np.float32 if t.is_floating_point() else np.int32) for t in numbers]
 
@@ -75,7 +74,7 @@ def measure(store: LabelStore[Any], rows: np.ndarray, given: np.ndarray) -> Meas
     return Measures(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
-def measure_batch(labels: StoredLabels, given: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+def measure_batch(labels: LabelMaps | LabelRegions, given: Tensor, num_classes: int) -> tuple[Tensor, ...]:
     """The fields of Measures, in order, each (B,)."""
     of_label = given.unsqueeze(1)
     target = whole_image_target(labels, num_classes)
@@ -97,13 +96,12 @@ def measure_batch(labels: StoredLabels, given: Tensor, num_classes: int) -> tupl
     )
 
 
-def shares(labels: StoredLabels, num_classes: int) -> Tensor:
+def shares(labels: LabelMaps | LabelRegions, num_classes: int) -> Tensor:
     """(B, C): the share of an image's places whose top-1 class this is; 0 for all if it has no places."""
     if isinstance(labels, LabelRegions):
         top, present = labels.classes[..., 0], labels.present().float()  # (B, P)
         weight = present / present.sum(1, keepdim=True).clamp(min=1)
     else:
-        assert isinstance(labels, LabelMaps)
         top = labels.classes[:, 0].flatten(1)
         weight = torch.full(top.shape, 1 / top.shape[1])
     return torch.zeros(len(labels), num_classes).scatter_add_(1, top.long(), weight)
@@ -132,5 +130,3 @@ def in_batches(of_batch: Callable[[slice], Any], count: int, num_classes: int, t
     parts = [slice(start, start + size) for start in range(0, count, size)]
     with ThreadPoolExecutor(cores()) as threads:  # torch's operations release the GIL
         yield from tqdm(threads.map(of_batch, parts), total=len(parts), desc=title, unit="batch", disable=None)
-
-

@@ -14,10 +14,10 @@ class Number:
 
     Attributes:
         name: its field in Measures, or "difference".
+        values: (N,), NaN for images that have none.
         range: its smallest and largest possible value, in words.
         digits: after the point.
         ascending: whether the smallest is the most interesting.
-        deciles: the value below which 10% of the images lie, the median, and the value above which 10% lie.
     """
 
     name: str
@@ -26,7 +26,16 @@ class Number:
     range: str
     digits: int
     ascending: bool
-    deciles: tuple[str, ...]
+    values: np.ndarray
+
+    def deciles(self) -> list[str]:
+        """The value below which 10% of the images lie, the median, and the value above which 10% lie."""
+        return [self.text(value) for value in np.nanpercentile(self.values, (10, 50, 90)).tolist()]
+
+    def of(self, number: int) -> float | None:
+        """The number of an image; None if it has none."""
+        value = float(self.values[number])
+        return round(value, 5) if math.isfinite(value) else None
 
     def text(self, value: float | None) -> str:
         return "none" if value is None else f"{value:.{self.digits}f}"
@@ -41,7 +50,14 @@ def numbers_of(measures: Measures, difference: np.ndarray | None, num_classes: i
     """
     place, share = places.removesuffix("s"), f"{100 * SHOWN_SHARE:.0f}%"
     rows = [
-        ("label_score", "label's probability", f"The ground-truth label's largest probability in any {place}.", "0 to 1", 2, True),
+        (
+            "label_score",
+            "label's probability",
+            f"The ground-truth label's largest probability in any {place}.",
+            "0 to 1",
+            2,
+            True,
+        ),
         ("label_prob", "label, whole image", "Its probability in the target of the whole image.", "0 to 1", 2, True),
         ("margin", "margin", "That, less the largest probability of another class.", "-1 to 1", 2, True),
         (
@@ -70,12 +86,8 @@ def numbers_of(measures: Measures, difference: np.ndarray | None, num_classes: i
             False,
         ),
     ]
+    found = [Number(*row, values=getattr(measures, row[0])) for row in rows]
     if difference is not None:
         about = "Total variation distance of A's and B's targets of the whole image: 0 if they are equal."
-        rows.append(("difference", "difference of A and B", about, "0 to 1", 2, False))
-    found = []
-    for name, title, about, bounds, digits, ascending in rows:
-        values = difference if name == "difference" else getattr(measures, name)
-        at = np.nanpercentile(values, (10, 50, 90)) if np.isfinite(values).any() else np.zeros(3)
-        found.append(Number(name, title, about, bounds, digits, ascending, tuple(f"{v:.{digits}f}" for v in at)))
+        found.append(Number("difference", "difference of A and B", about, "0 to 1", 2, False, difference))
     return found

@@ -23,9 +23,7 @@ class Templates:
     """The templates of a report, which share the names of the classes."""
 
     def __init__(self, name_of: Callable[[int], str]) -> None:
-        self._environment = Environment(
-            autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(resource)
-        )
+        self._environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(resource))
         self.name_of = functools.cache(lambda number: cut(name_of(number)))
         self._environment.globals["name_of"] = self.name_of
 

@@ -31,7 +31,7 @@ class ClassRow:
     Attributes:
         top1, nowhere: images whose whole-image top-1 it is, and in no place of which it is top-1.
         area: mean share of the places of an image, 0 to 1.
-        confused: the class that is most often suggested instead, and for how many images; None if there is none.
+        confused: the class that is most often suggested where it is nowhere, and for how many images; None if there is none.
     """
 
     number: int
@@ -44,7 +44,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of class `given` for which `suggestion` is suggested; `share` is their share of the class's images."""
+    """Images of class `given` that show it nowhere, and suggest `suggestion`; `share` is of the class's images."""
 
     given: int
     suggestion: int
@@ -76,11 +76,6 @@ def agreement(measures: Measures, places: str) -> list[Count]:
             int((measures.area == 0).sum()),
         ),
         Count(
-            "another class is suggested",
-            "The class that the labels are surest of, anywhere in the image, is not the ground-truth label.",
-            int((measures.suggestion != measures.given).sum()),
-        ),
-        Count(
             "several classes are shown",
             f"More than one class is top-1 in at least {shown}.",
             int((measures.shown > 1).sum()),
@@ -88,9 +83,7 @@ def agreement(measures: Measures, places: str) -> list[Count]:
     ]
 
 
-def table_of_classes(
-    measures: Measures, pairs: Sequence[ConfusedPair], num_classes: int
-) -> tuple[list[ClassRow], int]:
+def table_of_classes(measures: Measures, pairs: Sequence[ConfusedPair], num_classes: int) -> tuple[list[ClassRow], int]:
     """The classes that have images, those with the lowest agreement first, MAX_CLASSES at most; and how many there are."""
     given = measures.given
 

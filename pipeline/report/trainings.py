@@ -128,7 +128,7 @@ def results(trainings: Sequence[Training]) -> list[tuple[str, str, list[float | 
     for number, training in enumerate(trainings):
         for data_set, summary in data_sets(training.result) if training.result is not None else []:
             for measure in filter(is_measure, summary):
-                title = TITLES.get(measure, f"under {measure.removeprefix(PREFIX)}")
+                title = TITLES.get(measure, f"error under {measure.removeprefix(PREFIX)}")
                 images = summary.get(f"{measure}_images", summary["images"])
                 name = (f"{data_set}, {images:,} images", title)
                 rows.setdefault(name, [None] * len(trainings))[number] = float(summary[measure])

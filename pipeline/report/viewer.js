@@ -87,9 +87,11 @@ function startBox(event) {
     const next = [Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v)];
     if (next[2] - next[0] > 0.005 && next[3] - next[1] > 0.005) setBox(next); // else it is a click
   };
-  const end = () => ["pointermove", "pointerup", "pointercancel"].forEach((name) => stage.removeEventListener(name, handlers[name]));
-  const handlers = { pointermove: move, pointerup: end, pointercancel: end };
-  Object.entries(handlers).forEach(([name, handler]) => stage.addEventListener(name, handler));
+  const drawing = new AbortController();
+  const end = () => drawing.abort();
+  Object.entries({ pointermove: move, pointerup: end, pointercancel: end }).forEach(([name, handler]) =>
+    stage.addEventListener(name, handler, { signal: drawing.signal }),
+  );
 }
 
 // --- what the labels say -------------------------------------------------------------------------------------------------
@@ -180,6 +182,7 @@ controls.addEventListener("reset", () => setTimeout(() => (showCards(), saveStat
 cards.forEach((card, number) => card.querySelector("button").addEventListener("click", () => openViewer(number)));
 cards.forEach((card) => drawing.observe(card));
 document.addEventListener("keydown", onKey);
+window.addEventListener("beforeprint", () => cards.forEach(drawOverlay));
 window.addEventListener("hashchange", loadState);
 viewer.addEventListener("close", () => (saveState(), cards[current].querySelector("button").focus()));
 viewer.querySelector("[data-close]").addEventListener("click", () => viewer.close());
