@@ -12,8 +12,13 @@ from relabel.labels.regions import BOX_STEPS, LabelRegions
 from tests.label_sets import write_label_set
 
 
-def random_maps(count: int, num_classes: int, topk: int, grid: tuple[int, int], seed: int = 0) -> LabelMaps:
+def random_maps(
+    count: int, num_classes: int, topk: int, grid: tuple[int, int], seed: int = 0, absent: dict[int, int] | None = None
+) -> LabelMaps:
+    """Maps of random logits; `absent` has a class that an image shows nowhere, by number of the image."""
     logits = 3 * torch.randn(count, num_classes, *grid, generator=torch.Generator().manual_seed(seed))
+    for number, class_ in (absent or {}).items():
+        logits[number, class_] = -9
     scores, classes = logits.topk(topk, dim=1)
     rest = logits.sum(1) - scores.sum(1)
     return LabelMaps(scores, classes, rest / max(num_classes - topk, 1))

@@ -36,6 +36,7 @@ HOSTILE = (
 PLAIN = ("ant", "bee")
 CLASSES = tuple(sorted(PLAIN + tuple(name.replace("/", "⁄") for name in HOSTILE)))
 KEYS = sorted(f"{name}/{number}.JPEG" for name in CLASSES for number in range(3))
+NOWHERE = {number: CLASSES.index(key.split("/")[0]) for number, key in enumerate(KEYS) if "0.JPEG" in key}
 FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
 MORE_FLAGS = ("disable-sync", "no-first-run", "window-size=1100,900")
 
@@ -60,7 +61,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def folder(tmp_path_factory: pytest.TempPathFactory, relabel_here: Relabel) -> Path:
     """labels (6 x 9 cells) and other (the same images, 32 x 32 cells), images, and page.html of both."""
     folder = tmp_path_factory.mktemp("report")
-    write_maps(folder, KEYS, random_maps(len(KEYS), len(CLASSES), 3, (6, 9)), CLASSES)
+    write_maps(folder, KEYS, random_maps(len(KEYS), len(CLASSES), 3, (6, 9), absent=NOWHERE), CLASSES)
     write_label_set(
         folder / "other", KEYS, random_maps(len(KEYS), len(CLASSES), 2, (32, 32), 1), len(CLASSES), classes=CLASSES
     )
@@ -142,7 +143,7 @@ def test_target_of_a_hundred_boxes_is_that_of_label_pool(
     )
     expected = pooled(folder / name, found[0], boxes)
     torch.testing.assert_close(torch.tensor(found[1], dtype=torch.float32), expected, atol=1e-4, rtol=0)
-    assert (expected.amax(0) - expected.amin(0)).min() > 0.1, "else every target is alike"
+    assert (expected.amax(0) - expected.amin(0)).max() > 0.3, "else every target is alike"
 
 
 def test_box_drawn_with_the_mouse_shows_its_target_at_once(page: Browser, folder: Path) -> None:
@@ -179,8 +180,8 @@ def test_box_drawn_with_a_finger_shows_its_target_and_does_not_scroll(page: Brow
             page.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
         touch("touchStart", 0.1, 0.2)
-        for step in range(1, 6):
-            touch("touchMove", 0.1 + 0.1 * step, 0.2 + 0.12 * step)
+        for share in (0.5, 1):
+            touch("touchMove", 0.1 + 0.5 * share, 0.2 + 0.6 * share)
         touch("touchEnd")
         assert drawn_box(page) == pytest.approx([0.1, 0.2, 0.6, 0.8], abs=0.02)
         check_targets(page, folder, KEYS[7])
@@ -271,13 +272,11 @@ def test_a_second_tab_shows_the_view_of_the_address(page: Browser, folder: Path)
 
 
 def test_confused_pair_opens_its_images(page: Browser) -> None:
-    link = page.execute_script(
-        "const link = document.querySelector('#pairs a'); link.click(); return [link.textContent, link.hash]"
-    )
+    said = page.execute_script("const link = document.querySelector('#pairs a'); link.click(); return link.textContent")
     page.execute_async_script("setTimeout(arguments[0], 50)")
-    assert link[0].startswith(f"{len(visible(page))} image") and link[1] == urllib.parse.urlsplit(
-        page.current_url
-    ).fragment.join(["#", ""])
+    keys = visible(page)
+    assert said == f"{len(keys)} image" and "list=worst&class=" in page.current_url
+    assert keys[0] in {KEYS[number] for number in NOWHERE}
 
 
 def test_names_are_text(page: Browser) -> None:
