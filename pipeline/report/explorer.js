@@ -71,10 +71,17 @@ function showCards() {
   document.documentElement.classList.toggle("overlays", controls.overlay.checked);
 }
 
-// Draw the colours of a card, once: when it comes near the window, or all before printing.
+// Draw the colours of a card, once: when it comes near the window, or all before printing. Two label sets stand side by side.
 function drawOverlay(card) {
-  const labels = data.images[card.dataset.image].sets[0];
-  if (labels.grid && !card.querySelector("canvas")) card.querySelector(".picture").append(overlayOf(labels));
+  if (card.querySelector("canvas")) return;
+  const picture = card.querySelector(".picture > span");
+  data.images[card.dataset.image].sets.forEach((labels, set) => {
+    if (!labels?.grid) return;
+    const half = set ? picture.cloneNode(true) : picture;
+    half.querySelector("canvas")?.remove();
+    half.append(overlayOf(labels));
+    if (set) picture.after(half);
+  });
 }
 
 const drawing = new IntersectionObserver(

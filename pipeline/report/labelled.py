@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.show.seen import default_classes
 from relabel.images.classes import among_classes
 from relabel.images.image_set import ImageSet
-from relabel.labels.manifest import MANIFEST
+from relabel.labels.manifest import MANIFEST, Manifest
 from relabel.labels.store import LabelStore
 from relabel.runtime.errors import InputError
 
@@ -58,13 +59,7 @@ def open_labelled(labels: Path, images: ImageSet) -> Labelled:
     """
     store: LabelStore[Any] = LabelStore.open(labels).check()
     manifest = store.manifest
-    if manifest.classes is not None:
-        images = among_classes(images, manifest.classes, str(labels))
-    elif (mismatch := manifest.class_mismatch(images.classes)) is not None:
-        raise InputError(
-            f"{labels / MANIFEST} names no classes, so they are those of the folders in {images.source}, and {mismatch};"
-            " give the images that it was made from"
-        )
+    images = with_classes_of(manifest, images, labels)
     found = store.find(images.keys).numpy()
     index_of = np.full(len(store), -1)
     index_of[found[found >= 0]] = np.flatnonzero(found >= 0)
@@ -93,6 +88,24 @@ def open_labelled(labels: Path, images: ImageSet) -> Labelled:
     if not len(rows):
         raise InputError(f"{labels} has no labels of any image in {images.source}; annotate again")
     return Labelled(labels, store, images, rows, index_of[rows], notes)
+
+
+def with_classes_of(manifest: Manifest, images: ImageSet, labels: Path) -> ImageSet:
+    """The images with the classes of a label set; if it names none, those of the folders, or else ImageNet's by their number.
+
+    Raises:
+        InputError: a folder is none of these classes.
+    """
+    mismatch = manifest.class_mismatch(images.classes) if manifest.classes is None else None
+    known = default_classes(manifest.num_classes) if mismatch is not None else manifest.classes
+    if known is not None:
+        return among_classes(images, tuple(known), str(labels))
+    if mismatch is not None:
+        raise InputError(
+            f"{labels / MANIFEST} names no classes, so they are those of the folders in {images.source}, and {mismatch};"
+            " give the images that it was made from"
+        )
+    return images
 
 
 def check_same_classes(first: Labelled, second: Labelled) -> None:

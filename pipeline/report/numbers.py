@@ -38,7 +38,7 @@ class Number:
         return round(value, 5) if math.isfinite(value) else None
 
     def text(self, value: float | None) -> str:
-        return "none" if value is None else f"{value:.{self.digits}f}"
+        return "none" if value is None else f"{value:z.{self.digits}f}"
 
 
 def numbers_of(measures: Measures, difference: np.ndarray | None, num_classes: int, places: str) -> list[Number]:

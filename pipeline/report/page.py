@@ -16,6 +16,7 @@ from pipeline.show.figure import COLOURS, OTHERS
 SOFTWARE = "relabel report"  # in the page: by this a file is known to be one of ours
 STYLES = ("page.css",)
 SCRIPTS = ("pooling.js", "explorer.js", "viewer.js")
+CLASSES_ON_CARD = 4  # of the classes that have a colour
 MAX_NAME = 80  # characters of a class name; longer ones are cut
 
 
@@ -29,7 +30,7 @@ class Templates:
 
     def card(self, **values: Any) -> Markup:
         """An image with its thumbnail and numbers."""
-        return Markup(self._environment.get_template("card.html").render(values))
+        return Markup(self._environment.get_template("card.html").render(values, classes_on_card=CLASSES_ON_CARD))
 
     def page(self, data: Mapping[str, Any], **values: Any) -> bytes:
         """The whole page.

@@ -106,10 +106,17 @@ function showTargets() {
   const numbers = data.numbers
     .filter(({ name }) => image.numbers[name] !== null)
     .map((number) =>
-      element("div", {}, element("dt", { title: number.about }, `${number.title}, ${number.range}`), element("dd", {}, number.digits ? image.numbers[number.name].toFixed(number.digits) : `${image.numbers[number.name]}`)),
+      element("div", {}, element("dt", { title: number.about }, `${number.title}, ${number.range}`), element("dd", {}, written(image.numbers[number.name], number.digits))),
     );
-  const given = element("p", {}, element("span", { class: "given" }, nameOf(image.given)), " → ", nameOf(image.suggestion));
+  const suggestion = image.suggestion === image.given ? "the same" : nameOf(image.suggestion);
+  const given = element("p", {}, element("span", { class: "given" }, nameOf(image.given)), " → ", suggestion);
   document.getElementById("said").replaceChildren(given, ...parts, element("dl", {}, ...numbers));
+}
+
+// A number without the sign of a zero.
+function written(value, digits) {
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text;
 }
 
 function tooLarge(title, labels) {
@@ -150,9 +157,9 @@ function ofRegions(title, labels) {
 }
 
 function sharesOf(labels) {
-  const items = labels.shares.map(([number, share], place) => element("li", { class: `c${place}` }, nameOf(number), ` ${(100 * share).toFixed(1)}%`));
-  if (labels.others) items.push(element("li", { class: "rest" }, `${labels.others} other${labels.others > 1 ? "s" : ""}`));
-  return element("ul", { class: "shares" }, ...items);
+  const items = labels.shares.map(([number, share], place) => element("span", { class: `c${place}` }, nameOf(number), ` ${(100 * share).toFixed(1)}%`));
+  if (labels.others) items.push(element("span", { class: "rest" }, `${labels.others} other${labels.others > 1 ? "s" : ""}`));
+  return element("p", { class: "shares" }, ...items);
 }
 
 // The strongest classes of a target, and the ground-truth label's part in it.

@@ -140,6 +140,8 @@ def test_what_cannot_be_reported_gets_a_message(folder: Path, relabel_here: Rela
     assert "5 of its 5 keys are not in" in other_images and "(first: ant/0.JPEG, found: ant/x.JPEG)" in other_images
     write_pictures(folder / "classes", [*KEYS, "dog/0.JPEG"])
     assert "1 of 4 class folders are not classes of" in said(relabel_here, folder, images="classes")
+    write_label_set(folder / "unnamed", KEYS, random_maps(5, 4, 2, (2, 3)), 4)
+    assert "names no classes, so they are those of the folders" in said(relabel_here, folder, labels="unnamed")
     assert "is not a run directory: missing run.json" in said(relabel_here, folder, "--run", folder)
     write_label_set(folder / "four", KEYS, random_maps(5, 4, 2, (2, 3)), 4, classes=(*CLASSES, "dog"))
     assert "cannot stand side by side: expected 3 classes, found 4" in said(relabel_here, folder, "--and", folder / "four")
