@@ -62,6 +62,7 @@ def compose(first: Labelled, second: Labelled | None, templates: Templates, trai
         "total": len(first.images),
         "measured": len(first.rows),
         "num_classes": manifest.num_classes,
+        "places": places[0],
         "sets": [described(of, "AB"[number], len(sets)) for number, of in enumerate(sets)],
         "different_settings": manifest.differences(second.store.manifest) if second is not None else [],
         "agreement": list(zip(*counts, strict=True)),

@@ -91,7 +91,7 @@ def open_labelled(labels: Path, images: ImageSet) -> Labelled:
 
 
 def with_classes_of(manifest: Manifest, images: ImageSet, labels: Path) -> ImageSet:
-    """The images with the classes of a label set; if it names none, those of the folders, or else ImageNet's by their number.
+    """The images with the classes of a label set; if it names none, those of the folders, or ImageNet's if it has as many.
 
     Raises:
         InputError: a folder is none of these classes.
