@@ -21,6 +21,7 @@ class Album:
         names: of the classes that are named in them, by number.
         place_of: number of an image among those measured -> its place on the page.
         unreadable: messages of those whose files are no images.
+        changed: keys of those whose files have another size than when they were annotated.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Album:
         self.names: dict[int, str] = {}
         self.place_of: dict[int, int] = {}
         self.unreadable: list[str] = []
+        self.changed: list[str] = []
         self._sets, self._numbers, self._templates, self._room = sets, numbers, templates, room
+        self._file_sizes = sets[0].store.file_sizes
         self._given, self._suggestion = measures.given, measures.suggestion
         self._other_rows = [of.rows_by_index() for of in sets[1:]]
 
@@ -80,4 +83,6 @@ class Album:
         self.names |= names
         if problem is not None:
             self.unreadable.append(problem)
+        if self._file_sizes[rows[0]] not in (0, first.images.file_size(index)):  # 0: not recorded
+            self.changed.append(entry["key"])
         return True

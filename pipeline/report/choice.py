@@ -49,6 +49,7 @@ def lists_of(
     """
     count = len(measures)
     nowhere = np.flatnonzero(measures.area == 0)
+    beside = measures.label_score[nowhere] / measures.suggestion_score[nowhere]
     several = np.flatnonzero(measures.shown > 1)
     in_pairs = [
         of_pair[np.argsort(measures.label_score[of_pair], kind="stable")][:PER_PAIR] for _, _, of_pair in pairs[:MAX_PAIRS]
@@ -57,10 +58,10 @@ def lists_of(
         List(
             "worst",
             "label nowhere",
-            "The ground-truth label is top-1 in no place of the image; the least probable labels first.",
+            "The ground-truth label is top-1 in no place; first where it is least probable beside what is suggested.",
             0.35,
             len(nowhere),
-            nowhere[np.argsort(measures.label_score[nowhere], kind="stable")],
+            nowhere[np.lexsort((measures.label_score[nowhere], beside))],
             ranked=False,
         ),
         List(

@@ -90,11 +90,11 @@ def compose(first: Labelled, second: Labelled | None, templates: Templates, trai
     fixed = len(render(templates, values, lists, empty, {}, manifest))
     album = Album(sets, measures[0], numbers, templates, MAX_BYTES - fixed - CONTROLS_BYTES)
     chosen = choose(lists, album.admit)
-    if album.unreadable:
-        many = f"{len(album.unreadable)} of the {len(album.cards)} images on the page"
-        note = f"{many} cannot be read (first: {album.unreadable[0]})"
-        logger.warning(note)
-        values["notes"].append(note)
+    for what, keys in (("cannot be read", album.unreadable), ("have changed since they were annotated", album.changed)):
+        if keys:
+            note = f"{len(keys)} of the {len(album.cards)} images on the page {what} (first: {keys[0]})"
+            logger.warning(note)
+            values["notes"].append(note)
     return Page(render(templates, values, lists, album, chosen, manifest), len(album.cards))
 
 

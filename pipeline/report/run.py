@@ -1,7 +1,6 @@
 """`relabel report`: checks what is asked for, and writes the page."""
 
 import functools
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from relabel.runtime.errors import InputError
 from relabel.runtime.files import check_output, write_output
 
 HEAD = 4000  # bytes in which a page names what made it
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,7 @@ def report(labels: Path, images: str, output: Path, options: ReportOptions) -> s
     if second is not None:
         check_same_classes(first, second)
     classes = first.images.classes
-    if unnamed := names.missing(classes):
-        logger.warning(
-            f"{options.class_names} names {len(classes) - len(unnamed):,} of {len(classes):,} classes; the others are called"
-            f" by their folders (first: {unnamed[0]})"
-        )
+    names.check_complete(classes)
     page = compose(first, second, Templates(functools.partial(name_in, classes, names)), trainings)
     write_output(output, page.content)
     return f"{page.images:,} of {len(first.rows):,} images, {len(page.content) / 1e6:.1f} MB"

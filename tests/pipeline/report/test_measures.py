@@ -75,7 +75,9 @@ def by_hand(area: list[float], given: list[int], suggestion: list[int]) -> Measu
     """Images of which only these three matter; the probability of the label rises from the first to the last."""
     zeros, rising = np.zeros(len(given), np.float32), np.linspace(0, 1, len(given), dtype=np.float32)
     labels, others = np.array(given, np.int32), np.array(suggestion, np.int32)
-    return Measures(labels, others, rising, rising, zeros, np.array(area), np.ones_like(labels), rising, others, rising)
+    return Measures(
+        labels, others, rising, rising, zeros, np.array(area), np.ones_like(labels), rising, others, np.ones_like(rising)
+    )
 
 
 def test_tables_count_classes_and_pairs() -> None:

@@ -124,12 +124,22 @@ def test_two_sets_are_sorted_by_how_much_they_differ(folder: Path, relabel_here:
     assert images[lists["different"][0]]["key"] == "cat/0.JPEG" and len(lists["different"]) == 4
 
 
-def test_class_names_that_are_missing_are_said(folder: Path, relabel_here: Relabel) -> None:
-    (folder / "names.txt").write_text("ant Formica\n")
-    page = folder / "page.html"
+def test_changed_image_is_named(undisturbed: Path, image_folder: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+    with (image_folder / "dog/dog_3.JPEG").open("ab") as file:
+        file.write(b"more")
+    arguments = ["report", undisturbed, "--images", image_folder, "--output", tmp_path / "page.html"]
+    done = relabel_here(*arguments)
+    changed = "1 of the 9 images on the page have changed since they were annotated (first: dog/dog_3.JPEG)"
+    assert changed in done.stdout + done.stderr and changed in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_classes_are_called_by_the_names_of_the_file(folder: Path, relabel_here: Relabel) -> None:
+    names, page = folder / "names.txt", folder / "page.html"
+    names.write_text("ant Formica\n")
+    assert "2 of 3 classes have no name (first: bee)" in said(relabel_here, folder, "--class-names", names)
+    names.write_text("ant Formica\nbee Apis\ncat Felis\n")
     arguments = ["report", folder / "labels", "--images", folder / "images", "--output", page]
-    done = relabel_here(*arguments, "--class-names", folder / "names.txt")
-    assert "names 1 of 3 classes; the others are called by their folders (first: bee)" in done.stdout + done.stderr
+    assert relabel_here(*arguments, "--class-names", names).returncode == 0
     assert "Formica (ant)" in page.read_text(encoding="utf-8")
 
 
