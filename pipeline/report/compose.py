@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.compare import different_settings
 from pipeline.report.album import Album
 from pipeline.report.choice import List, choose, confused_pairs, lists_of
 from pipeline.report.description import in_words
@@ -64,7 +65,7 @@ def compose(first: Labelled, second: Labelled | None, templates: Templates, trai
         "num_classes": manifest.num_classes,
         "places": places[0],
         "sets": [described(of, "AB"[number], len(sets)) for number, of in enumerate(sets)],
-        "different_settings": manifest.differences(second.store.manifest) if second is not None else [],
+        "different_settings": different_settings(manifest, second.store.manifest) if second is not None else [],
         "agreement": list(zip(*counts, strict=True)),
         "numbers": numbers,
         "classes": rows,

@@ -10,7 +10,7 @@ from pipeline.report.page import SOFTWARE, Templates
 from pipeline.report.trainings import read_training
 from pipeline.show.seen import name_in
 from relabel.images.classes import ClassNames
-from relabel.images.sources import find_images
+from relabel.images.sources import check_outside, find_images
 from relabel.runtime.errors import InputError
 from relabel.runtime.files import check_output, write_output
 
@@ -36,6 +36,8 @@ def report(labels: Path, images: str, output: Path, options: ReportOptions) -> s
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--output {output}: expected a name that ends in .html")
     check_output(output, is_ours, options.force)
+    if not output.parent.is_dir():
+        check_outside(output.parent, images, "--output in")
     names = ClassNames(options.class_names)
     trainings = [read_training(run) for run in options.runs]
     found = find_images(images)

@@ -57,7 +57,8 @@ function rectangle(kind, [x0, y0, x1, y1]) {
 
 // --- the box -------------------------------------------------------------------------------------------------------------
 
-function setBox(edgesOfBox, typing = false) {
+// typing: the fields are being written in. drawing: browsers allow few changes of the address while a pointer moves.
+function setBox(edgesOfBox, { typing = false, drawing = false } = {}) {
   const rounded = edgesOfBox.map((edge) => Math.round(edge * 1e5) / 1e5);
   const valid = isBox(rounded);
   document.getElementById("box-note").textContent = valid ? "" : "expected x0 < x1 and y0 < y1, from 0 to 1";
@@ -68,7 +69,7 @@ function setBox(edgesOfBox, typing = false) {
   outline.replaceWith(drawn);
   outline = drawn;
   showTargets();
-  saveState();
+  if (!drawing) saveState();
 }
 
 // Where a pointer is on the picture, in fractions of it.
@@ -85,12 +86,12 @@ function startBox(event) {
   const move = (moved) => {
     const [u, v] = position(moved);
     const next = [Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v)];
-    if (next[2] - next[0] > 0.005 && next[3] - next[1] > 0.005) setBox(next); // else it is a click
+    if (next[2] - next[0] > 0.005 && next[3] - next[1] > 0.005) setBox(next, { drawing: true }); // else it is a click
   };
-  const drawing = new AbortController();
-  const end = () => drawing.abort();
+  const pressed = new AbortController();
+  const end = () => (pressed.abort(), saveState());
   Object.entries({ pointermove: move, pointerup: end, pointercancel: end }).forEach(([name, handler]) =>
-    stage.addEventListener(name, handler, { signal: drawing.signal }),
+    stage.addEventListener(name, handler, { signal: pressed.signal }),
   );
 }
 
@@ -195,7 +196,7 @@ viewer.addEventListener("close", () => (saveState(), cards[current].querySelecto
 viewer.querySelector("[data-close]").addEventListener("click", () => viewer.close());
 viewer.querySelectorAll("[data-go]").forEach((button) => button.addEventListener("click", () => goTo(Number(button.dataset.go))));
 stage.addEventListener("pointerdown", startBox);
-edges.forEach((edge) => edge.addEventListener("input", () => setBox(edges.map(({ value }) => (value === "" ? NaN : Number(value))), true)));
+edges.forEach((edge) => edge.addEventListener("input", () => setBox(edges.map(({ value }) => (value === "" ? NaN : Number(value))), { typing: true })));
 document.getElementById("whole").addEventListener("click", () => setBox(WHOLE));
 document.getElementById("crop").addEventListener("click", () => setBox(randomCrop(data.images[current].full, data.cropScale, data.cropRatio)));
 document.querySelectorAll("#overlay, #overlay-set").forEach((input) => input.addEventListener("change", () => (drawStage(), showTargets())));

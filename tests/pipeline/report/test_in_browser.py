@@ -230,6 +230,8 @@ def test_training_crop_is_drawn_within_the_picture(page: Browser, folder: Path) 
         seen.add((x0, y0, x1, y1))
     assert len(seen) > 10
     check_targets(page, folder, KEYS[0])
+    narrow = page.execute_script("return randomCrop([10, 1000], [0.5, 1], [0.75, 1.25])")
+    assert narrow == [0, 0.493, 1, 0.506], "the centre, 10 x 13 pixels, as torchvision falls back to"
 
 
 def test_sort_filter_and_search_show_what_they_say(page: Browser) -> None:

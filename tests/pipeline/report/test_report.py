@@ -58,6 +58,14 @@ def test_report_is_one_file_that_names_every_image(folder: Path, relabel_here: R
     assert not is_ours(page)
 
 
+def test_folder_whose_name_is_no_text_is_shown(folder: Path, relabel_here: Relabel) -> None:
+    labels = (folder / "labels").rename(folder / "odd\udcff‮<b>")
+    page = folder / "page.html"
+    done = relabel_here("report", labels, "--images", folder / "images", "--output", page)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "odd?‮&lt;b&gt;" in page.read_text(encoding="utf-8")
+
+
 def test_data_cannot_end_its_element() -> None:
     hostile = "</script><!--\u2028\u2029"
     written = as_script({"name": hostile})
