@@ -140,6 +140,7 @@ def render(
         chosen: from `choose`.
     """
     places = {of.name: [album.place_of[number] for number in chosen.get(of.name, [])] for of in lists}
+    order = dict.fromkeys([*places[lists[0].name], *range(len(album.cards))])  # the worst, or most different, come first
     labels = Counter(entry["given"] for entry in album.entries)
     suggestions = Counter(entry["suggestion"] for entry in album.entries)
     numbers: Sequence[Number] = values["numbers"]
@@ -161,7 +162,7 @@ def render(
     return templates.page(
         data,
         **values,
-        cards=album.cards,
+        cards=[album.cards[place] for place in order],
         lists=[{"of": of, "shown": len(places[of.name])} for of in lists],
         shown_labels=labels,
         shown_pairs=Counter(

@@ -2,7 +2,8 @@
 
 const controls = document.getElementById("controls");
 const cardsBox = document.getElementById("cards");
-const cards = [...cardsBox.children];
+const ordered = [...cardsBox.children].map((card) => Number(card.dataset.image)); // numbers of the images, as on paper
+const cards = ordered.map((_, number) => cardsBox.querySelector(`[data-image="${number}"]`));
 const FIELDS = ["list", "sort", "class", "suggestion", "search"];
 const ascending = Object.fromEntries(data.numbers.map((number) => [number.name, number.ascending]));
 let shown = []; // numbers of the images in the order of their cards
@@ -56,7 +57,7 @@ function compare(sort, list) {
     return (a, b) => sign * ((a.numbers[sort] ?? Infinity * sign) - (b.numbers[sort] ?? Infinity * sign)) || a.number - b.number;
   }
   if (list) return (a, b) => data.lists[list].indexOf(a.number) - data.lists[list].indexOf(b.number);
-  return (a, b) => a.number - b.number;
+  return (a, b) => ordered.indexOf(a.number) - ordered.indexOf(b.number);
 }
 
 function showCards() {

@@ -246,6 +246,8 @@ def test_sort_filter_and_search_show_what_they_say(page: Browser) -> None:
     images = page.execute_script("return data.images")
     of = {image["key"]: image for image in images}
     assert sorted(visible(page)) == KEYS
+    values = [of[key]["numbers"]["difference"] for key in visible(page)]
+    assert values == sorted(values, reverse=True), "what differs most comes first"
     for name, ascending in (("label_score", True), ("margin", True), ("entropy", False), ("shown", False), ("area", True)):
         values = [of[key]["numbers"][name] for key in choose(sort=name)]
         assert values == sorted(values, reverse=not ascending) and len(set(values)) > 1, name
