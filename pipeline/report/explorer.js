@@ -54,7 +54,8 @@ function compare(sort, list) {
   if (sort === "key") return (a, b) => (a.key < b.key ? -1 : 1);
   if (sort) {
     const sign = ascending[sort] ? 1 : -1;
-    return (a, b) => sign * ((a.numbers[sort] ?? Infinity * sign) - (b.numbers[sort] ?? Infinity * sign)) || a.number - b.number;
+    const value = (image) => (image.numbers[sort] === null ? Infinity : sign * image.numbers[sort]); // those without one last
+    return (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a.number - b.number);
   }
   if (list) return (a, b) => data.lists[list].indexOf(a.number) - data.lists[list].indexOf(b.number);
   return (a, b) => ordered.indexOf(a.number) - ordered.indexOf(b.number);
@@ -72,7 +73,7 @@ function showCards() {
   document.documentElement.classList.toggle("overlays", controls.overlay.checked);
 }
 
-// Draw the colours of a card, once: when it comes near the window, or all before printing. Two label sets stand side by side.
+// Draw the colours of a card, once: when it comes near the window, or all before printing. Two sets stand side by side.
 function drawOverlay(card) {
   if (card.querySelector("canvas")) return;
   const picture = card.querySelector(".picture > span");

@@ -45,13 +45,15 @@ function drawStage() {
   stage.replaceChildren(picture, lines);
   stage.style.aspectRatio = `${image.full[0]} / ${image.full[1]}`;
   stage.style.width = `min(100%, ${Math.min(480, (480 * image.full[0]) / image.full[1])}px)`;
+  document.getElementById("overlay").parentElement.hidden = !overlaySet()?.grid;
   if (overlaySet()?.grid && document.getElementById("overlay").checked) picture.after(overlayOf(overlaySet()));
 }
 
 function rectangle(kind, [x0, y0, x1, y1]) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   made.setAttribute("class", kind);
-  Object.entries({ x: x0, y: y0, width: x1 - x0, height: y1 - y0 }).forEach(([name, value]) => made.setAttribute(name, value));
+  const attributes = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
+  Object.entries(attributes).forEach(([name, value]) => made.setAttribute(name, value));
   return made;
 }
 
@@ -99,19 +101,27 @@ function startBox(event) {
 
 function showTargets() {
   const image = data.images[current];
-  const parts = image.sets.map((labels, set) => {
-    const title = image.sets.length > 1 ? `${"AB"[set]}: ` : "";
-    if (!labels) return element("section", {}, element("h4", {}, `${title}no labels of this image`));
-    return element("section", {}, ...(labels.omitted ? tooLarge(title, labels) : labels.grid ? ofMap(title, labels) : ofRegions(title, labels)));
-  });
-  const numbers = data.numbers
-    .filter(({ name }) => image.numbers[name] !== null)
-    .map((number) =>
-      element("div", {}, element("dt", { title: number.about }, `${number.title}, ${number.range}`), element("dd", {}, written(image.numbers[number.name], number.digits))),
-    );
   const suggestion = image.suggestion === image.given ? "the same" : nameOf(image.suggestion);
   const given = element("p", {}, element("span", { class: "given" }, nameOf(image.given)), " → ", suggestion);
-  document.getElementById("said").replaceChildren(given, ...parts, element("dl", {}, ...numbers));
+  const parts = image.sets.map((labels, set) => saidBy(labels, image.sets.length > 1 ? `${"AB"[set]}: ` : ""));
+  document.getElementById("said").replaceChildren(given, ...parts, numbersOf(image));
+}
+
+// What a label set says; its title begins with its mark, if there are two.
+function saidBy(labels, mark) {
+  if (!labels) return element("section", {}, element("h4", {}, `${mark}no labels of this image`));
+  const said = labels.omitted ? tooLarge : labels.grid ? ofMap : ofRegions;
+  return element("section", {}, ...said(mark, labels));
+}
+
+function numbersOf(image) {
+  const rows = data.numbers
+    .filter(({ name }) => image.numbers[name] !== null)
+    .map(({ name, title, about, range, digits }) => {
+      const value = element("dd", {}, written(image.numbers[name], digits));
+      return element("div", {}, element("dt", { title: about }, `${title}, ${range}`), value);
+    });
+  return element("dl", {}, ...rows);
 }
 
 // A number without the sign of a zero.
@@ -120,46 +130,61 @@ function written(value, digits) {
   return Number(text) === 0 ? text.replace("-", "") : text;
 }
 
-function tooLarge(title, labels) {
-  const size = (labels.omitted / 1e6).toFixed(1);
-  return [element("h4", {}, `${title}not in this page`), element("p", {}, `Its labels take ${size} MB. relabel show draws this image.`)];
+function tooLarge(mark, labels) {
+  const about = `Its labels take ${(labels.omitted / 1e6).toFixed(1)} MB. The command relabel show draws this image.`;
+  return [element("h4", {}, `${mark}not in this page`), element("p", {}, about)];
 }
 
-function ofMap(title, labels) {
-  const where = [
-    ["where the ground-truth label is most probable", labels.labelBox],
-    ["where the suggestion is", labels.suggestionBox],
-  ].map(([text, place]) => {
-    const button = element("button", { type: "button" }, text);
-    button.addEventListener("click", () => setBox(place));
-    return button;
-  });
-  const heading = `${title}target of ${isWhole(box) ? "the whole picture" : "the box"}, probabilities from 0 to 1`;
-  const legend = element("p", { class: "legend" }, "Share of the cells by their top-1 class:");
-  return [element("h4", {}, heading), bars(boxTarget(labels, box)), legend, sharesOf(labels), element("p", { class: "buttons" }, ...where)];
+function ofMap(mark, labels) {
+  const places = {
+    "where the ground-truth label is most probable": labels.labelBox,
+    "where the suggestion is": labels.suggestionBox,
+  };
+  const buttons = Object.entries(places).map(([text, place]) => boxButton(text, place));
+  const title = `${mark}target of ${isWhole(box) ? "the whole picture" : "the box"}, probabilities from 0 to 1`;
+  return [
+    element("h4", {}, title),
+    bars(boxTarget(labels, box)),
+    element("p", { class: "legend" }, "Share of the cells by their top-1 class:"),
+    sharesOf(labels),
+    element("p", { class: "buttons" }, ...buttons),
+  ];
 }
 
 // A region answers for its own box only.
-function ofRegions(title, labels) {
-  if (!labels.boxes.length) return [element("h4", {}, `${title}no regions`)];
+function ofRegions(mark, labels) {
   const overlaps = labels.boxes.map((region) => overlap(region, box));
-  const nearest = largest(overlaps, 1)[0];
-  stage.querySelectorAll(".region").forEach((region, i) => region.classList.toggle("nearest", i === nearest));
-  const mirrored = labels.mirrored[nearest] ? ", which the classifier saw mirrored" : "";
-  const about = `Regions answer for their own boxes only. Region ${nearest + 1} of ${labels.boxes.length}${mirrored}, is nearest to the drawn box: their overlap is ${overlaps[nearest].toFixed(2)} (area in both / area in either, 0 to 1).`;
+  const [nearest] = largest(overlaps, 1);
+  stage.querySelectorAll(".region").forEach((region, number) => region.classList.toggle("nearest", number === nearest));
+  const mirrored = labels.mirrored[nearest] ? " (the classifier saw it mirrored)" : "";
+  const about =
+    `Regions answer for their own boxes only. Region ${nearest + 1} of ${labels.boxes.length}${mirrored} is nearest to the ` +
+    `drawn box: their overlap is ${overlaps[nearest].toFixed(2)} (area in both / area in either, 0 to 1).`;
   const rows = labels.boxes.map((region, number) => {
     const target = regionTarget(labels, number);
     const [top] = largest(target, 1);
-    const button = element("button", { type: "button" }, `region ${number + 1}`);
-    button.addEventListener("click", () => setBox(region));
-    return element("li", {}, button, " ", nameOf(top), ` ${target[top].toFixed(4)}`);
+    return element("li", {}, boxButton(`region ${number + 1}`, region), " ", nameOf(top), ` ${target[top].toFixed(4)}`);
   });
-  return [element("h4", {}, `${title}target of region ${nearest + 1}, probabilities from 0 to 1`), bars(regionTarget(labels, nearest)), element("p", {}, about), element("ul", { class: "regions" }, ...rows)];
+  return [
+    element("h4", {}, `${mark}target of region ${nearest + 1}, probabilities from 0 to 1`),
+    bars(regionTarget(labels, nearest)),
+    element("p", {}, about),
+    element("ul", { class: "regions" }, ...rows),
+  ];
+}
+
+function boxButton(text, place) {
+  const button = element("button", { type: "button" }, text);
+  button.addEventListener("click", () => setBox(place));
+  return button;
 }
 
 function sharesOf(labels) {
-  const items = labels.shares.map(([number, share], place) => element("span", { class: `c${place}` }, nameOf(number), ` ${(100 * share).toFixed(1)}%`));
-  if (labels.others) items.push(element("span", { class: "rest" }, `${labels.others} other${labels.others > 1 ? "s" : ""}`));
+  const items = labels.shares.map(([number, share], place) =>
+    element("span", { class: `c${place}` }, nameOf(number), ` ${(100 * share).toFixed(1)}%`),
+  );
+  const others = `${labels.others} other${labels.others > 1 ? "s" : ""}`;
+  if (labels.others) items.push(element("span", { class: "rest" }, others));
   return element("p", { class: "shares" }, ...items);
 }
 
@@ -187,17 +212,28 @@ document.querySelectorAll("table.sortable").forEach(makeSortable);
 controls.addEventListener("input", () => (showCards(), saveState()));
 controls.addEventListener("submit", (event) => event.preventDefault());
 controls.addEventListener("reset", () => setTimeout(() => (showCards(), saveState())));
-cards.forEach((card, number) => card.querySelector("button").addEventListener("click", () => openViewer(number)));
-cards.forEach((card) => drawing.observe(card));
+cards.forEach((card, number) => {
+  card.querySelector("button").addEventListener("click", () => openViewer(number));
+  drawing.observe(card);
+});
 document.addEventListener("keydown", onKey);
 window.addEventListener("beforeprint", () => cards.forEach(drawOverlay));
 window.addEventListener("hashchange", loadState);
 viewer.addEventListener("close", () => (saveState(), cards[current].querySelector("button").focus()));
 viewer.querySelector("[data-close]").addEventListener("click", () => viewer.close());
-viewer.querySelectorAll("[data-go]").forEach((button) => button.addEventListener("click", () => goTo(Number(button.dataset.go))));
+viewer.querySelectorAll("[data-go]").forEach((button) => {
+  button.addEventListener("click", () => goTo(Number(button.dataset.go)));
+});
 stage.addEventListener("pointerdown", startBox);
-edges.forEach((edge) => edge.addEventListener("input", () => setBox(edges.map(({ value }) => (value === "" ? NaN : Number(value))), { typing: true })));
+edges.forEach((edge) => {
+  const typed = () => edges.map(({ value }) => (value === "" ? NaN : Number(value)));
+  edge.addEventListener("input", () => setBox(typed(), { typing: true }));
+});
 document.getElementById("whole").addEventListener("click", () => setBox(WHOLE));
-document.getElementById("crop").addEventListener("click", () => setBox(randomCrop(data.images[current].full, data.cropScale, data.cropRatio)));
-document.querySelectorAll("#overlay, #overlay-set").forEach((input) => input.addEventListener("change", () => (drawStage(), showTargets())));
+document.getElementById("crop").addEventListener("click", () => {
+  setBox(randomCrop(data.images[current].full, data.cropScale, data.cropRatio));
+});
+document.querySelectorAll("#overlay, #overlay-set").forEach((input) => {
+  input.addEventListener("change", () => (drawStage(), showTargets()));
+});
 loadState();
