@@ -61,8 +61,8 @@ def verify(
         raise InputError("--contents needs the images; give their folder with --images")
     if spot_check is None and (checkpoint or device is not None):
         raise InputError("--checkpoint and --device need --spot-check; give it too")
-    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers, contents)
-    notes, findings = report.notes, report.findings
+    checked = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers, contents)
+    notes, findings = checked.notes, checked.findings
     if spot_check is not None and findings:
         notes.append("spot check skipped: fix the errors first")
     print_report(notes, findings)
