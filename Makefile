@@ -239,6 +239,7 @@ bench: | $(VENV)
 	.venv/bin/python -m benchmarks.region_store
 	.venv/bin/python -m benchmarks.annotate
 	.venv/bin/python -m benchmarks.annotate_regions
+	.venv/bin/python -m benchmarks.loaders
 	.venv/bin/python -m benchmarks.crops
 	.venv/bin/python -m benchmarks.training_step
 	.venv/bin/python -m benchmarks.training_loop

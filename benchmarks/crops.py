@@ -20,7 +20,7 @@ from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds
 from relabel.images.image_set import ImageSet
 from relabel.images.sources import find_images
-from train.crops import RandomCrops, collate
+from train.crops import RandomCrops
 from train.recipe import Recipe, load_recipe
 
 SIZES = {"500x375, as ImageNet's mostly are": (500, 375), "2000x1500": (2000, 1500)}
@@ -53,7 +53,7 @@ def compare(title: str, image_set: ImageSet, recipe: Recipe) -> None:
 
     def crops(recipe: Recipe, epoch: int, images: int = PICTURES) -> torch.Tensor:
         dataset = RandomCrops(image_set, recipe)
-        return collate([dataset[(epoch, index)] for index in range(images)]).images
+        return dataset[[(epoch, index) for index in range(images)]].images
 
     full_decode = dataclasses.replace(recipe, reduced_decode=False)
     four_crops = dataclasses.replace(recipe, crops_per_image=4)
@@ -89,7 +89,7 @@ def crops_by(filter_: Image.Resampling, image_set: ImageSet, recipe: Recipe, epo
     images = []
     for index in range(len(image_set)):
         image = Image.open(image_set.name(index))
-        box = dataset[(epoch, index)].boxes[0].numpy() * np.array([*image.size, *image.size])
+        box = dataset[[(epoch, index)]].boxes[0].numpy() * np.array([*image.size, *image.size])
         crop = image.crop(tuple(box.round().astype(int).tolist())).resize((recipe.image_size,) * 2, filter_)
         images.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
     return torch.stack(images)

@@ -6,6 +6,9 @@
     timm           timm's data set, loader, transforms, model and optimiser, and the step of its train.py (which is not in
                    the package), with its settings but without colour jitter
 
+First with a model that is the limit; then, for what the loader is worth, with one so small that the loader is, on crops so
+small that the model takes little of the cores, from JPEGs that are decoded whole.
+
 All of them train by the recipe `relabel` without colour jitter and lighting, which timm does differently. The work is the
 same except for the target and for the JPEGs that the loop decodes at a reduced size.
 
@@ -41,7 +44,7 @@ from relabel.images.image_set import ImageSet
 from relabel.labels.store import LabelStore
 from relabel.runtime.precision import autocast, dtype_name
 from relabel.runtime.workers import init_worker
-from train.crops import RandomCrops, TrainingBatches, collate
+from train.crops import RandomCrops, TrainingBatches
 from train.loop import train
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
@@ -59,6 +62,7 @@ class Workload:
     workers: int
     autocast_dtype: torch.dtype | None
     rounds: int = 9
+    settings: tuple[str, ...] = ()  # of the recipe, besides those that all have
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Rates:
     step: Callable[[], object]  # of "model only", to profile
 
 
+SMALL_MODEL = Workload("lcnet_035", 32, 64, 8, min(16, os.cpu_count() or 1), None, settings=("reduced_decode=false",))
+
+
 def workload_for(device: torch.device) -> Workload:
     workers = min(16, os.cpu_count() or 1)
     if device.type == "cuda":
@@ -81,10 +88,10 @@ def workload_for(device: torch.device) -> Workload:
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
-    workload = workload_for(device)
     print(hardware(device))
-    with tempfile.TemporaryDirectory() as scratch:
-        compare(workload, Path(scratch), device)
+    for workload in (workload_for(device), SMALL_MODEL):
+        with tempfile.TemporaryDirectory() as scratch:
+            compare(workload, Path(scratch), device)
 
 
 def compare(workload: Workload, scratch: Path, device: torch.device) -> Rates:
@@ -94,7 +101,7 @@ def compare(workload: Workload, scratch: Path, device: torch.device) -> Rates:
     write_label_set(scratch / "labels", image_set.keys, maps, CLASSES)
     plain = ["colour_jitter=[0, 0, 0]", "lighting=0"]
     size = [f"batch_size={workload.batch}", f"image_size={workload.side}"]
-    recipe = load_recipe("relabel", [*plain, *size, "epochs=2", "warmup_epochs=0", "lr=1e-3"])
+    recipe = load_recipe("relabel", [*plain, *size, "epochs=2", "warmup_epochs=0", "lr=1e-3", *workload.settings])
     arms: dict[str, Callable[[], float]] = {
         "model only": lambda: model_only(workload, recipe, scratch / "labels", device),
         "loader only": lambda: loader_only(workload, recipe, image_set, device),
@@ -145,9 +152,9 @@ def model_only(workload: Workload, recipe: Recipe, labels: Path, device: torch.d
 def loader_only(workload: Workload, recipe: Recipe, image_set: ImageSet, device: torch.device) -> float:
     loader = DataLoader(
         RandomCrops(image_set, recipe),
-        batch_sampler=TrainingBatches(len(image_set), recipe, 0, 0, 1),
+        batch_size=None,
+        sampler=TrainingBatches(len(image_set), recipe, 0, 0, 1),
         num_workers=workload.workers,
-        collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=init_worker,
     )

@@ -43,12 +43,22 @@ def augment(images: Tensor, mirrored: Tensor, draws: Tensor, recipe: Recipe) -> 
         (B, 3, S, S): uint8 if colours stay the same, else float32 in units of uint8; lighting may leave [0, 255].
     """
     if recipe.hflip or recipe.reads_regions:
-        images = torch.where(per_image(mirrored), images.flip(-1), images)
+        images = mirror(images, mirrored)
     if any(recipe.colour_jitter):
         images = jitter(images.float(), draws[:, FACTORS], draws[:, ORDER].argsort(1), recipe.colour_jitter)
     if recipe.lighting:
         images = images.float() + lighting(draws[:, LIGHTING] * recipe.lighting)
     return images
+
+
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror some images of a batch. On a CPU only these, one by one; on a GPU all, or the host would wait for it."""
+    if not (images.is_cpu and mirrored.is_cpu):
+        return torch.where(per_image(mirrored), images.flip(-1), images)
+    result = images.clone()
+    for index in mirrored.nonzero().flatten().tolist():
+        result[index] = images[index].flip(-1)
+    return result
 
 
 def jitter(images: Tensor, uniform: Tensor, order: Tensor, strength: tuple[float, float, float]) -> Tensor:

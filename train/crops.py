@@ -7,15 +7,18 @@ Shapes: B crops of a batch, n crops of an image, S pixels of a crop's side.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
+from relabel.images.decoding import EncodedImage
 from relabel.images.image_set import ImageSet
 from relabel.images.windows import Window, draw_window
 from relabel.labels.boxes import covered
@@ -26,7 +29,7 @@ from relabel.runtime.workers import in_shared_memory
 from train.augment import MIRROR, augmentation_draws
 from train.recipe import Recipe
 from train.seeds import seed_of
-from train.stored_crops import StoredCrops
+from train.stored_crops import StoredCrops, Taken
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,30 @@ class Crops:
         return Crops.from_tensors({name: t if name in stays else t.to(device, non_blocking=True) for name, t in named})
 
 
+OPENED_TOGETHER = 16  # images
+
+
+class Cut(NamedTuple):
+    """What is known of an image's crops besides their pixels.
+
+    Attributes:
+        windows: of its n crops.
+        extent: x0, y0, x1, y1 in pixels of what boxes are fractions of.
+        draws: (n, DRAWS) random numbers for the other augmentations.
+        taken: the regions that the crops are, if regions are used.
+    """
+
+    windows: list[Window]
+    extent: tuple[float, float, float, float]
+    draws: Tensor
+    taken: Taken | None
+
+
 class RandomCrops(Dataset[Crops]):
-    """Random resized crops, with random numbers for the other augmentations; dataset[epoch, index] has those of one image.
+    """Batches of random resized crops, with random numbers for the other augmentations.
+
+    dataset[[(epoch, index), ...]] has the crops of these images, those of one image next to each other. For a DataLoader
+    with `batch_size=None` and TrainingBatches as its sampler.
 
     Args:
         read_maps: (n,) indices of images -> their label maps on the host; None if the crops come without maps.
@@ -113,35 +138,68 @@ class RandomCrops(Dataset[Crops]):
         self.image_set, self.recipe, self.read_maps = image_set, recipe, read_maps
         self.stored, self.with_answers, self.window = stored, with_answers, window
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Crops:
-        epoch, index = epoch_and_index
-        recipe = self.recipe
-        taken = self.stored.take(epoch, index) if self.stored is not None else None
-        with self.image_set.open_image(index) as encoded:
-            size = encoded.width, encoded.height
-            name = self.image_set.name(index)
-            x0, y0, x1, y1 = covered(*size, self.window)
-            left, top = math.ceil(x0), math.ceil(y0)
-            inner = math.floor(x1) - left, math.floor(y1) - top
-            stored = taken.windows(*size) if taken is not None else [None] * recipe.crops_per_image
-            drawn, draws = draw_crops(name, inner, recipe, seed_of(recipe.seed, epoch, index), stored)
-            windows = [s or (left + d[0], top + d[1], left + d[2], top + d[3]) for s, d in zip(stored, drawn, strict=True)]
-            image, reduction = encoded.decode(reduction_for(windows, recipe.image_size) if recipe.reduced_decode else 1)
-        crops = [resized_window(image, window, reduction, recipe.image_size) for window in windows]
-        boxes = (np.array(windows) - (x0, y0, x0, y0)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
-        indices = torch.full((len(crops),), index)
-        mirrored = draws[:, MIRROR] < recipe.hflip
-        return Crops(
-            torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2),
-            torch.from_numpy(boxes.astype(np.float32)),
+    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Crops:
+        n, side = self.recipe.crops_per_image, self.recipe.image_size
+        pixels = torch.empty(len(places), n, side, side, 3, dtype=torch.uint8)
+        cuts: list[Cut] = []
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
+            for first in range(0, len(places), OPENED_TOGETHER):
+                some = slice(first, first + OPENED_TOGETHER)
+                cuts += self.cut_together(places[some], pixels[some])
+        extents = np.array([cut.extent for cut in cuts])[:, np.newaxis]
+        origins = extents[..., [0, 1, 0, 1]]
+        boxes = (np.array([cut.windows for cut in cuts]) - origins) / (extents[..., [2, 3, 2, 3]] - origins)
+        indices = np.array([index for _, index in places]).repeat(n)
+        draws = torch.cat([cut.draws for cut in cuts])
+        mirrored = draws[:, MIRROR] < self.recipe.hflip
+        taken = Taken.of_batch([cut.taken for cut in cuts if cut.taken is not None])
+        crops = Crops(
+            pixels.flatten(0, 1).permute(0, 3, 1, 2),
+            torch.from_numpy(boxes.reshape(-1, 4).astype(np.float32)),
             mirrored if taken is None else taken.mirrored(mirrored),
-            indices,
-            torch.full((len(crops),), int(self.image_set.targets[index])),
+            torch.from_numpy(indices),
+            torch.from_numpy(self.image_set.targets[indices]),
             draws,
-            self.read_maps(indices) if self.read_maps is not None else None,
+            self.read_maps(torch.from_numpy(indices)) if self.read_maps is not None else None,
             taken.numbers if taken is not None else None,
             taken.logits() if taken is not None and self.with_answers else None,
         )
+        return Crops.from_tensors({name: in_shared_memory(tensor) for name, tensor in crops.named_tensors().items()})
+
+    def cut_together(self, places: Sequence[tuple[int, int]], pixels: Tensor) -> list[Cut]:
+        """Open all of these images before the first is decoded, which takes less time than one after the other: decoding
+        leaves little of the processor's caches to the many small steps before it.
+
+        Args:
+            pixels: (images, n, S, S, 3) uint8, receives the crops.
+        """
+        with ExitStack() as files:
+            images = [files.enter_context(self.image_set.open_image(index)) for _, index in places]
+            cuts = [self.draw(image, *place) for image, place in zip(images, places, strict=True)]
+            for image, cut, crops in zip(images, cuts, pixels, strict=True):
+                cut_out(image, cut.windows, self.recipe.reduced_decode, crops)
+        return cuts
+
+    def draw(self, image: EncodedImage, epoch: int, index: int) -> Cut:
+        """Draw the crops of an image, or take them from its stored regions."""
+        recipe = self.recipe
+        taken = self.stored.take(epoch, index) if self.stored is not None else None
+        size = image.width, image.height
+        extent = covered(*size, self.window)
+        left, top = math.ceil(extent[0]), math.ceil(extent[1])
+        inner = math.floor(extent[2]) - left, math.floor(extent[3]) - top
+        stored = taken.windows(*size) if taken is not None else [None] * recipe.crops_per_image
+        drawn, draws = draw_crops(image.name, inner, recipe, seed_of(recipe.seed, epoch, index), stored)
+        windows = [s or (left + d[0], top + d[1], left + d[2], top + d[3]) for s, d in zip(stored, drawn, strict=True)]
+        return Cut(windows, extent, draws, taken)
+
+
+def cut_out(image: EncodedImage, windows: list[Window], reduced: bool, crops: Tensor) -> None:
+    """Decode an image, at a reduced size if that is `reduced` and enough, and write its crops to (n, S, S, 3) uint8."""
+    side = crops.shape[1]
+    pixels, reduction = image.pixels(reduction_for(windows, side) if reduced else 1)
+    for crop, window in zip(crops, windows, strict=True):
+        crop.copy_(resized_window(pixels, window, reduction, side))
 
 
 def draw_crops(
@@ -149,16 +207,17 @@ def draw_crops(
 ) -> tuple[list[Window], Tensor]:
     """Draw the windows of an image's crops, and (crops, DRAWS) random numbers for the other augmentations.
 
+    Seeds torch's global generator, and draws from it.
+
     Args:
         name, size: of the image, or of the part that crops are drawn from, as `draw_window` takes them.
         stored: the window of each crop if it need not be drawn.
     """
+    torch.default_generator.manual_seed(seed)
     windows, draws = [], []
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
-        torch.default_generator.manual_seed(seed)
-        for given in stored:
-            windows.append(given or draw_window(name, size, recipe.crop_scale, recipe.crop_ratio))
-            draws.append(augmentation_draws())
+    for given in stored:
+        windows.append(given or draw_window(name, size, recipe.crop_scale, recipe.crop_ratio))
+        draws.append(augmentation_draws())
     return windows, torch.stack(draws)
 
 
@@ -168,18 +227,24 @@ def reduction_for(windows: list[Window], side: int) -> int:
     return max((s for s in (2, 4, 8) if shortest >= s * side), default=1)
 
 
-def resized_window(image: Image.Image, window: Window, reduction: int, side: int) -> Image.Image:
-    """torchvision's resized_crop, for an image that was reduced by `reduction` and a window in pixels of the file."""
+def resized_window(pixels: np.ndarray, window: Window, reduction: int, side: int) -> Tensor:
+    """torchvision's resized_crop, for an image that was reduced by `reduction` and a window in pixels of the file.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+    Returns:
+        (side, side, 3) uint8. Values differ by at most 1 from those that Pillow's bilinear
+        filter gives, which rounds its weights to 22 bits where torch rounds them to 15.
+    """
     left, top, right, bottom = (edge / reduction for edge in window)
     x, y = math.floor(left), math.floor(top)
-    outer = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # else the filter would read pixels outside
-    return outer.resize((side, side), Image.Resampling.BILINEAR, (left - x, top - y, right - x, bottom - y))
-
-
-def collate(examples: list[Crops]) -> Crops:
-    """The crops of all images; those of one image are next to each other."""
-    named = [crops.named_tensors() for crops in examples]
-    return Crops.from_tensors({name: in_shared_memory(torch.cat([of[name] for of in named])) for name in named[0]})
+    outer = pixels[y : math.ceil(bottom), x : math.ceil(right)]  # else the filter would read pixels outside
+    if reduction == 1:
+        # of a copy: torch is only fast at a contiguous batch of images
+        batch = torch.from_numpy(outer[np.newaxis].copy()).permute(0, 3, 1, 2)
+        return functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    box = (left - x, top - y, right - x, bottom - y)  # torch takes no fractions of a pixel
+    return torch.from_numpy(np.array(Image.fromarray(outer).resize((side, side), Image.Resampling.BILINEAR, box)))
 
 
 def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:

@@ -20,7 +20,7 @@ from relabel.runtime.distributed import processes
 from relabel.runtime.errors import InputError
 from relabel.runtime.precision import autocast_dtype_of, dtype_name
 from relabel.runtime.workers import batches_of, decoding_workers, init_worker
-from train.crops import RandomCrops, TrainingBatches, collate, prefetch
+from train.crops import RandomCrops, TrainingBatches, prefetch
 from train.divergence import LossMonitor, check_weights
 from train.evaluation.evaluate import evaluate
 from train.optimizer import create_optimizer
@@ -124,9 +124,9 @@ def train(images: Path | str, run: Path, arch: str, recipe: Recipe, options: Tra
                 with_answers=regions is not None and not regions.store.resident,
                 window=maps.store.manifest.window if maps is not None else None,
             ),
-            batch_sampler=TrainingBatches(len(data.images), recipe, state.step, group.rank, group.world),
+            batch_size=None,  # the data set makes batches
+            sampler=TrainingBatches(len(data.images), recipe, state.step, group.rank, group.world),
             num_workers=workers,
-            collate_fn=collate,
             pin_memory=group.device.type == "cuda",
             worker_init_fn=init_worker,
         )

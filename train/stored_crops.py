@@ -7,6 +7,7 @@ Shapes: n crops of a visit, N regions of an image, k classes stored per region.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ RANDOM = -1  # the number of a crop that is not a stored region
 
 @dataclass(frozen=True)
 class Taken:
-    """The regions of one visit to an image.
+    """The regions of one visit to an image, or of the visits of a batch.
 
     Attributes:
         numbers: (n,) int64 number of each region; RANDOM for a crop that is to be drawn.
@@ -37,6 +38,15 @@ class Taken:
 
     numbers: Tensor
     regions: LabelRegions
+
+    @classmethod
+    def of_batch(cls, visits: Sequence["Taken"]) -> "Taken | None":
+        """Those of all visits, in their order; None of none."""
+        if not visits:
+            return None
+        named = [visit.regions.tensors() for visit in visits]
+        regions = LabelRegions(**{name: torch.cat([of[name] for of in named]) for name in named[0]})
+        return cls(torch.cat([visit.numbers for visit in visits]), regions)
 
     def windows(self, width: int, height: int) -> list[Window | None]:
         """The window of each region; None for a crop that is to be drawn."""

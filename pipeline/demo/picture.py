@@ -34,7 +34,7 @@ def draw_scenes(data: Path, labels: Path, picture: Path) -> None:
     store = LabelStore.open(labels)
     chosen = []
     for index in np.random.default_rng(0).permutation(len(folder)).tolist():
-        crop = crops[(0, index)]
+        crop = crops[[(0, index)]]
         image, box, target = crop.images[0], tuple(crop.boxes[0].tolist()), int(crop.targets[0])
         scene = objects[folder.keys[index]]
         visible = {c: covered(b, box) for c, b in zip(scene["classes"], scene["boxes"], strict=True)}

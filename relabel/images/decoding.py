@@ -1,7 +1,8 @@
-"""Decode an image file to RGB. Annotation, training and evaluation share this function, so all see the same pixels.
+"""Decode an image file to RGB. Annotation, training and evaluation share this code, so all see the same pixels: Pillow's.
 
-Only raster formats that Pillow decodes by itself are read. Pillow looks at a file's content, not at its name: it would
-start Ghostscript for a PostScript program that is called x.jpg.
+Ordinary JPEGs are decoded by a faster way to the same pixels (jpeg.py). Of others only raster formats are read that Pillow
+decodes by itself. It looks at a file's content, not at its name: it would start Ghostscript for a PostScript program that is
+called x.jpg.
 """
 
 import errno
@@ -18,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from relabel.images.jpeg import JPEG_START, decode_ordinary, ordinary_size
 from relabel.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -57,15 +59,18 @@ def extensions() -> frozenset[str]:
 
 
 class EncodedImage:
-    """An image file that has been opened but not decoded: its size is known, and `decode` gives the pixels.
+    """An image file that has been opened but not decoded: its size is known, and `decode` or `pixels` decodes it.
 
+    Args:
+        opened: the content of the file if it is an ordinary JPEG, else the file as Pillow has opened it.
     Attributes:
         width, height: in pixels, of the file.
+        name: what to call it in a message.
     """
 
-    def __init__(self, image: Image.Image, file: BinaryIO, name: str) -> None:
-        self._image, self._file, self._name = image, file, name
-        self.width, self.height = image.size
+    def __init__(self, size: tuple[int, int], file: BinaryIO, name: str, opened: bytes | Image.Image) -> None:
+        self.width, self.height = size
+        self.name, self._file, self._opened = name, file, opened
 
     def fingerprint(self) -> tuple[int, bytes]:
         """The file's size in bytes and its sha256, to know later whether it has changed. To be called before `decode`.
@@ -73,7 +78,7 @@ class EncodedImage:
         Raises:
             UnavailableImage: the system cannot read it.
         """
-        with named_errors(self._name, self._file):
+        with named_errors(self.name, self._file):
             position = self._file.tell()
             found = fingerprint_of(self._file)
             self._file.seek(position)
@@ -90,12 +95,29 @@ class EncodedImage:
             UnreadableImage: the file is truncated, damaged, or of a kind that has no RGB form.
             UnavailableImage: the system cannot read it.
         """
-        image = self._image
-        with named_errors(self._name, image.fp):
+        pixels = self._ordinary_pixels(reduction)
+        return (Image.fromarray(pixels), reduction) if pixels is not None else self._decode_by_pillow(reduction)
+
+    def pixels(self, reduction: int = 1) -> tuple[np.ndarray, int]:
+        """As `decode`, but (H, W, 3) uint8, which may be read-only."""
+        pixels = self._ordinary_pixels(reduction)
+        if pixels is not None:
+            return pixels, reduction
+        image, reduction = self._decode_by_pillow(reduction)
+        return np.asarray(image), reduction
+
+    def _ordinary_pixels(self, reduction: int) -> np.ndarray | None:
+        if isinstance(self._opened, Image.Image):
+            return None
+        return decode_ordinary(self._opened, self.width, self.height, reduction)
+
+    def _decode_by_pillow(self, reduction: int) -> tuple[Image.Image, int]:
+        with named_errors(self.name, self._file):
+            image = self._opened if isinstance(self._opened, Image.Image) else opened_by_pillow(self._file)
             if reduction > 1 and image.draft(None, (image.width // reduction, image.height // reduction)) is None:
                 reduction = 1
             if image.mode.startswith("I") or image.mode == "F":
-                return high_byte(image, self._name).convert("RGB"), reduction
+                return high_byte(image, self.name).convert("RGB"), reduction
             image.info.pop("transparency", None)  # Pillow warns about it, and RGB has no place for it
             image.load()
             return (image if image.mode == "RGB" else image.convert("RGB")), reduction  # convert would copy, up to 700 MB
@@ -123,12 +145,29 @@ def open_image(file: Path | BinaryIO, name: str | None = None) -> Iterator[Encod
         if isinstance(file, Path):
             file = opened.enter_context(open_regular_file(file, name))
         with named_errors(name, file):
-            image = opened.enter_context(Image.open(file, formats=formats()))
-            if max(image.size) > LONGEST_SIDE:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels; sides of up to {LONGEST_SIDE:,} pixels can be read"
-                )
-        yield EncodedImage(image, file, name)
+            encoded = as_encoded(file, name)
+        yield encoded
+
+
+def as_encoded(file: BinaryIO, name: str) -> EncodedImage:
+    """An open file as an EncodedImage; an ordinary JPEG is read whole, and of others the header."""
+    start = file.read(len(JPEG_START))
+    if start == JPEG_START:
+        content = start + file.read()
+        size = ordinary_size(content)
+        if size is not None:
+            return EncodedImage(size, file, name, content)
+    image = opened_by_pillow(file)
+    return EncodedImage(image.size, file, name, image)
+
+
+def opened_by_pillow(file: BinaryIO) -> Image.Image:
+    """Raises: whatever Pillow does; ValueError: a side is too long."""
+    file.seek(0)
+    image = Image.open(file, formats=formats())
+    if max(image.size) > LONGEST_SIDE:
+        raise ValueError(f"{image.width} x {image.height} pixels; sides of up to {LONGEST_SIDE:,} pixels can be read")
+    return image
 
 
 def read_rgb(file: Path | BinaryIO, name: str | None = None) -> Image.Image:

@@ -32,7 +32,7 @@ from relabel.runtime.files import sha256_of
 from tests import processes
 from tests.annotate.test_several_processes import LAST_OF_SHARD_1, held_in_mid_shard
 from tests.conftest import REPOSITORY, THIN, TORCHRUN, Contents, Relabel, leased, wait_until
-from tests.processes import MOMENTS, Kill, Moment, exit_codes
+from tests.processes import MOMENTS, Kill, Moment, Program, exit_codes
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +59,11 @@ def completes(
     return check
 
 
-def ended(process: "subprocess.Popen[str]") -> str:
+def ended(program: Program) -> str:
     """Wait for a run that stops by itself, and return its error message."""
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1 and stderr.startswith("relabel: ") and "Traceback" not in stderr
-    return stderr
+    done = program.finished()
+    assert done.returncode == 1 and done.stderr.startswith("relabel: ") and "Traceback" not in done.stderr
+    return done.stderr
 
 
 # --- processes ------------------------------------------------------------------------------------------------------------
@@ -104,8 +104,8 @@ def test_terminated_run_keeps_its_shards_and_a_rerun_completes(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, contents: Contents, completes: Callable[[], None]
 ) -> None:
     with held_in_mid_shard(image_folder, tmp_path / "labels", tiny_options) as held:
-        held.process.send_signal(signal.SIGTERM)
-        assert held.process.wait(timeout=60) == -signal.SIGTERM
+        held.program.kill(signal.SIGTERM)
+        assert held.program.finished().returncode == -signal.SIGTERM
     assert sorted(contents(tmp_path / "labels")) == [MANIFEST, shard_name(0), SHARD_LINES]
     completes()
 
@@ -119,9 +119,9 @@ def test_killed_decoding_process_stops_the_run_with_a_message(
     image_folder: Path, tiny_options: list[str], tmp_path: Path, completes: Callable[[], None]
 ) -> None:
     with held_in_mid_shard(image_folder, tmp_path / "labels", [*tiny_options, "--workers=1"]) as held:
-        for worker in children_of(held.process.pid):
+        for worker in children_of(held.program.pid):
             os.kill(worker, signal.SIGKILL)
-        message = ended(held.process)
+        message = ended(held.program)
     assert "a decoding process died: DataLoader worker (pid" in message and "use fewer --workers" in message
     completes()
 
@@ -183,7 +183,7 @@ def test_image_deleted_while_running_is_reported_and_once_restored_a_rerun_compl
     with held_in_mid_shard(image_folder, tmp_path / "labels", [*tiny_options, *more], FIRST_OF_SHARD_1) as held:
         deleted.unlink()
         held.let_go()
-        message = ended(held.process)
+        message = ended(held.program)
     assert message.startswith(
         f"relabel: {deleted}: [Errno 2] No such file or directory. Make it readable, or remove it from"
     )
@@ -199,7 +199,7 @@ def test_images_whose_folder_goes_away_are_not_skipped_as_unreadable(
     with held_in_mid_shard(image_folder, tmp_path / "labels", options, FIRST_OF_SHARD_1) as held:
         image_folder.rename(away)
         held.let_go()
-        message = ended(held.process)
+        message = ended(held.program)
     assert f"{image_folder}/dog/" in message and "[Errno 2] No such file or directory" in message
     assert sorted(read_shard_lines(tmp_path / "labels")) == [0]
     away.rename(image_folder)
@@ -228,7 +228,7 @@ def test_folder_that_becomes_read_only_loses_no_shard_and_a_rerun_completes(
     labels = tmp_path / "labels"
     with held_in_mid_shard(image_folder, labels, tiny_options) as held, read_only(labels):
         held.let_go()
-        message = ended(held.process)
+        message = ended(held.program)
     assert message.startswith(f"relabel: annotating into {labels} stopped: [Errno ")
     assert "Finished shards are kept; rerun" in message
     assert sorted(contents(labels)) == [MANIFEST, shard_name(0), SHARD_LINES]

@@ -109,9 +109,9 @@ def push(repository: Path, classifier: nn.Module, revision: str) -> None:
 
 @pytest.mark.slow
 def test_classifier_from_the_hub_annotates_and_its_later_revisions_are_rejected(
-    relabel: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    relabel_here: Relabel, randomised: Randomised, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     repository = tmp_path / "hf" / "hub" / "models--me--mine"
     torch.manual_seed(0)
     classifier = randomised(timm.create_model("test_resnet", num_classes=3))
@@ -119,7 +119,7 @@ def test_classifier_from_the_hub_annotates_and_its_later_revisions_are_rejected(
     labels = tmp_path / "labels"
     run = ["annotate", image_folder, "--labels", labels, "--model=hf-hub:me/mine", "--input-size=64x96"]
     run += ["--topk=3", "--device=cpu", "--workers=0"]
-    finished = relabel(*run)
+    finished = relabel_here(*run)
     assert finished.returncode == 0, finished.stderr
     manifest = Manifest.load(labels)
     pushed = repository / "snapshots" / "1111" / "model.safetensors"
@@ -128,12 +128,12 @@ def test_classifier_from_the_hub_annotates_and_its_later_revisions_are_rejected(
     stored = store.gather(store.rows([KEY])).dense(3)
     torch.testing.assert_close(stored, dense_map(classifier, image_folder, (64, 96)), atol=5e-3, rtol=5e-3)
     check = ["verify", labels, "--images", image_folder, "--min-agreement", 0, "--spot-check", 2, "--device=cpu"]
-    assert relabel(*check).returncode == 0
+    assert relabel_here(*check).returncode == 0
 
     push(repository, randomised(classifier, seed=1), "2222")  # trained further
-    again = relabel(*run)
+    again = relabel_here(*run)
     assert again.returncode == 1 and f"weights_sha256: '{sha256_of(pushed)}', not " in again.stderr
-    checked = relabel(*check)
+    checked = relabel_here(*check)
     assert checked.returncode == 1
     assert f"the published weights of hf-hub:me/mine have changed since {labels} was made" in checked.stderr
 

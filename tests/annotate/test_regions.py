@@ -17,7 +17,8 @@ from annotate.regions import draw_regions, sparse_answers
 from relabel.labels.manifest import Manifest
 from relabel.labels.regions import MIRRORED, LabelRegions, window_of
 from relabel.labels.store import LabelStore
-from tests.conftest import CLASS_SIZES, THIN, TORCHRUN, Relabel, randomise, refusal
+from tests.conftest import CLASS_SIZES, THIN, Relabel, randomise, refusal
+from tests.processes import relabel_in_two
 
 SIZE = (32, 56)
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -147,12 +148,10 @@ def test_bytes_do_not_depend_on_batches_processes_or_interruptions(
     options: list[str],
     contents: Callable[[Path], dict[str, bytes]],
 ) -> None:
-    import subprocess
-
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert relabel_here("annotate", image_folder, "--labels", alone, *options, "--workers=2").returncode == 0
-    command = [*TORCHRUN, "-m", "pipeline", "annotate", str(image_folder), "--labels", str(shared), *options]
-    subprocess.run(command, check=True, timeout=240)
+    both = relabel_in_two("annotate", image_folder, "--labels", shared, *options)
+    assert [done.returncode for done in both] == [0, 0], both
     assert contents(alone) == contents(shared)
     (shared / "shard-00001.h5").unlink()
     assert relabel_here("annotate", image_folder, "--labels", shared, *options).returncode == 0

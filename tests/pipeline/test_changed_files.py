@@ -95,11 +95,11 @@ def test_contents_need_the_images(relabel_here: Relabel, labels: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_warns_of_changed_files(relabel: Relabel, labels: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_train_warns_of_changed_files(relabel_here: Relabel, labels: Path, image_folder: Path, tmp_path: Path) -> None:
     def train(run: str) -> str:
         sizes = [f"--set={s}" for s in ("epochs=1", "warmup_epochs=0", "batch_size=4", "image_size=32", "eval_size=32")]
         options = ["--arch=resnet10t", "--recipe=relabel", *sizes, "--workers=0", "--device=cpu"]
-        finished = relabel("train", image_folder, "--labels", labels, "--run-dir", tmp_path / run, *options)
+        finished = relabel_here("train", image_folder, "--labels", labels, "--run-dir", tmp_path / run, *options)
         assert finished.returncode == 0, finished.stderr
         return finished.stderr + finished.stdout
 

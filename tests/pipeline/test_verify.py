@@ -18,6 +18,7 @@ from relabel.labels.shards import shard_name
 from relabel.runtime.files import sha256_of
 from tests.conftest import Relabel
 from tests.label_sets import write_label_set
+from tests.processes import start_relabel
 
 
 @pytest.fixture
@@ -66,13 +67,13 @@ def test_undamaged_set_has_no_findings(verify: Verify, image_folder: Path) -> No
 
 @pytest.mark.slow
 def test_flipped_byte_is_found_by_a_separate_process_and_annotate_writes_the_shard_again(
-    relabel: Relabel, relabel_here: Relabel, labels: Path, image_folder: Path, tiny_options: list[str], undisturbed: Path
+    relabel_here: Relabel, labels: Path, image_folder: Path, tiny_options: list[str], undisturbed: Path
 ) -> None:
     path = labels / shard_name(1)
     flipped = bytearray(path.read_bytes())
     flipped[-1] ^= 1
     damage(path, bytes(flipped))
-    finished = relabel("verify", labels)
+    finished = start_relabel("verify", labels).finished()
     assert finished.returncode == 1
     assert f"ERROR {path}: its bytes changed after it was written (sha256); delete it and run" in finished.stdout
     assert relabel_here("annotate", image_folder, "--labels", labels, *tiny_options).returncode == 0

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from relabel.images.decoding import EncodedImage
 from relabel.models.weights import load_torch_file
 from tests import processes
 from tests.conftest import REPOSITORY, free_port, model_options, wait_until
 from tests.processes import Kill
-from train.crops import Crops, RandomCrops
+from train.crops import Cut, RandomCrops
 from train.loop import train
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
@@ -62,14 +63,14 @@ def assert_same_weights(a: Path, b: Path) -> None:
 @contextmanager
 def before_each_image(do: Callable[[int], object]) -> Iterator[None]:
     """Call `do` with the place in the set of every training image that this process is about to read."""
-    read = RandomCrops.__getitem__
+    draw = RandomCrops.draw
 
-    def watched(crops: RandomCrops, place: tuple[int, int]) -> Crops:
-        do(place[1])
-        return read(crops, place)
+    def watched(dataset: RandomCrops, image: EncodedImage, epoch: int, index: int) -> Cut:
+        do(index)
+        return draw(dataset, image, epoch, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RandomCrops, "__getitem__", watched)
+        patch.setattr(RandomCrops, "draw", watched)
         yield
 
 
@@ -131,8 +132,7 @@ def stopped_by(number: int, arguments: list[str], run: Path, to_group: bool) -> 
 
 def train_as_rank(rank: int, port: int, *arguments: Any, **options: Any) -> None:
     """Train as one of two processes, with the environment that torchrun gives it."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()})
+    os.environ.update(processes.place(rank, port))
     run_training(*arguments, **options)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from train.augment import DRAWS, EIGENVALUES, EIGENVECTORS, FACTORS, LIGHTING, ORDER, augment, augmentation_draws
+from train.augment import DRAWS, EIGENVALUES, EIGENVECTORS, FACTORS, LIGHTING, ORDER, augment, augmentation_draws, mirror
 from train.recipe import load_recipe
 
 PLAIN = ["hflip=0", "lighting=0", "colour_jitter=[0,0,0]"]
@@ -83,3 +83,11 @@ def test_draws_are_uniform_and_normal_where_they_should_be() -> None:
     assert draws.shape == (4000, DRAWS) and uniform.min() >= 0 and uniform.max() < 1
     assert (uniform.mean(0) - 0.5).abs().max() < 0.03
     assert normal.mean(0).abs().max() < 0.06 and (normal.std(0) - 1).abs().max() < 0.05
+
+
+def test_mirroring_leaves_the_batch_itself_as_it_was() -> None:
+    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    before = images.clone()
+    mirrored = mirror(images, torch.tensor([False, True]))
+    assert mirrored[1, 0].tolist() == [[13, 12], [15, 14]] and torch.equal(mirrored[0], before[0])
+    assert torch.equal(images, before)

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,9 @@ from relabel.images.sources import find_images
 from relabel.labels.maps import LabelMaps
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
-from tests.conftest import REPOSITORY, THIN, model_options
+from tests.conftest import THIN, model_options
 from tests.label_sets import write_label_set
+from tests.processes import relabel_in_two
 from tests.train.runs import before_each_image, train_images
 from train.recipe import load_recipe
 
@@ -60,16 +58,9 @@ def test_of_several_processes_only_the_one_with_the_bad_image_is_named(image_fol
     settings = [f"--set={setting}" for setting in (*SETTINGS, "batch_size=4", "lr=0.01")]
     kwargs = model_options(THIN)
     where = ["--labels", labels, "--run-dir", tmp_path / "run", "--arch", "resnet10t", "--recipe", "scenes-relabel"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline", "train"]
-    done = subprocess.run(
-        [sys.executable, *launch, image_folder, *map(str, where), *kwargs, *settings, "--device=cpu", "--workers=0"],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode != 0 and "the loss is not finite in step" in done.stderr, done.stderr
+    both = relabel_in_two("train", image_folder, *where, *kwargs, *settings, "--device=cpu", "--workers=0")
+    assert [done.returncode for done in both] == [1, 1]
+    assert any("the loss is not finite in step" in done.stderr for done in both), both
     found = json.loads((tmp_path / "run" / "diverged.json").read_text())
     assert "dog/dog_3.JPEG" in found["keys"] and len(found["keys"]) == 2, "its share of the batch"
 

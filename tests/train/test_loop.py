@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,22 @@ import pytest
 import timm
 import torch
 
-from pipeline.demo.networks import REPOSITORY
 from relabel.images.sources import find_images
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shard_lines import read_shard_lines, write_shard_lines
 from relabel.labels.store import LabelStore
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
-from tests.conftest import TORCHRUN
 from tests.label_sets import write_label_set
+from tests.processes import exit_codes
 from tests.train.runs import (
     DROPPED,
     GROUP_NORM,
     assert_same_weights,
-    command,
-    environment,
     interrupted_at_image,
     recipe,
     run_training,
+    start,
     train_images,
     weights,
 )
@@ -113,27 +110,20 @@ def test_two_gloo_processes_train_as_one_does_up_to_rounding(data: Path, tmp_pat
     # Images and crops (test_crops), steps, learning rates and counts are the same to the last bit. Gradients are the mean of
     # the means of two halves, which rounds differently. The model has no batch norm, which would see half a batch in each
     settings = ("optimizer=sgd", "lr=0.05", "epochs=3")
-    options = ["--val", str(data / "val"), "--model-kwargs=norm_layer=groupnorm1", "--model-kwargs=drop_path_rate=0"]
-    done = subprocess.run(
-        [*TORCHRUN, *command(data, tmp_path / "two", *options, *(f"--set={setting}" for setting in settings))],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
     kwargs = {**GROUP_NORM, "drop_path_rate": 0}
-    run_training(data, tmp_path / "one", recipe("scenes-relabel", *settings), val=data / "val", model_kwargs=kwargs)
+    options: dict[str, Any] = {"val": data / "val", "model_kwargs": kwargs, "workers": 1}
+    training = recipe("scenes-relabel", *settings)
+    assert exit_codes(start(2, data, tmp_path / "two", training, **options)) == [0, 0]
+    run_training(data, tmp_path / "one", training, **options)
     one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
     assert len(one) == 3 and one[-1]["val"]["images"] == 9
     for a, b in zip(one, two, strict=True):
         assert all(a.get(name) == b.get(name) for name in ("epoch", "step", "lr", "top1", "val"))
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    start = timm.create_model("resnet10t", num_classes=3, **kwargs).state_dict()
+    untrained = timm.create_model("resnet10t", num_classes=3, **kwargs).state_dict()
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=1e-4, atol=1e-5)
-    assert not torch.equal(start["fc.weight"], weights(tmp_path / "one")["fc.weight"])
+    assert not torch.equal(untrained["fc.weight"], weights(tmp_path / "one")["fc.weight"])
 
 
 def test_image_without_a_label_map_stops_the_run_at_the_start(data: Path, tmp_path: Path) -> None:

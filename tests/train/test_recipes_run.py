@@ -1,7 +1,6 @@
 """Every recipe has the loss that it should, resumes exactly, and sees the same images in one process as in two."""
 
 import math
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from relabel.labels.maps import LabelMaps
 from relabel.labels.regions import MIRRORED, LabelRegions
 from relabel.models.weights import load_torch_file, read_weights
 from relabel.runtime.errors import InputError
-from tests.conftest import REPOSITORY, THIN, TORCHRUN, Relabel, model_options, write_images
+from tests.conftest import THIN, Relabel, model_options, write_images
 from tests.label_sets import write_label_set
+from tests.processes import relabel_in_two
 from tests.train.runs import THIN as STUDENT
 from tests.train.runs import interrupted_at_image, train_images
 from train.evaluation.run import EvalOptions, evaluate_checkpoint
@@ -188,12 +188,10 @@ def test_two_processes_train_a_vit_on_tokens_as_one_does(images: Path, undisturb
     settings.append("cutmix_target=regions")
     recipe = load_recipe("relabel-cutmix", settings)
     train_images(images, tmp_path / "one", recipe, "vit_tiny_patch16_224", labels=undisturbed, model_kwargs=VIT)
-    command = [*TORCHRUN, "-m", "pipeline", "train"]
-    command += [str(images), "--run-dir", str(tmp_path / "two"), "--arch=vit_tiny_patch16_224", "--recipe=relabel-cutmix"]
-    command += [f"--model-kwargs={key}={value}" for key, value in VIT.items()] + [f"--set={s}" for s in settings]
-    command += ["--labels", str(undisturbed), "--workers=0", "--device=cpu"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    command = ["train", images, "--run-dir", tmp_path / "two", "--arch=vit_tiny_patch16_224", "--recipe=relabel-cutmix"]
+    command += [*model_options(VIT), *(f"--set={s}" for s in settings)]
+    both = relabel_in_two(*command, "--labels", undisturbed, "--workers=0", "--device=cpu")
+    assert [done.returncode for done in both] == [0, 0], both
     one, two = state_of(tmp_path / "one" / "weights.pth"), state_of(tmp_path / "two" / "weights.pth")
     assert one.keys() == two.keys() == timm.create_model("vit_tiny_patch16_224", num_classes=3, **VIT).state_dict().keys()
     for name in one:

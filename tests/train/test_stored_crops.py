@@ -32,7 +32,7 @@ from tests.train.runs import (
 )
 from tests.train.runs import recipe as scenes_recipe
 from train.augment import augment
-from train.crops import Crops, RandomCrops, collate
+from train.crops import Crops, RandomCrops
 from train.options import TrainOptions
 from train.recipe import Recipe, load_recipe
 from train.run_dir.metrics import read_metrics
@@ -85,7 +85,7 @@ def crops_of(
     """The crops of (epoch, index) places, with their answers."""
     stored = StoredCrops(store, torch.arange(len(images)), settings, options.get("random_too", False))
     dataset = RandomCrops(images, settings, None, stored, options.get("with_answers", True))
-    return collate([dataset[place] for place in places])
+    return dataset[places]
 
 
 def test_crops_show_the_stored_boxes_mirrored_as_stored(images: ImageSet, store: LabelStore[LabelRegions]) -> None:
@@ -229,7 +229,7 @@ def test_images_that_the_set_does_not_have_get_random_crops(images: ImageSet, da
     assert opened.row_of_image is not None and opened.row_of_image.tolist() == list(range(-1, len(images) - 1))
     store = LabelStore.open(tmp_path / "part", LabelRegions)
     stored = StoredCrops(store, opened.row_of_image, recipe("region_share=1"), random_too=True)
-    crops = collate([RandomCrops(images, recipe("region_share=1"), None, stored, True)[place] for place in [(0, 0), (0, 1)]])
+    crops = RandomCrops(images, recipe("region_share=1"), None, stored, True)[[(0, 0), (0, 1)]]
     assert crops.numbers is not None and crops.numbers.tolist()[:4] == [RANDOM] * 4 and RANDOM not in crops.numbers[4:]
     said = refusal(lambda: open_training_set(data / "train", recipe(), dataclasses.replace(options, maps=None), 1))
     assert "1 of 33 images" in said and "have no regions" in said

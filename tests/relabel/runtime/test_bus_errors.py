@@ -1,8 +1,8 @@
 """A label set that loses bytes under a process that has it open: one line and exit code 1, instead of a silent death."""
 
+import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,23 +10,34 @@ import torch
 
 from relabel.labels.maps import LabelMaps
 from relabel.labels.shards import shard_name
-from tests.conftest import REPOSITORY, Finished
+from relabel.labels.store import LabelStore
+from relabel.runtime.bus_errors import explain_bus_errors
+from tests.conftest import Finished
 from tests.label_sets import write_label_set
+from tests.processes import start_program
 
 pytestmark = pytest.mark.slow
 
-READER = """
-import os, sys
-from relabel.labels.store import LabelStore
-from relabel.runtime.bus_errors import explain_bus_errors
-import torch
-if sys.argv[2] == "explained":
-    explain_bus_errors()
-store = LabelStore.open(sys.argv[1])
-os.truncate(store.labels / "shard-00001.h5", 5000)
-{read}
-print("read what is not there")
-"""
+
+def row(store: LabelStore) -> None:
+    store.gather(torch.tensor([0, 5]))
+
+
+def sha256_in_a_thread(store: LabelStore) -> None:
+    store.check()
+
+
+def copy_in_a_thread(store: LabelStore) -> None:
+    store.to("cpu", resident=True)
+
+
+def cut_while_open(labels: Path, read: Callable[[LabelStore], None], explained: bool) -> None:
+    if explained:
+        explain_bus_errors()
+    store = LabelStore.open(labels)
+    os.truncate(labels / shard_name(1), 5000)
+    read(store)
+    print("read what is not there")
 
 
 @pytest.fixture
@@ -38,17 +49,13 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def reader(labels: Path, read: str, handling: str) -> Finished:
-    command = [sys.executable, "-c", READER.format(read=read), str(labels), handling]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+def reader(labels: Path, read: Callable[[LabelStore], None], explained: bool = True) -> Finished:
+    return start_program(cut_while_open, labels, read, explained).finished()
 
 
-@pytest.mark.parametrize(
-    "read", ["store.gather(torch.tensor([0, 5]))", "store.check()", "store.to('cpu', resident=True)"],
-    ids=["row", "sha256 in a thread", "copy in a thread"],
-)  # fmt: skip
-def test_shard_that_becomes_shorter_while_it_is_read_is_named(labels: Path, read: str) -> None:
-    cut = reader(labels, read, "explained")
+@pytest.mark.parametrize("read", [row, sha256_in_a_thread, copy_in_a_thread])
+def test_shard_that_becomes_shorter_while_it_is_read_is_named(labels: Path, read: Callable[[LabelStore], None]) -> None:
+    cut = reader(labels, read)
     assert cut.returncode == 1 and cut.stdout == "" and cut.stderr.count("\n") == 1
     assert (
         f"relabel: a file could not be read: {labels / shard_name(1)} became shorter while it was open. Finished"
@@ -59,5 +66,5 @@ def test_shard_that_becomes_shorter_while_it_is_read_is_named(labels: Path, read
 
 
 def test_without_the_handler_the_process_would_die_in_silence(labels: Path) -> None:
-    cut = reader(labels, "store.gather(torch.tensor([0, 5]))", "unexplained")
+    cut = reader(labels, row, explained=False)
     assert cut.returncode == -signal.SIGBUS and cut.stderr == ""

@@ -58,37 +58,7 @@ def start(host: str, rank: int, log: Path, interface: bool = True, program: list
         return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def wait_until_started(running: "list[subprocess.Popen[bytes]]", logs: list[Path]) -> None:
-    deadline = time.monotonic() + 120
-    while not all(STARTED in log.read_text() for log in logs):
-        assert time.monotonic() < deadline, [log.read_text() for log in logs]
-        assert all(process.poll() is None for process in running), [log.read_text() for log in logs]
-        time.sleep(0.1)
-
-
-def test_both_sides_of_a_dead_link_end_within_minutes_and_say_which_process_is_lost(
-    hosts: tuple[str, str], tmp_path: Path
-) -> None:
-    logs = [tmp_path / "0.log", tmp_path / "1.log"]
-    running = [start(host, rank, log) for rank, (host, log) in enumerate(zip(hosts, logs, strict=True))]
-    try:
-        wait_until_started(running, logs)
-        ip("-n", hosts[1], "link", "set", "eth0", "down")
-        codes = [process.wait(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    first, second = (log.read_text() for log in logs)
-    assert codes == [1, 1]
-    assert "relabel: nothing was heard of process 1 on" in first and "the link to it has failed" in first
-    assert "relabel: process 0 on" in second and f"at {ADDRESSES[0]}:29613 did not answer for 24 s" in second
-    for said in (first, second):
-        assert "Finished work is kept; to continue: start all processes again, each with `relabel train x`" in said
-        assert "(train: with --resume)" in said
-        assert "Traceback" not in said
-
-
-def test_annotate_on_two_hosts_ends_when_their_link_goes_down_and_a_rerun_gives_the_same_bytes(
+def test_both_sides_of_a_dead_link_end_and_say_which_process_is_lost_and_a_rerun_gives_the_same_bytes(
     hosts: tuple[str, str],
     image_folder: Path,
     tiny_options: list[str],
@@ -112,12 +82,12 @@ def test_annotate_on_two_hosts_ends_when_their_link_goes_down_and_a_rerun_gives_
             for process in running:
                 process.kill()
     first, second = (log.read_text() for log in logs)
-    assert (
-        "relabel: nothing was heard of process 1 on" in first and "for 12.0 s: the process, its machine or the link" in first
-    )
+    assert "relabel: nothing was heard of process 1 on" in first
+    assert "for 12.0 s: the process, its machine or the link to it has failed" in first
     assert "relabel: process 0 on" in second and f"at {ADDRESSES[0]}:29613 did not answer for 12.0 s" in second
     for said in (first, second):
-        assert f"start all processes again, each with `relabel annotate {image_folder} --labels={labels} " in said
+        hint = f"to continue: start all processes again, each with `relabel annotate {image_folder} --labels={labels} "
+        assert f"Finished work is kept; {hint}" in said and "(train: with --resume)" in said
         assert "Traceback" not in said
     ip("-n", hosts[1], "link", "set", "eth0", "up")
     again = both()
@@ -174,7 +144,7 @@ def test_store_that_is_gone_is_named(tmp_path: Path) -> None:
     """As when torchrun is killed while its processes are still importing torch."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"} | place
-    done = subprocess.run(SOURCE, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(SOURCE, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "relabel: cannot join the 2 processes of this run at 127.0.0.1:" in done.stderr
     wrong = subprocess.run(SOURCE, cwd=REPOSITORY, env=environment | {"WORLD_SIZE": "abc"}, capture_output=True, text=True)
     assert wrong.returncode == 1 and "variable WORLD_SIZE is 'abc'" in wrong.stderr

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from relabel.images.sources import find_images
 from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
-from tests.conftest import REPOSITORY, TORCHRUN, Randomised, Relabel, model_options
+from tests.conftest import Randomised, Relabel, model_options
+from tests.processes import relabel_in_two
 from tests.slow_loop import PREPROCESSING, THIN, logits_of, save_run
 from train.evaluation.corruption_error import ALEXNET_ERROR
 from train.evaluation.corruptions import write_corrupted
@@ -146,12 +146,10 @@ def test_comparison_is_one_table_and_one_json(everything: list[object], relabel_
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(everything: list[object], relabel_here: Relabel, tmp_path: Path) -> None:
     assert relabel_here(*everything, f"--output={tmp_path / 'one.json'}").returncode == 0
-    launched = [*TORCHRUN, "-m", "pipeline"]
-    command = [*launched, *map(str, everything), f"--output={tmp_path / 'two.json'}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    both = relabel_in_two(*everything, f"--output={tmp_path / 'two.json'}")
+    assert [done.returncode for done in both] == [0, 0], both
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
-    assert done.stdout.count("data set") == 1
+    assert [done.stdout.count("data set") for done in both] == [1, 0]
 
 
 def test_models_of_other_classes_and_impossible_options_are_rejected(

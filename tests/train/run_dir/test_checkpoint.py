@@ -1,9 +1,9 @@
 """Checkpoints: complete or absent, without code in them, and loaded by timm and torchvision as they are."""
 
+import contextlib
 import os
 import pickle
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from relabel.models.card import ModelCard, find_card
 from relabel.models.preprocessing import Preprocessing
 from relabel.models.weights import load_torch_file
 from relabel.runtime.errors import InputError
-from tests.conftest import REPOSITORY
 from train.export import RESNETS
 from train.run_dir import checkpoint
 
@@ -77,27 +76,16 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / KINDS[0])["b"], tied)
 
 
-FILL = """
-import resource, signal, sys, torch
-from pathlib import Path
-from relabel.runtime.errors import InputError
-from train.run_dir import checkpoint
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    checkpoint.save_checkpoint(Path(sys.argv[1]), {"state_dict": {"weight": torch.zeros(100_000)}})
-except InputError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-def test_full_disk_leaves_only_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_full_disk_leaves_only_the_last_good_checkpoint(
+    tmp_path: Path, file_size_limit: Callable[[int], contextlib.AbstractContextManager[None]]
+) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save_checkpoint(path, {"step": 7})
-    command = [sys.executable, "-c", FILL, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
-    assert "cannot save a checkpoint" in done.stdout and "still holds the previous one" in done.stdout, done.stderr
+    with (
+        file_size_limit(100_000),
+        pytest.raises(InputError, match=r"cannot save a checkpoint.* holds the previous one"),
+    ):
+        checkpoint.save_checkpoint(path, {"state_dict": {"weight": torch.zeros(100_000)}})
     assert load_torch_file(path) == {"step": 7}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
