@@ -1,8 +1,8 @@
 # relabel: `make help` lists the targets and variables.
 #
 # Every stage leaves a file by which make knows that it is done, and only when it has succeeded: annotate and verify leave a
-# marker file in the label set, train and eval write weights.pth and eval.json atomically at the end. Calling a finished
-# target again does nothing.
+# marker file in the label set; train, eval and report write weights.pth, eval.json and report.html atomically at the end.
+# Calling a finished target again does nothing.
 
 # What the user gives is text: neither make nor the shell looks for anything to expand or to run in it.
 GIVEN := PYTHON IMAGENET TRAIN_IMAGES VAL_IMAGES ANNOTATOR ANNOTATOR_ARGS CHECKPOINT VERIFY_ARGS LABELS ARCH ARCH_ARGS RECIPE \
@@ -71,7 +71,8 @@ RELABEL := .venv/bin/torchrun --standalone --nproc-per-node $(call quote,$(GPUS)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo results bench bench-full reliability test test-fast fuzz check format annotate verify train eval all clean FORCE
+.PHONY: help demo results bench bench-full reliability test test-fast fuzz check format annotate verify train eval report all \
+	clean FORCE
 
 define HELP
 make demo                     run the whole chain on the embedded digit scenes; takes minutes, needs no GPU
@@ -79,7 +80,8 @@ make annotate IMAGENET=DIR    make label maps of DIR/train in LABELS
 make verify   IMAGENET=DIR    check the label maps against DIR/train
 make train    IMAGENET=DIR    train ARCH with RECIPE in RUN
 make eval     IMAGENET=DIR    evaluate RUN on DIR/val
-make all      IMAGENET=DIR    all four stages; each stage first runs the ones it depends on
+make report   IMAGENET=DIR    write RUN/report.html: the label maps, wrong labels, results of RUN
+make all      IMAGENET=DIR    all stages; each stage first runs the ones it depends on
 make test                     run all tests
 make test-fast                run all tests that are not marked as slow
 make fuzz                     run the commands on thousands of spoilt files and odd options
@@ -132,7 +134,8 @@ annotate: $(LABELS)/.annotated
 verify: $(LABELS)/.verified
 train: $(RUN)/weights.pth
 eval: $(RUN)/eval.json
-all: eval
+report: $(RUN)/report.html
+all: $(if $(USED_LABELS),report,eval)
 
 # The first check of every stage.
 define images
@@ -159,6 +162,7 @@ TRAIN_OPTIONS = $(call quote,$(TRAIN_IMAGES)) --run-dir $(RUN)$(call option,--ar
 	more,$(settings))$(call more,$(ARCH_ARGS))
 EVAL_OPTIONS = $(call quote,$(VAL_IMAGES)) --checkpoint $(RUN)/weights.pth --output $(RUN)/eval.json$(call \
 	option,--multilabels,$(MULTILABELS))$(call more,$(EVAL_ARGS))
+REPORT_OPTIONS = $(LABELS) --images $(call quote,$(TRAIN_IMAGES)) --run $(RUN) --output $(RUN)/report.html
 DECODERS = $(call option,--workers,$(WORKERS))
 
 $(LABELS)/.annotate-options: FORCE
@@ -172,6 +176,8 @@ $(RUN)/.train-options: FORCE
 	@$(call remember,$(TRAIN_OPTIONS))
 $(RUN)/.eval-options: FORCE
 	@$(call remember,$(EVAL_OPTIONS))
+$(RUN)/.report-options: FORCE
+	@$(call remember,$(REPORT_OPTIONS))
 
 define remember
 mkdir -p $(@D) && options=$(in_quotes) && { printf '%s\n' "$$options" | cmp -s - $@ || printf '%s\n' "$$options" > $@; }
@@ -194,6 +200,9 @@ $(RUN)/weights.pth: $(if $(USED_LABELS),$(LABELS)/.annotated) $(RUN)/.train-opti
 $(RUN)/eval.json: $(RUN)/weights.pth $(RUN)/.eval-options
 	@$(if $(VAL_IMAGES),:,printf 'make: no validation images in %s; pass VAL_IMAGES=DIR\n' $(call quote,$(IMAGENET)/val); exit 2)
 	$(RELABEL) eval $(EVAL_OPTIONS)$(DECODERS)
+
+$(RUN)/report.html: $(RUN)/eval.json $(LABELS)/.annotated $(RUN)/.report-options
+	.venv/bin/relabel report $(REPORT_OPTIONS)
 
 # --- the embedded scenes ----------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-"""A label set of ImageNet's size, 1,281,167 images: seconds and memory of each operation on all of it, and of importing
-as many maps from files in the format in which ReLabel's maps were published.
+"""A label set of ImageNet's size, 1,281,167 images: seconds and memory of each operation on all of it, of a report on it,
+and of importing as many maps from files in the format in which ReLabel's maps were published.
 
 Argument: a folder with 20 GB of free space (by default the system's temporary one); everything is deleted at the end. The
 data were written just before they are read, so the page cache is warm as far as memory allows. Memory is the process's own
@@ -19,20 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from annotate.interchange.import_maps import import_maps
 from benchmarks.generated_maps import GRID, NUM_CLASSES, SHARD_SIZE, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds, wait_for
+from pipeline.report.run import ReportOptions, report
 from pipeline.verify import verify
 from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
+from relabel.runtime.machine import cores
 
 IMAGES = 1_281_167
 DISTINCT = 2 * SHARD_SIZE - 1  # distinct maps; odd, so that no two shards are the same
 FILES = 2048  # distinct files in the published format
 BATCH = 256
 ROUNDS = 50
+LINKS = 50_000  # to a file
 
 
 def main() -> None:
@@ -47,6 +51,7 @@ def main() -> None:
         print(hardware(device))
         maps = generated_maps(DISTINCT, torch.Generator().manual_seed(0))
         measure(Path(folder, "labels"), imagenet_keys(IMAGES), maps, device)
+        measure_report(Path(folder), imagenet_keys(IMAGES))
         shutil.rmtree(Path(folder, "labels"))
         measure_import(Path(folder), maps)
 
@@ -56,6 +61,26 @@ def measure(labels: Path, keys: list[str], maps: LabelMaps, device: torch.device
     store.to("cpu")  # frees the memory
     with timed("verify"):
         assert verify(labels).findings == []
+
+
+def measure_report(folder: Path, keys: list[str]) -> None:
+    """`relabel report` with an image file for every key: links to a few JPEGs of 500x375, as ext4 allows 65,000 to each."""
+    photo = Image.effect_noise((500, 375), 60).convert("RGB")
+    for number in range(NUM_CLASSES):
+        (folder / "images" / f"n{number:08}").mkdir(parents=True)
+    for number, key in enumerate(keys):
+        original = folder / f"photo-{number // LINKS}.JPEG"
+        if number % LINKS == 0:
+            photo.save(original)
+        (folder / "images" / key).hardlink_to(original)
+    page = folder / "report.html"
+    torch.set_num_threads(cores())
+    with timed("report"):
+        report(folder / "labels", str(folder / "images"), page, ReportOptions())
+    torch.set_num_threads(1)
+    print(f"    {page.stat().st_size / 1e6:.1f} MB")
+    page.unlink()
+    shutil.rmtree(folder / "images")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from relabel.labels.boxes import random_boxes, whole_image
-from relabel.labels.manifest import MANIFEST
+from relabel.labels.manifest import MANIFEST, Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.regions import LabelRegions
@@ -66,6 +66,11 @@ class Comparison:
     boxes: str
     worst_images: list[tuple[str, float]]
     worst_folders: list[tuple[str, float]]
+
+
+def different_settings(first: Manifest, second: Manifest) -> list[str]:
+    """The SETTINGS in which two label sets differ, as "name: first's, not second's"."""
+    return [difference for difference in first.differences(second) if difference.partition(":")[0] in SETTINGS]
 
 
 def log_targets(maps: LabelMaps, boxes: list[Tensor], num_classes: int) -> Tensor:
@@ -170,7 +175,7 @@ def compare(first: Path, second: Path, boxes_per_image: int = COMPARE_BOXES, see
     by_folder = sorted(((name, sum(v) / len(v)) for name, v in folders.items()), key=lambda item: -item[1])
     order = kl.argsort(descending=True)[:MAX_NAMED].tolist()
     return Comparison(
-        different_settings=[d for d in a.manifest.differences(b.manifest) if d.partition(":")[0] in SETTINGS],
+        different_settings=different_settings(a.manifest, b.manifest),
         images=in_both,
         only_first=len(a) - in_both,
         only_second=len(b) - in_both,

@@ -176,6 +176,7 @@ def label_set(rng: random.Random, world: World) -> Case:
             ["verify", str(world.labels), f"--images={world.images}"],
             ["compare", str(world.labels), str(world.other)],
             ["compare", str(world.other), str(world.labels)],
+            ["report", str(world.labels), f"--images={world.images}", f"--output={world.out / 'page.html'}"],
             ["export-labels", str(world.labels), str(world.out), "--format=relabel"],
             ["train", str(world.images), f"--run-dir={world.out}", f"--labels={world.labels}", *TINY],
         ]
@@ -214,7 +215,7 @@ def spoil_hdf5(rng: random.Random, labels: Path) -> None:
 
 
 def run_directory(rng: random.Random, world: World) -> Case:
-    """A run with a spoilt file, continued."""
+    """A run with a spoilt file, continued, or shown in a report."""
     file = world.run / rng.choice(["run.json", "metrics.jsonl", "last.pt", "last.pt"])
     if file.suffix != ".pt":
         spoil_json_file(rng, file)
@@ -222,6 +223,9 @@ def run_directory(rng: random.Random, world: World) -> Case:
         file.write_bytes(spoilt_bytes(rng, file.read_bytes()))
     else:
         torch.save(spoilt_content(rng, torch.load(file, weights_only=True)), file)
+    if file.suffix != ".pt" and rng.random() < 0.3:
+        page = ["report", str(world.labels), f"--images={world.images}", f"--output={world.out / 'page.html'}"]
+        return Case([*page, f"--run={world.run}"], [str(world.run)])
     command = ["train", str(world.images), f"--run-dir={world.run}", f"--labels={world.labels}", "--resume", *TINY]
     return Case(command, [str(world.run)])
 

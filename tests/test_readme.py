@@ -132,6 +132,6 @@ def test_the_table_of_the_readme_is_part_of_the_results() -> None:
 
 def test_the_commands_of_the_readme_for_own_images_are_those_that_are_tested() -> None:
     shown = re.findall(r"^    (relabel .*)$", README.split("## Your own images")[1].split("\n## ")[0], re.M)
-    assert len(shown) == 3
+    assert len(shown) == 4
     own_data = re.findall(r"^    (relabel .*)$", TEXT["docs/own-data.md"], re.M)
     assert set(shown) <= set(own_data), "tests/test_own_data.py runs the commands of docs/own-data.md"

@@ -61,8 +61,8 @@ def verify(
         raise InputError("--contents needs the images; give their folder with --images")
     if spot_check is None and (checkpoint or device is not None):
         raise InputError("--checkpoint and --device need --spot-check; give it too")
-    report = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers, contents)
-    notes, findings = report.notes, report.findings
+    checked = verify_label_set(labels, images, min_agreement, ClassNames(class_names), workers, contents)
+    notes, findings = checked.notes, checked.findings
     if spot_check is not None and findings:
         notes.append("spot check skipped: fix the errors first")
     print_report(notes, findings)
@@ -179,3 +179,27 @@ def show(
         device=device,
     )
     print(f"{output}: {draw(images, output, options)}")
+
+
+@command(GROUP)
+def report(
+    labels: Annotated[Path, typer.Argument(help="A label set.")],
+    images: Annotated[str, typer.Option(help="The images it was made from.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    and_labels: Annotated[
+        Path | None,
+        typer.Option("--and", metavar="LABELS", help="Another label set of the same images, to stand beside it."),
+    ] = None,
+    run: Annotated[list[Path], typer.Option(help="Also show the training in this run directory; several times.")] = [],
+    class_names: ClassNamesFile = None,
+    force: Force = False,
+) -> None:
+    """Write a page to look at a label set: how it agrees with the folders, and the images whose label it doubts.
+
+    One HTML file of at most 10 MB that needs no network. A box drawn on a picture shows its target.
+    """
+    from pipeline.report.run import ReportOptions
+    from pipeline.report.run import report as write_report
+
+    options = ReportOptions(other=and_labels, runs=tuple(run), class_names=class_names, force=force)
+    print(f"{output}: {write_report(labels, images, output, options)}")

@@ -1,7 +1,7 @@
 """`make demo`: the whole chain on the embedded digit scenes, through make's own targets.
 
 data -> annotator -> annotate -> verify -> train (single and relabel, side by side) -> eval (clean, attacked, corrupted) ->
-compare, then a table and a picture.
+compare, then a table, a picture and a report to look at.
 """
 
 import json
@@ -96,9 +96,15 @@ def run_demo(folder: Path) -> None:
 
         picture = folder / "scenes.png"
         draw_scenes(data, labels, picture)
+    page = folder / "report.html"
+    with stage("report", times):
+        runs = [f"--run={folder / arm}" for arm in ("relabel", "single")]
+        options = ["--images", str(data / "train"), *runs, "--output", str(page)]
+        run([[sys.executable, "-m", "pipeline", "report", str(labels), *options]])
     print(table(results, times))
     print(f"\nPicture: {picture} shows scenes, their label maps, and the targets of random crops.")
     print(f"Learning curves: {', '.join(str(folder / arm / 'curves.png') for arm in ARMS)}")
+    print(f"Report: open {page.resolve().as_uri()} in a browser to look at the labels, and to draw boxes on the pictures.")
 
 
 @contextmanager
