@@ -13,18 +13,17 @@ import functools
 import logging
 import os
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from relabel.images.decoding import extensions
 from relabel.images.hf_dataset import HFDS, read_hf_dataset
 from relabel.images.image_set import ImageSet
 from relabel.images.keys import is_utf8
+from relabel.images.names import endings, is_image, sort_classes
 from relabel.images.tar_members import TarMember, read_member, tar_members
 from relabel.runtime.errors import InputError
 
@@ -235,10 +234,6 @@ def check_layout(source: Path, folders: set[PurePosixPath]) -> None:
         raise InputError(f"{source}: all images lie in folders named {first.name}, such as {first}; {LAYOUT}")
 
 
-def endings() -> str:
-    return ", ".join(sorted(extensions()))
-
-
 def report_left_out(source: str, names: Counter[str]) -> None:
     """Say how many files beside the images are left out, by the endings of their names; hidden files are not counted."""
     by_ending: Counter[str] = Counter()
@@ -283,21 +278,6 @@ def path_in_folder(root: Path, location: Any) -> Path:
 def read_tar_location(tars: tuple[Path, ...], location: Any) -> bytes:
     tar, offset, size = location.tolist()
     return read_member(TarMember("", tars[tar], offset, size))
-
-
-def is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions()  # noqa: PTH122  (a million names)
-
-
-def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once; numbers sort as numbers."""
-    return tuple(sorted(set(names), key=lambda name: (natural_key(name), name)))  # the name itself: Cat is not cat
-
-
-def natural_key(name: str) -> list[int | str]:
-    """timm's natural_key, but it also takes names with digits that int() cannot read, such as 5² and ①."""
-    parts = re.split(r"(\d{1,4000})", name.lower())  # int() reads no more digits than 4,300
-    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def string_locations(locations: list[str]) -> np.ndarray:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from relabel.images.decoding import UnavailableImage, UnreadableImage
 from relabel.images.image_set import ImageSet, keys_digest
-from relabel.images.sources import find_images, sort_classes
+from relabel.images.names import sort_classes
+from relabel.images.sources import find_images
 from relabel.runtime.errors import InputError
 from tests.conftest import CLASS_SIZES, Relabel, write_images
 
