@@ -1,9 +1,11 @@
-"""Where images come from: a folder in ImageNet's layout, a list of paths, tar files, or a Hugging Face data set.
+"""Where images come from: a folder in ImageNet's layout, a list of paths, tar files, WebDataset shards, or a Hugging Face
+data set.
 
     ROOT/                 ROOT/CLASS/*.JPEG
     images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder
     images.tar            CLASS/*.JPEG at any depth, or one tar per class inside it, as ImageNet's training images come
     ROOT/*.tar            a folder of such tars; a tar without folders is named after its class
+    wds/FOLDER[:SPLIT]    WebDataset shards, see relabel/images/web_dataset.py
     hfds/NAME[:SPLIT]     a data set that `datasets` loads, see relabel/images/hf_dataset.py
 
 An image has the same key in all of them, so one label set serves every source.
@@ -24,7 +26,8 @@ from relabel.images.hf_dataset import HFDS, read_hf_dataset
 from relabel.images.image_set import ImageSet
 from relabel.images.keys import is_utf8
 from relabel.images.names import endings, is_image, sort_classes
-from relabel.images.tar_members import TarMember, read_member, tar_members
+from relabel.images.tar_members import read_tar_location, tar_locations, tar_members
+from relabel.images.web_dataset import WDS, read_web_dataset
 from relabel.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,8 @@ def check_outside(folder: Path, images: Path | str, option: str) -> None:
 def list_images(source: str) -> ImageSet:
     if source.startswith(HFDS):
         return make_image_set(source, *read_hf_dataset(source))
+    if source.startswith(WDS):
+        return make_image_set(source, *read_web_dataset(source))
     path = Path(source)
     if path.is_file() and path.suffix == ".txt":
         return from_list(path)
@@ -76,8 +81,8 @@ def list_images(source: str) -> ImageSet:
     if not path.is_dir():
         problem = "is not a folder, .tar or .txt list" if path.exists() else "does not exist"
         raise InputError(
-            f"{path} {problem}; expected a folder with one sub-folder of images per class, a .tar, a .txt list of paths, or"
-            " hfds/NAME"
+            f"{path} {problem}; expected a folder with one sub-folder of images per class, a .tar, a .txt list of paths,"
+            " wds/FOLDER for WebDataset shards, or hfds/NAME"
         )
     tars = sorted(path.glob("*.tar"))
     return from_tars(path, tars) if tars and not class_folders(path) else from_folder(path)
@@ -189,6 +194,11 @@ def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
         folders: set[PurePosixPath] = set()
         for member in tar_members(path, broken):
             place = PurePosixPath(posixpath.normpath(member.name))
+            if place.suffix == ".cls":
+                raise InputError(
+                    f"{path} contains {member.name}, so it is a shard of a WebDataset: pass {WDS}{source}, or remove its"
+                    " .cls files if the class of an image is its folder"
+                )
             if not is_image(place.name):
                 left_out[place.name] += 1
                 continue
@@ -275,16 +285,6 @@ def path_in_folder(root: Path, location: Any) -> Path:
     return root / str(location)
 
 
-def read_tar_location(tars: tuple[Path, ...], location: Any) -> bytes:
-    tar, offset, size = location.tolist()
-    return read_member(TarMember("", tars[tar], offset, size))
-
-
 def string_locations(locations: list[str]) -> np.ndarray:
     """(N,) references to the strings: if these are the keys themselves, they are in memory only once."""
     return np.array(locations, dtype=object)
-
-
-def tar_locations(locations: list[tuple[int, int, int]]) -> np.ndarray:
-    """(N,) records of three numbers."""
-    return np.array(locations, dtype=[("tar", np.int32), ("offset", np.int64), ("size", np.int64)])

@@ -586,6 +586,7 @@ def test_columns_of_a_data_set_can_be_named(tmp_path: Path) -> None:
         find_images(source)
     for wrong in ("?images=photo", "?photo", "?"):
         with pytest.raises(
-            InputError, match=r"names no columns; expected hfds/NAME:SPLIT\?image=COLUMN&label=COLUMN|has no column"
+            InputError,
+            match=r"cannot read '.*'; expected hfds/NAME:SPLIT\?image=COLUMN&label=COLUMN&class_map=FILE|has no column",
         ):
             find_images(source + wrong)
