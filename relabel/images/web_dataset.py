@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from relabel.images.class_lists import TIMM_CLASSES, mapped_classes
@@ -170,9 +171,15 @@ def in_order_of_numbers(samples: list[Sample], place: Callable[[int], str]) -> t
 
 def read_shards(paths: tuple[Path, ...], label: str | None) -> Iterator[list[Sample]]:
     """The samples of each shard. Processes share the work: tarfile takes 40 us per header, two minutes for ImageNet's."""
-    workers = min(cores(), len(paths) // SHARDS_PER_WORKER)
-    shards = ShardReader(paths, label)
-    return batches_of(DataLoader(shards, batch_size=None, collate_fn=list, num_workers=workers, worker_init_fn=init_worker))
+    loader = DataLoader(
+        ShardReader(paths, label),
+        batch_size=None,
+        collate_fn=list,
+        num_workers=min(cores(), len(paths) // SHARDS_PER_WORKER),
+        worker_init_fn=init_worker,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
+    return batches_of(loader)
 
 
 class ShardReader(Dataset[list[Sample]]):

@@ -1,5 +1,6 @@
 """The same images in a folder, a list, tars and a data set give the same keys, classes and pixels; and invalid sources."""
 
+import hashlib
 import io
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from relabel.images.names import sort_classes
 from relabel.images.sources import find_images
 from relabel.runtime.errors import InputError
 from tests.conftest import CLASS_SIZES, Relabel, write_images
+from tests.web_datasets import imagenet_sample, write_shards
 
 
 def put(root: Path, *keys: str) -> Path:
@@ -276,8 +278,19 @@ def as_data_set(root: Path, out: Path) -> str:
     return f"hfds/{out / 'parquet'}"
 
 
+def hash_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def as_web_dataset(root: Path, out: Path) -> str:
+    """In the form of timm's ImageNet: shuffled, without folders, and the extension is that of the field."""
+    images = sorted(root.glob("*/*"), key=lambda path: hash_of(path.name))
+    write_shards(out, [imagenet_sample(path, sorted(CLASS_SIZES).index(path.parent.name)) for path in images])
+    return f"wds/{out}"
+
+
 Source = Callable[[Path, Path], str]
-SOURCES = [as_tar, as_tar_of_tars, as_folder_of_tars, as_list, as_data_set]
+SOURCES = [as_tar, as_tar_of_tars, as_folder_of_tars, as_list, as_data_set, as_web_dataset]
 
 
 @pytest.fixture(scope="module", params=SOURCES, ids=lambda source: source.__name__)
