@@ -24,7 +24,7 @@ import numpy as np
 
 from relabel.images.hf_dataset import HFDS, read_hf_dataset
 from relabel.images.image_set import ImageSet
-from relabel.images.keys import is_utf8
+from relabel.images.keys import Keys, encode_keys, is_utf8
 from relabel.images.names import endings, is_image, sort_classes
 from relabel.images.tar_members import read_tar_location, tar_locations, tar_members
 from relabel.images.web_dataset import WDS, read_web_dataset
@@ -130,7 +130,7 @@ def from_folder(root: Path) -> ImageSet:
             f"{len(empty)} of {len(folders)} class folders in {root} are empty (such as {empty[0]}); they count as classes"
         )
     report_left_out(str(root), left_out)
-    return make_image_set(str(root), folders, keys, string_locations(keys), functools.partial(path_in_folder, root))
+    return make_image_set(str(root), folders, keys, None, functools.partial(path_in_folder, root))
 
 
 def nested_images(folder: object, name: str) -> InputError:
@@ -181,7 +181,7 @@ def from_list(path: Path) -> ImageSet:
         raise InputError(f"{path} lists no images; expected one path per line")
     check_layout(path, folders)
     classes, opener = sort_classes(key.split("/")[0] for key in locations), functools.partial(path_in_folder, path.parent)
-    return make_image_set(str(path), classes, list(locations), string_locations(list(locations.values())), opener)
+    return make_image_set(str(path), classes, list(locations), encode_keys(list(locations.values())), opener)
 
 
 def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
@@ -263,28 +263,24 @@ def make_image_set(
     source: str,
     classes: tuple[str, ...],
     keys: list[str],
-    locations: np.ndarray,
+    locations: np.ndarray | None,
     opener: Any,
     targets: list[int] | None = None,
 ) -> ImageSet:
-    """Sort by key; `targets` defaults to the classes in the keys."""
+    """Sort by key; `locations` defaults to the keys, and `targets` to the classes in them."""
     index = {name: i for i, name in enumerate(classes)}
-    order = sorted(range(len(keys)), key=keys.__getitem__)
     unsorted = targets if targets is not None else [index[key.split("/")[0]] for key in keys]
     for key in keys:
         if not is_utf8(key):
             raise InputError(f"{source}: the name {key!r} is not UTF-8; rename the file")
         if ".." in key and ".." in key.split("/"):
             raise InputError(f"{source}: {key!r} leads outside its class folder")
-    return ImageSet(
-        source, classes, tuple(keys[i] for i in order), np.array(unsorted, dtype=np.int64)[order], locations[order], opener
-    )
+    encoded = encode_keys(keys)
+    order = np.argsort(encoded, kind="stable")
+    ordered = Keys(encoded[order])
+    places = ordered.encoded if locations is None else locations[order]
+    return ImageSet(source, classes, ordered, np.array(unsorted, dtype=np.int64)[order], places, opener)
 
 
-def path_in_folder(root: Path, location: Any) -> Path:
-    return root / str(location)
-
-
-def string_locations(locations: list[str]) -> np.ndarray:
-    """(N,) references to the strings: if these are the keys themselves, they are in memory only once."""
-    return np.array(locations, dtype=object)
+def path_in_folder(root: Path, location: bytes) -> Path:
+    return root / location.decode()

@@ -97,7 +97,7 @@ def test_named_field_of_the_json_is_the_class_and_negative_numbers_are_left_out(
     assert find_images(f"wds/{tmp_path}").classes == ("cat", "dog", "eel")
     with caplog.at_level("INFO"):
         images = find_images(f"wds/{tmp_path}:train?label=fine")
-    assert (images.classes, images.keys) == (("cat", "eel"), ("cat/1.png", "eel/3.png"))
+    assert images.classes == ("cat", "eel") and images.keys == ("cat/1.png", "eel/3.png")
     assert "1 of 3 samples have a negative fine and are left out" in caplog.text
     info = json.loads((tmp_path / "_info.json").read_text())
     info["splits"]["train"]["alt_label"] = "fine"  # as timm records it
