@@ -39,7 +39,6 @@ IMAGES = 1_281_167
 LINKS = 40_000  # to one file; ext4 allows 65,000
 WORKERS = 8
 DISTINCT_MAPS = 4096
-REPORTS = 10  # over the epoch
 TARGET_GB = 1.5
 
 
@@ -102,7 +101,7 @@ def measure(scratch: Path) -> None:
     start, read, peak = time.perf_counter(), 0, 0
     for step, crops in enumerate(loader, start=1):
         read += len(crops.indices)
-        if step % (len(batches) // REPORTS) == 0 or step in (1, len(batches)):
+        if step & (step - 1) == 0 or step == len(batches):  # after 1, 2, 4, ... batches, and the last
             now = memory_of(processes())
             peak = max(peak, now.anonymous - before.anonymous)
             print(f"  {read:<16,}{now}{(now.anonymous - before.anonymous) / 1e9:18.2f}", flush=True)
