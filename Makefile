@@ -236,6 +236,7 @@ bench: | $(VENV)
 
 bench-full: | $(VENV)
 	.venv/bin/python -m benchmarks.full_label_set $(call quote,$(SCRATCH))
+	.venv/bin/python -m benchmarks.worker_memory $(call quote,$(SCRATCH))
 
 reliability: | $(VENV)
 	.venv/bin/python -m benchmarks.reliability --kills 10 --flips 1000 --disks 10 --cuts 8

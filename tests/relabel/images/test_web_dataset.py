@@ -200,7 +200,7 @@ def test_shards_are_those_of_a_split_a_pattern_or_a_path(tmp_path: Path) -> None
     assert "no file matches" in refusal(lambda: names("/tiny-tset-*.tar"))
     assert "1 of 4 shards do not exist (first:" in refusal(lambda: names("/tiny-train-{0000..0003}.tar"))
     assert "contains no .tar of split 'x'" in refusal(lambda: names(":x"))
-    assert "'{'" in refusal(lambda: names("/tiny-{train.tar")) or "nbalanced" in refusal(lambda: names("/tiny-{train.tar"))
+    assert "Unbalanced braces" in refusal(lambda: names("/tiny-{train.tar"))
 
 
 @pytest.mark.parametrize("info", ["{", "[]", '{"splits": {"train": {}}}', '{"splits": {"train": {"filenames": [3]}}}'])
