@@ -95,7 +95,7 @@ make clean                    delete the output of make demo and make results
 
 Variables and their current values:
   IMAGENET=$(IMAGENET)             folder with train/ and val/, each with one folder per class
-  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   used instead of IMAGENET: folders, .tar files, .txt lists, hfds/NAME:SPLIT
+  TRAIN_IMAGES=$(TRAIN_IMAGES) VAL_IMAGES=$(VAL_IMAGES)   used instead of IMAGENET: folders, .tar files, .txt lists, wds/FOLDER:SPLIT, hfds/NAME:SPLIT
   ANNOTATOR=$(ANNOTATOR)   any timm classifier
   CHECKPOINT=$(CHECKPOINT)           your own weights for ANNOTATOR
   ANNOTATOR_ARGS=$(ANNOTATOR_ARGS)       more options of `relabel annotate`
@@ -246,6 +246,7 @@ bench: | $(VENV)
 
 bench-full: | $(VENV)
 	.venv/bin/python -m benchmarks.full_label_set $(call quote,$(SCRATCH))
+	.venv/bin/python -m benchmarks.worker_memory $(call quote,$(SCRATCH))
 
 reliability: | $(VENV)
 	.venv/bin/python -m benchmarks.reliability --kills 10 --flips 1000 --disks 10 --cuts 8

@@ -5,7 +5,7 @@ Without a list of names, output i of the classifier is assumed to be the i-th cl
 
 from torch import nn
 
-from relabel.images.classes import output_names, same_spelling
+from relabel.images.class_lists import output_names, same_spelling
 from relabel.images.image_set import ImageSet
 from relabel.runtime.errors import InputError
 

@@ -1,5 +1,6 @@
 """Label sets with the maps a test wants, written by the project's own writer; and images that only have names."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from relabel.images.image_set import ImageSet, keys_digest
+from relabel.images.keys import Keys, encode_keys
+from relabel.images.sources import path_in_folder
 from relabel.labels.manifest import Manifest
 from relabel.labels.maps import LabelMaps
 from relabel.labels.regions import LabelRegions
@@ -14,9 +17,10 @@ from relabel.labels.shard_lines import append_shard_line
 from relabel.labels.shards import write_shard
 
 
-def named_images(classes: tuple[str, ...], keys: tuple[str, ...], targets: list[int]) -> ImageSet:
+def named_images(classes: tuple[str, ...], keys: Sequence[str], targets: list[int]) -> ImageSet:
     """Images by name alone, where none of them is read."""
-    return ImageSet("images", classes, keys, np.array(targets), np.array(keys), open=Path)
+    encoded = encode_keys(keys)
+    return ImageSet("images", classes, Keys(encoded), np.array(targets), encoded, functools.partial(path_in_folder, Path()))
 
 
 def manifest_of(keys: Sequence[str], stored: LabelMaps | LabelRegions, num_classes: int, **changes: Any) -> Manifest:

@@ -81,7 +81,7 @@ class TinyViTStore(RegionStore):
             self.rows.write(rows.tobytes())
             labelled |= rows != NO_RECORD
         self.rows.flush()
-        report(str(source), image_set, [image_set.keys[i] for i in (~labelled).nonzero()[0]], [])
+        report(str(source), image_set, [image_set.keys[i] for i in (~labelled).nonzero()[0].tolist()], [])
 
     def index(self, folder: Path, find: "ImageKeys") -> tuple[Epoch, np.ndarray]:
         """The records of an epoch, and (n,) which of them is each image's; NO_RECORD if none is."""

@@ -13,8 +13,8 @@ from relabel.runtime.typed import shown
 Images = Annotated[
     str,
     typer.Argument(
-        help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, or"
-        " hfds/NAME[:SPLIT][?image=COLUMN&label=COLUMN]."
+        help="Images: a folder IMAGES/CLASS/*.JPEG, a .txt list of paths, .tar files, WebDataset shards"
+        " wds/FOLDER[:SPLIT][?label=FIELD&class_map=FILE], or hfds/NAME[:SPLIT][?image=COLUMN&label=COLUMN&class_map=FILE]."
     ),
 ]
 Labels = Annotated[Path, typer.Option(help="Folder of the label set.")]

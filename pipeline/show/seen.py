@@ -17,7 +17,8 @@ from annotate.manifests import TOPK
 from annotate.models import load_annotator, with_card
 from annotate.regions import draw_regions
 from annotate.sparsify import sparsify
-from relabel.images.classes import ClassNames, check_recorded_classes, output_names, timm_class_names
+from relabel.images.class_lists import output_names, timm_class_names
+from relabel.images.classes import ClassNames, check_recorded_classes
 from relabel.images.decoding import read_rgb
 from relabel.labels.boxes import covered, whole_image
 from relabel.labels.maps import LabelMaps

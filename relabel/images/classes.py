@@ -1,20 +1,18 @@
-"""Classes: readable names for class folders, the names of a model's outputs, and how the two are matched."""
+"""Classes: readable names for class folders, and how they are matched with the classes of a model."""
 
 import dataclasses
 import functools
 import logging
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data import ImageNetInfo
 
+from relabel.images.class_lists import output_names, same_spelling
 from relabel.images.image_set import ImageSet
-from relabel.images.sources import sort_classes
+from relabel.images.names import sort_classes
 from relabel.runtime.errors import InputError
-
-TIMM_CLASSES = "timm"
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +41,6 @@ class ClassNames:
                 f"--class-names {self._file}: {len(missing)} of {len(folders)} classes have no name (first: {missing[0]});"
                 " expected a line FOLDER NAME for each"
             )
-
-
-def same_spelling(name: str) -> str:
-    """The name with each accented letter as one character (NFC): é can also be two, as in the file names of macOS."""
-    return unicodedata.normalize("NFC", name)
 
 
 def read_class_names(file: Path) -> dict[str, str]:
@@ -94,53 +87,12 @@ def numbered_as_imagenet(image_set: ImageSet) -> bool:
     return image_set.classes == tuple(map(str, range(len(imagenet_classes()))))
 
 
-def output_names(choice: str, num_outputs: int, option: str = "--classes") -> tuple[str, ...]:
-    """The class names of a classifier's outputs, in their order and in one spelling of accented letters (`same_spelling`).
-
-    Args:
-        choice: a text file with one class name per output; or "timm", for the WordNet ids that timm provides for
-            ImageNet-1k, -12k, -21k and -22k classifiers.
-        option: of the command line, for messages.
-    Raises:
-        InputError: the file is missing, has more or fewer lines than outputs, or lists a name twice.
-    """
-    names = timm_class_names(num_outputs, option) if choice == TIMM_CLASSES else read_output_names(Path(choice), option)
-    if len(names) != num_outputs:
-        raise InputError(f"{option} {choice}: {len(names)} names, but the classifier has {num_outputs} outputs")
-    names = [same_spelling(name) for name in names]
-    output = {name: i for i, name in enumerate(names)}
-    if len(output) < len(names):
-        repeated = next(name for i, name in enumerate(names) if output[name] != i)
-        raise InputError(f"{option} {choice}: {repeated} is listed twice; expected each name once")
-    return tuple(names)
-
-
 def check_recorded_classes(classes: tuple[str, ...], names: str | None, owner: str, option: str) -> None:
     """Raise InputError if names that were given contradict the classes that a relabel checkpoint records."""
     if names is not None and output_names(names, len(classes), option) != tuple(map(same_spelling, classes)):
         raise InputError(
             f"{option} {names}: {owner} records other classes or another order (first: {classes[0]}); leave {option} out"
         )
-
-
-def read_output_names(path: Path, option: str) -> list[str]:
-    """One name per line; text after a tab is a comment."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # utf-8-sig: Windows writes a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{option} {path}: {error}; expected a text file of class names, or {TIMM_CLASSES}") from error
-    empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
-    if empty:
-        raise InputError(f"{option} {path}: line {empty[0]} is empty; expected one name per output of the classifier")
-    return [line.split("\t")[0].strip() for line in lines]
-
-
-def timm_class_names(num_outputs: int, option: str) -> list[str]:
-    subset = infer_imagenet_subset({"num_classes": num_outputs})
-    if subset is None:
-        raise InputError(f"{option} {TIMM_CLASSES}: timm has no names for a classifier of {num_outputs} classes")
-    names: list[str] = ImageNetInfo(subset).label_names()
-    return names
 
 
 def listing_advice(option: str) -> str:

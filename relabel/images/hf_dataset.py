@@ -3,6 +3,7 @@
     hfds/NAME                           a data set of the hub, or a folder: of data files, or written by save_to_disk
     hfds/NAME:SPLIT                     SPLIT defaults to "train"; a slice such as train[:10%] is one too
     hfds/NAME:SPLIT?image=A&label=B     the columns, if they are not called "image" and "label"
+    hfds/NAME?class_map=FILE            names for class numbers, see relabel/images/class_lists.py
 
 An image's key is CLASS/NAME by its file name. Where rows have none, NAME is the row's number in the whole split, so that an
 image has the same key in every slice.
@@ -13,15 +14,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
+from relabel.images.class_lists import mapped_classes
 from relabel.images.decoding import UnreadableImage
+from relabel.images.source_options import options_of
 from relabel.runtime.errors import InputError, first_line
 
 HFDS = "hfds/"
-COLUMNS = {"image": "image", "label": "label"}
+FORM = f"{HFDS}NAME:SPLIT?image=COLUMN&label=COLUMN&class_map=FILE"
 SPLIT = "train"
 IMAGENET_NAME = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # ImageNet's files: n01440764_10026_n01440764.JPEG, class last
 
@@ -36,10 +38,8 @@ def read_hf_dataset(source: str) -> tuple[tuple[str, ...], list[str], np.ndarray
     address, _, query = source.removeprefix(HFDS).partition("?")
     name, _, split = address.partition(":")
     split = split or SPLIT
-    columns = COLUMNS | dict(parse_qsl(query, keep_blank_values=True))
-    if columns.keys() != COLUMNS.keys():
-        raise InputError(f"{source}: {query!r} names no columns; expected {HFDS}NAME:SPLIT?image=COLUMN&label=COLUMN")
-    image, label = columns["image"], columns["label"]
+    options = options_of(source, query, FORM)
+    image, label = options.get("image", "image"), options.get("label", "label")
     try:
         import datasets
 
@@ -62,8 +62,11 @@ def read_hf_dataset(source: str) -> tuple[tuple[str, ...], list[str], np.ndarray
     except Exception as error:  # errors of the hub, the disk and the table have no common type
         raise InputError(f"cannot read {source}: {first_line(error)}") from error
     classes = tuple(getattr(dataset.features[label], "names", ()))
+    if "class_map" in options:
+        highest = max([len(classes) - 1, *(target for target in targets if isinstance(target, int))], default=0)
+        classes = mapped_classes(options["class_map"], highest, f"{source}: class_map")
     if not classes:
-        raise InputError(f"{source}: its column {label} has no class names")
+        raise InputError(f"{source}: its column {label} has no class names; give them, one per line: ?class_map=FILE")
     unlabelled = sum(target is None or not 0 <= target < len(classes) for target in targets)
     if unlabelled:
         raise InputError(f"{source}: {unlabelled} of its {len(targets)} images have no label; choose another split")

@@ -26,6 +26,7 @@ from relabel.images.decoding import (
     open_image,
     open_regular_file,
 )
+from relabel.images.keys import Keys
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class ImageSet:
         classes: names of the classes; class i is classes[i]. Numbers sort as numbers (ImageNetV2's 0 ... 999).
         keys: CLASS/NAME of every image, with extension; sorted and unique.
         targets: (N,) int64 class of each image.
-        locations: (N,) where each image is stored, in the form that `open` takes.
+        locations: (N,) where each image is stored, in the form that `open` takes; bytes are its path.
         open: returns the path or the bytes of the image file at a location. Safe in any process, also after a fork.
     """
 
     source: str
     classes: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: Keys
     targets: np.ndarray
     locations: np.ndarray
     open: Callable[[Any], Path | bytes]
@@ -65,7 +66,7 @@ class ImageSet:
     def name(self, index: int) -> str:
         """What to call an image in a message: its path, or its key within its source."""
         location = self.locations[index]
-        return str(self.open(location)) if isinstance(location, str) else f"{self.source}:{self.keys[index]}"
+        return str(self.open(location)) if isinstance(location, bytes) else f"{self.source}:{self.keys[index]}"
 
     @contextmanager
     def open_image(self, index: int) -> Iterator[EncodedImage]:
@@ -126,8 +127,7 @@ class ImageSet:
     def without(self, keys: set[str]) -> "ImageSet":
         """The same set without some of its images; the classes stay the same."""
         keep = [i for i, key in enumerate(self.keys) if key not in keys]
-        kept = tuple(self.keys[i] for i in keep)
-        return replace(self, keys=kept, targets=self.targets[keep], locations=self.locations[keep])
+        return replace(self, keys=Keys(self.keys.encoded[keep]), targets=self.targets[keep], locations=self.locations[keep])
 
 
 def keys_digest(keys: Iterable[str]) -> str:

@@ -1,18 +1,54 @@
 """Millions of keys in one array of fixed-width bytes, and a lookup in it.
 
-As a Python list and dict, ImageNet's keys would take ten times the memory, in every process of a run.
+As a Python list and dict, ImageNet's keys would take ten times the memory, in every process of a run: looking at a string
+counts a reference in it, and so copies the memory that a worker shares with its main process.
 
 Shapes: N keys stored, n keys looked up.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 
 
+class Keys(Sequence[str]):
+    """Keys as a sequence of strings, which are made when they are looked at.
+
+    Attributes:
+        encoded: (N,) the keys as `encode_keys` encodes them.
+    """
+
+    def __init__(self, encoded: np.ndarray) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Keys": ...
+    def __getitem__(self, index: int | slice) -> "str | Keys":
+        return Keys(self.encoded[index]) if isinstance(index, slice) else str(self.encoded[index].decode())
+
+    def __iter__(self) -> Iterator[str]:
+        return map(bytes.decode, self.encoded)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Keys):
+            return np.array_equal(self.encoded, other.encoded)
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"Keys({len(self)}: {', '.join(self[:3])}, ...)"
+
+
 def encode_keys(keys: Sequence[str]) -> np.ndarray:
     """(N,) UTF-8 bytes, which sort in the same order as the strings."""
+    if isinstance(keys, Keys):
+        return keys.encoded
     return np.array([key.encode() for key in keys], dtype=np.bytes_)
 
 

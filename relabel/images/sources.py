@@ -1,9 +1,11 @@
-"""Where images come from: a folder in ImageNet's layout, a list of paths, tar files, or a Hugging Face data set.
+"""Where images come from: a folder in ImageNet's layout, a list of paths, tar files, WebDataset shards, or a Hugging Face
+data set.
 
     ROOT/                 ROOT/CLASS/*.JPEG
     images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder
     images.tar            CLASS/*.JPEG at any depth, or one tar per class inside it, as ImageNet's training images come
     ROOT/*.tar            a folder of such tars; a tar without folders is named after its class
+    wds/FOLDER[:SPLIT]    WebDataset shards, see relabel/images/web_dataset.py
     hfds/NAME[:SPLIT]     a data set that `datasets` loads, see relabel/images/hf_dataset.py
 
 An image has the same key in all of them, so one label set serves every source.
@@ -13,19 +15,19 @@ import functools
 import logging
 import os
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from relabel.images.decoding import extensions
 from relabel.images.hf_dataset import HFDS, read_hf_dataset
 from relabel.images.image_set import ImageSet
-from relabel.images.keys import is_utf8
-from relabel.images.tar_members import TarMember, read_member, tar_members
+from relabel.images.keys import Keys, encode_keys, is_utf8
+from relabel.images.names import endings, is_image, sort_classes
+from relabel.images.tar_members import read_tar_location, tar_locations, tar_members
+from relabel.images.web_dataset import WDS, read_web_dataset
 from relabel.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ def check_outside(folder: Path, images: Path | str, option: str) -> None:
 def list_images(source: str) -> ImageSet:
     if source.startswith(HFDS):
         return make_image_set(source, *read_hf_dataset(source))
+    if source.startswith(WDS):
+        return make_image_set(source, *read_web_dataset(source))
     path = Path(source)
     if path.is_file() and path.suffix == ".txt":
         return from_list(path)
@@ -77,8 +81,8 @@ def list_images(source: str) -> ImageSet:
     if not path.is_dir():
         problem = "is not a folder, .tar or .txt list" if path.exists() else "does not exist"
         raise InputError(
-            f"{path} {problem}; expected a folder with one sub-folder of images per class, a .tar, a .txt list of paths, or"
-            " hfds/NAME"
+            f"{path} {problem}; expected a folder with one sub-folder of images per class, a .tar, a .txt list of paths,"
+            " wds/FOLDER for WebDataset shards, or hfds/NAME"
         )
     tars = sorted(path.glob("*.tar"))
     return from_tars(path, tars) if tars and not class_folders(path) else from_folder(path)
@@ -126,7 +130,7 @@ def from_folder(root: Path) -> ImageSet:
             f"{len(empty)} of {len(folders)} class folders in {root} are empty (such as {empty[0]}); they count as classes"
         )
     report_left_out(str(root), left_out)
-    return make_image_set(str(root), folders, keys, string_locations(keys), functools.partial(path_in_folder, root))
+    return make_image_set(str(root), folders, keys, None, functools.partial(path_in_folder, root))
 
 
 def nested_images(folder: object, name: str) -> InputError:
@@ -177,7 +181,7 @@ def from_list(path: Path) -> ImageSet:
         raise InputError(f"{path} lists no images; expected one path per line")
     check_layout(path, folders)
     classes, opener = sort_classes(key.split("/")[0] for key in locations), functools.partial(path_in_folder, path.parent)
-    return make_image_set(str(path), classes, list(locations), string_locations(list(locations.values())), opener)
+    return make_image_set(str(path), classes, list(locations), encode_keys(list(locations.values())), opener)
 
 
 def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
@@ -190,6 +194,11 @@ def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
         folders: set[PurePosixPath] = set()
         for member in tar_members(path, broken):
             place = PurePosixPath(posixpath.normpath(member.name))
+            if place.suffix == ".cls":
+                raise InputError(
+                    f"{path} contains {member.name}, so it is a shard of a WebDataset: pass {WDS}{source}, or remove its"
+                    " .cls files if the class of an image is its folder"
+                )
             if not is_image(place.name):
                 left_out[place.name] += 1
                 continue
@@ -235,10 +244,6 @@ def check_layout(source: Path, folders: set[PurePosixPath]) -> None:
         raise InputError(f"{source}: all images lie in folders named {first.name}, such as {first}; {LAYOUT}")
 
 
-def endings() -> str:
-    return ", ".join(sorted(extensions()))
-
-
 def report_left_out(source: str, names: Counter[str]) -> None:
     """Say how many files beside the images are left out, by the endings of their names; hidden files are not counted."""
     by_ending: Counter[str] = Counter()
@@ -258,53 +263,24 @@ def make_image_set(
     source: str,
     classes: tuple[str, ...],
     keys: list[str],
-    locations: np.ndarray,
+    locations: np.ndarray | None,
     opener: Any,
     targets: list[int] | None = None,
 ) -> ImageSet:
-    """Sort by key; `targets` defaults to the classes in the keys."""
+    """Sort by key; `locations` defaults to the keys, and `targets` to the classes in them."""
     index = {name: i for i, name in enumerate(classes)}
-    order = sorted(range(len(keys)), key=keys.__getitem__)
     unsorted = targets if targets is not None else [index[key.split("/")[0]] for key in keys]
     for key in keys:
         if not is_utf8(key):
             raise InputError(f"{source}: the name {key!r} is not UTF-8; rename the file")
         if ".." in key and ".." in key.split("/"):
             raise InputError(f"{source}: {key!r} leads outside its class folder")
-    return ImageSet(
-        source, classes, tuple(keys[i] for i in order), np.array(unsorted, dtype=np.int64)[order], locations[order], opener
-    )
+    encoded = encode_keys(keys)
+    order = np.argsort(encoded, kind="stable")
+    ordered = Keys(encoded[order])
+    places = ordered.encoded if locations is None else locations[order]
+    return ImageSet(source, classes, ordered, np.array(unsorted, dtype=np.int64)[order], places, opener)
 
 
-def path_in_folder(root: Path, location: Any) -> Path:
-    return root / str(location)
-
-
-def read_tar_location(tars: tuple[Path, ...], location: Any) -> bytes:
-    tar, offset, size = location.tolist()
-    return read_member(TarMember("", tars[tar], offset, size))
-
-
-def is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions()  # noqa: PTH122  (a million names)
-
-
-def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once; numbers sort as numbers."""
-    return tuple(sorted(set(names), key=lambda name: (natural_key(name), name)))  # the name itself: Cat is not cat
-
-
-def natural_key(name: str) -> list[int | str]:
-    """timm's natural_key, but it also takes names with digits that int() cannot read, such as 5² and ①."""
-    parts = re.split(r"(\d{1,4000})", name.lower())  # int() reads no more digits than 4,300
-    return [int(part) if part.isdecimal() else part for part in parts]
-
-
-def string_locations(locations: list[str]) -> np.ndarray:
-    """(N,) references to the strings: if these are the keys themselves, they are in memory only once."""
-    return np.array(locations, dtype=object)
-
-
-def tar_locations(locations: list[tuple[int, int, int]]) -> np.ndarray:
-    """(N,) records of three numbers."""
-    return np.array(locations, dtype=[("tar", np.int32), ("offset", np.int64), ("size", np.int64)])
+def path_in_folder(root: Path, location: bytes) -> Path:
+    return root / location.decode()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from relabel.runtime.errors import InputError
 
 SPARSE = -1  # the size of a member that is stored in pieces
@@ -149,12 +151,29 @@ def read_member(member: TarMember) -> bytes:
         OSError: the tar has become shorter.
     """
     with member.tar.open("rb") as file:
-        file.seek(member.offset)
-        if member.size == SPARSE:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                pieces: Any = tar.extractfile(next(iter(tar)))
-                return bytes(pieces.read())
-        content = file.read(member.size)
+        return read_from(file, member)
+
+
+def read_from(file: BinaryIO, member: TarMember) -> bytes:
+    """As `read_member`, from its tar, which is open."""
+    file.seek(member.offset)
+    if member.size == SPARSE:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            pieces: Any = tar.extractfile(next(iter(tar)))
+            return bytes(pieces.read())
+    content = file.read(member.size)
     if len(content) < member.size:
-        raise OSError(f"the tar has become shorter: {len(content)} of {member.size} bytes at byte {member.offset}")
+        raise OSError(
+            f"the tar has become shorter: {len(content)} of {member.size} bytes at byte {member.offset} of {member.tar}"
+        )
     return content
+
+
+def tar_locations(locations: list[tuple[int, int, int]]) -> np.ndarray:
+    """(N,) records of three numbers."""
+    return np.array(locations, dtype=[("tar", np.int32), ("offset", np.int64), ("size", np.int64)])
+
+
+def read_tar_location(tars: tuple[Path, ...], location: Any) -> bytes:
+    tar, offset, size = location.tolist()
+    return read_member(TarMember("", tars[tar], offset, size))

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from relabel.images.class_lists import output_names
 from relabel.images.classes import (
     class_indices,
     imagenet_classes,
     listing_advice,
     numbered_as_imagenet,
-    output_names,
     warn_of_plain_order,
 )
 from relabel.images.image_set import ImageSet

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from relabel.images.classes import TIMM_CLASSES
+from relabel.images.class_lists import TIMM_CLASSES
 from relabel.images.image_set import keys_digest
 from relabel.labels.manifest import MANIFEST
 from relabel.labels.shard_lines import read_shard_lines

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from relabel.images.classes import ClassNames, check_recorded_classes, class_indices, class_mismatch, output_names
+from relabel.images.class_lists import output_names
+from relabel.images.classes import ClassNames, check_recorded_classes, class_indices, class_mismatch
 from relabel.runtime.errors import InputError
 from tests.label_sets import named_images
 

@@ -1,5 +1,6 @@
 """The same images in a folder, a list, tars and a data set give the same keys, classes and pixels; and invalid sources."""
 
+import hashlib
 import io
 import multiprocessing
 import os
@@ -15,9 +16,11 @@ from PIL import Image
 
 from relabel.images.decoding import UnavailableImage, UnreadableImage
 from relabel.images.image_set import ImageSet, keys_digest
-from relabel.images.sources import find_images, sort_classes
+from relabel.images.names import sort_classes
+from relabel.images.sources import find_images
 from relabel.runtime.errors import InputError
 from tests.conftest import CLASS_SIZES, Relabel, write_images
+from tests.web_datasets import imagenet_sample, write_shards
 
 
 def put(root: Path, *keys: str) -> Path:
@@ -212,7 +215,8 @@ def test_file_name_that_is_not_utf8_is_an_input_error(tmp_path: Path) -> None:
 
 def test_without_removes_images_and_keeps_classes(tmp_path: Path) -> None:
     rest = find_images(put(tmp_path, "a/x.JPEG", "b/x.JPEG", "b/y.JPEG")).without({"a/x.JPEG", "b/x.JPEG"})
-    assert (rest.keys, rest.targets.tolist(), rest.classes) == (("b/y.JPEG",), [1], ("a", "b"))
+    assert rest.keys == ("b/y.JPEG",)
+    assert (rest.targets.tolist(), rest.classes) == ([1], ("a", "b"))
 
 
 def test_digest_depends_on_the_keys_and_their_order_but_not_on_the_folder(tmp_path: Path) -> None:
@@ -275,8 +279,19 @@ def as_data_set(root: Path, out: Path) -> str:
     return f"hfds/{out / 'parquet'}"
 
 
+def hash_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def as_web_dataset(root: Path, out: Path) -> str:
+    """In the form of timm's ImageNet: shuffled, without folders, and the extension is that of the field."""
+    images = sorted(root.glob("*/*"), key=lambda path: hash_of(path.name))
+    write_shards(out, [imagenet_sample(path, sorted(CLASS_SIZES).index(path.parent.name)) for path in images])
+    return f"wds/{out}"
+
+
 Source = Callable[[Path, Path], str]
-SOURCES = [as_tar, as_tar_of_tars, as_folder_of_tars, as_list, as_data_set]
+SOURCES = [as_tar, as_tar_of_tars, as_folder_of_tars, as_list, as_data_set, as_web_dataset]
 
 
 @pytest.fixture(scope="module", params=SOURCES, ids=lambda source: source.__name__)
@@ -585,6 +600,7 @@ def test_columns_of_a_data_set_can_be_named(tmp_path: Path) -> None:
         find_images(source)
     for wrong in ("?images=photo", "?photo", "?"):
         with pytest.raises(
-            InputError, match=r"names no columns; expected hfds/NAME:SPLIT\?image=COLUMN&label=COLUMN|has no column"
+            InputError,
+            match=r"cannot read '.*'; expected hfds/NAME:SPLIT\?image=COLUMN&label=COLUMN&class_map=FILE|has no column",
         ):
             find_images(source + wrong)

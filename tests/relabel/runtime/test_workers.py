@@ -1,5 +1,6 @@
-"""Decoding processes whose shared memory is full: an error within seconds, where torch would wait for ever."""
+"""Decoding processes: what they copy of the main process's memory; and errors within seconds where shared memory is full."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from relabel.runtime.workers import init_worker
 from tests.conftest import REPOSITORY, THIN, model_options
 
 SMALL_SHM = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
@@ -19,6 +22,26 @@ for arguments in json.loads(sys.argv[1]):
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     print(json.dumps([done.exit_code, done.stderr]), flush=True)
 """
+
+
+class Copied(Dataset[int]):
+    """Bytes that a garbage collection adds to the memory that the process has for itself alone."""
+
+    def __getitem__(self, index: int) -> int:
+        before = own_memory()
+        gc.collect()
+        return own_memory() - before
+
+
+def own_memory() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+
+def test_garbage_collection_in_a_worker_copies_none_of_the_main_processs_memory() -> None:
+    objects = [[number] for number in range(300_000)]  # 20 MB or more
+    [copied] = DataLoader(Copied(), sampler=[0], batch_size=None, num_workers=1, worker_init_fn=init_worker)
+    assert copied < 5e6 and objects[-1] == [299_999]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_images_without_a_real_label_do_not_count_and_other_folders_have_no_real
     assert real_labels(renamed) is None
 
 
-def shankar_file(path: Path, keys: tuple[str, ...]) -> Path:
+def shankar_file(path: Path, keys: Sequence[str]) -> Path:
     """Annotations by hand of the first six of `keys`, two of them problematic, one of them without a right class."""
     c = imagenet_classes()
     names = [Path(key).name for key in keys]
