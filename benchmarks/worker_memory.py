@@ -29,7 +29,7 @@ from benchmarks.annotate import picture
 from benchmarks.generated_maps import NUM_CLASSES, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from relabel.runtime.workers import init_worker
-from train.crops import RandomCrops, TrainingBatches, collate
+from train.crops import RandomCrops, TrainingBatches
 from train.options import TrainOptions
 from train.recipe import load_recipe
 from train.supervision import labels_on_device
@@ -88,9 +88,9 @@ def measure(scratch: Path) -> None:
     batches = TrainingBatches(len(data.images), recipe, 0, 0, 1)
     loader = DataLoader(
         RandomCrops(data.images, recipe, maps.read),
-        batch_sampler=batches,
+        batch_size=None,
+        sampler=batches,
         num_workers=WORKERS,
-        collate_fn=collate,
         worker_init_fn=init_worker,
     )
     print(

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from braceexpand import braceexpand
-
 from relabel.runtime.errors import InputError, first_line
 
 SPLIT = "train"
@@ -48,6 +46,8 @@ def find_shards(address: str) -> ShardList:
 def expanded(pattern: str) -> list[str]:
     if Path(pattern).is_file():
         return [pattern]
+    from braceexpand import braceexpand  # here, so that all else runs where it is not installed
+
     try:
         names = list(braceexpand(pattern, escape=False))
     except ValueError as error:
