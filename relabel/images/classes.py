@@ -28,11 +28,21 @@ class ClassNames:
         Raises:
             InputError: the file is missing, a line has another form, or a folder has two names.
         """
+        self._file = file
         self._from_file = read_class_names(file) if file is not None else None
 
     def __call__(self, folder: str) -> str:
         name = self._from_file.get(same_spelling(folder)) if self._from_file is not None else lemma(folder)
         return folder if name is None else f"{name} ({folder})"
+
+    def check_complete(self, folders: Sequence[str]) -> None:
+        """Raises InputError if a file of names was given, and misses one of these."""
+        missing = [f for f in folders if self._from_file is not None and same_spelling(f) not in self._from_file]
+        if missing:
+            raise InputError(
+                f"--class-names {self._file}: {len(missing)} of {len(folders)} classes have no name (first: {missing[0]});"
+                " expected a line FOLDER NAME for each"
+            )
 
 
 def same_spelling(name: str) -> str:

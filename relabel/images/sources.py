@@ -1,7 +1,8 @@
 """Where images come from: a folder in ImageNet's layout, a list of paths, tar files, or a Hugging Face data set.
 
     ROOT/                 ROOT/CLASS/*.JPEG
-    images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder
+    images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder, or
+                          what follows the path after a tab
     images.tar            CLASS/*.JPEG at any depth, or one tar per class inside it, as ImageNet's training images come
     ROOT/*.tar            a folder of such tars; a tar without folders is named after its class
     hfds/NAME[:SPLIT]     a data set that `datasets` loads, see relabel/images/hf_dataset.py
@@ -153,9 +154,14 @@ def is_folder(path: "Path | os.DirEntry[str]") -> bool:
 
 
 def from_list(path: Path) -> ImageSet:
-    """One path per line; empty lines and lines that begin with # are skipped."""
+    """One path per line, which may be followed by a tab and a class; empty lines and lines that begin with # are skipped.
+
+    A class of its own changes the ground-truth label, and not the key, by which the image's labels are found. The parent
+    folders remain classes.
+    """
     folder = path.parent.resolve()
     locations: dict[str, str] = {}
+    labels: list[str] = []  # of each image
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks its UTF-8
     except UnicodeDecodeError as error:
@@ -164,20 +170,32 @@ def from_list(path: Path) -> ImageSet:
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        image = PurePosixPath(line.strip())
+        name, label = path_and_label(line)
+        image = PurePosixPath(name)
         parts = PurePosixPath(os.path.normpath(folder / image)).parts
         key = "/".join(parts[-2:])
         if len(parts) < 3 or not is_image(image.name):
             raise InputError(f"{path} line {number}: {line!r} is not the path of an image in a class folder")
         if key in locations:
             raise InputError(f"{path} line {number}: {image} and {locations[key]} have the same key {key}")
+        if label is not None and "/" in label:
+            raise InputError(f"{path} line {number}: {label!r} is not the name of a class; expected PATH, a tab, and CLASS")
         locations[key] = str(image)
+        labels.append(label or parts[-2])
         folders.add(PurePosixPath(*parts[:-1]))
     if not locations:
         raise InputError(f"{path} lists no images; expected one path per line")
     check_layout(path, folders)
-    classes, opener = sort_classes(key.split("/")[0] for key in locations), functools.partial(path_in_folder, path.parent)
-    return make_image_set(str(path), classes, list(locations), string_locations(list(locations.values())), opener)
+    classes = sort_classes({*labels, *(folder.name for folder in folders)})
+    index, opener = {name: i for i, name in enumerate(classes)}, functools.partial(path_in_folder, path.parent)
+    targets = [index[label] for label in labels]
+    return make_image_set(str(path), classes, list(locations), string_locations(list(locations.values())), opener, targets)
+
+
+def path_and_label(line: str) -> tuple[str, str | None]:
+    """A line's path, and its label if there is one after a tab. A path may have tabs itself."""
+    path, _, label = line.rpartition("\t")
+    return (path.strip(), label.strip()) if is_image(path.strip()) and label.strip() else (line.strip(), None)
 
 
 def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
