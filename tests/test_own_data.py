@@ -16,10 +16,11 @@ pytestmark = pytest.mark.slow
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own-data.md"
 SHORT = [f"--set={s}" for s in ("epochs=2", "batch_size=4", "warmup_epochs=0", "image_size=32", "eval_size=32")]
 MORE_OPTIONS = {
-    "annotate": [*model_options(THIN), "--input-size=64", "--workers=0"],
-    "verify": ["--min-agreement=0"],
-    "train": [*model_options(THIN), *SHORT, "--workers=0"],
-    "eval": ["--workers=0"],
+    "annotate": [*model_options(THIN), "--input-size=64", "--workers=0", "--device=cpu"],
+    "verify": ["--min-agreement=0", "--device=cpu"],
+    "find-noise": [],
+    "train": [*model_options(THIN), *SHORT, "--workers=0", "--device=cpu"],
+    "eval": ["--workers=0", "--device=cpu"],
 }
 
 
@@ -45,8 +46,8 @@ def test_every_command_of_the_document_runs(relabel_here: Relabel, own_data: Pat
         options = ["resnet10t" if a == "resnet50" else a for a in arguments]
         if "--classes" in options:  # the document's second way of annotating writes to the same folder as its first
             Path("labels/mine").rename("labels/by-order")
-        finished = relabel_here(stage, *options, *MORE_OPTIONS[stage], "--device=cpu")
+        finished = relabel_here(stage, *options, *MORE_OPTIONS[stage])
         assert finished.returncode == 0, finished.stderr
         stages.append(stage)
-    assert stages == ["annotate", "annotate", "verify", "train", "eval"]
+    assert stages == ["annotate", "annotate", "verify", "find-noise", "train", "eval"]
     assert Image.open("runs/mine/curves.png").size[0] > 0

@@ -1,6 +1,7 @@
 """The lists of images that `relabel find-noise` writes for train: without those labelled wrong, or with other labels.
 
-They are lists as relabel/images/sources.py reads them: a path per line, and after a tab the label if it is not the folder.
+They are lists as relabel/images/sources.py reads them: a path per line, and after a tab the label if it is not the folder. A
+class that no line names any more has one of its own, so that train gets the classes of the label set.
 """
 
 import os
@@ -33,7 +34,7 @@ def image_list(images: ImageSet, labels: np.ndarray, keep: np.ndarray, title: st
         keep: (N,) bool.
         title: for the first line.
     Raises:
-        InputError: a file name would break the list, or a class would be missing from it.
+        InputError: a file name would break the list.
     """
     lines, named = [f"{HEADER}{title}"], set()
     for number in np.flatnonzero(keep).tolist():
@@ -44,11 +45,7 @@ def image_list(images: ImageSet, labels: np.ndarray, keep: np.ndarray, title: st
         if len(line.splitlines()) > 1:
             raise InputError(f"{path!r} cannot be listed, as its name has a line break; rename it")
         lines.append(line)
-    if missing := sorted(set(images.classes) - named):
-        raise InputError(
-            f"{images.source}: {len(missing)} classes have no images to list (first: {missing[0]}), so training on the list"
-            " would not know them; remove their empty folders and annotate again, or leave --drop and --move out"
-        )
+    lines += [f"\t{name}" for name in images.classes if name not in named]
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -54,12 +54,13 @@ def columns_of(images: ImageSet, found: Judgement, names: ClassNames) -> dict[st
 
 def as_csv(columns: dict[str, np.ndarray]) -> bytes:
     """UTF-8, numbers with six digits, unknown ones empty."""
-    text = io.StringIO()
+    content = io.BytesIO()
+    text = io.TextIOWrapper(content, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for first in range(0, len(columns["key"]), PART):
         writer.writerows(zip(*(as_text(column[first : first + PART]) for column in columns.values()), strict=True))
-    return text.getvalue().encode()
+    return content.getvalue()
 
 
 def as_text(column: np.ndarray) -> list[Any]:

@@ -2,7 +2,7 @@
 
     ROOT/                 ROOT/CLASS/*.JPEG
     images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder, or
-                          what follows the path after a tab
+                          what follows the path after a tab; a tab and a class without a path: a class without images
     images.tar            CLASS/*.JPEG at any depth, or one tar per class inside it, as ImageNet's training images come
     ROOT/*.tar            a folder of such tars; a tar without folders is named after its class
     hfds/NAME[:SPLIT]     a data set that `datasets` loads, see relabel/images/hf_dataset.py
@@ -157,11 +157,12 @@ def from_list(path: Path) -> ImageSet:
     """One path per line, which may be followed by a tab and a class; empty lines and lines that begin with # are skipped.
 
     A class of its own changes the ground-truth label, and not the key, by which the image's labels are found. The parent
-    folders remain classes.
+    folders remain classes, and a tab and a class without a path is a class that need not have images.
     """
     folder = path.parent.resolve()
     locations: dict[str, str] = {}
     labels: list[str] = []  # of each image
+    classes: set[str] = set()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks its UTF-8
     except UnicodeDecodeError as error:
@@ -171,6 +172,12 @@ def from_list(path: Path) -> ImageSet:
         if not line.strip() or line.startswith("#"):
             continue
         name, label = path_and_label(line)
+        if "/" in (label or ""):
+            raise InputError(f"{path} line {number}: {label!r} is not the name of a class; expected PATH, a tab, and CLASS")
+        if label is not None:
+            classes.add(label)
+        if not name:
+            continue
         image = PurePosixPath(name)
         parts = PurePosixPath(os.path.normpath(folder / image)).parts
         key = "/".join(parts[-2:])
@@ -178,24 +185,25 @@ def from_list(path: Path) -> ImageSet:
             raise InputError(f"{path} line {number}: {line!r} is not the path of an image in a class folder")
         if key in locations:
             raise InputError(f"{path} line {number}: {image} and {locations[key]} have the same key {key}")
-        if label is not None and "/" in label:
-            raise InputError(f"{path} line {number}: {label!r} is not the name of a class; expected PATH, a tab, and CLASS")
         locations[key] = str(image)
         labels.append(label or parts[-2])
         folders.add(PurePosixPath(*parts[:-1]))
     if not locations:
         raise InputError(f"{path} lists no images; expected one path per line")
     check_layout(path, folders)
-    classes = sort_classes({*labels, *(folder.name for folder in folders)})
-    index, opener = {name: i for i, name in enumerate(classes)}, functools.partial(path_in_folder, path.parent)
+    ordered, opener = (
+        sort_classes({*classes, *(folder.name for folder in folders)}),
+        functools.partial(path_in_folder, path.parent),
+    )
+    index = {name: i for i, name in enumerate(ordered)}
     targets = [index[label] for label in labels]
-    return make_image_set(str(path), classes, list(locations), string_locations(list(locations.values())), opener, targets)
+    return make_image_set(str(path), ordered, list(locations), string_locations(list(locations.values())), opener, targets)
 
 
 def path_and_label(line: str) -> tuple[str, str | None]:
     """A line's path, and its label if there is one after a tab. A path may have tabs itself."""
-    path, _, label = line.rpartition("\t")
-    return (path.strip(), label.strip()) if is_image(path.strip()) and label.strip() else (line.strip(), None)
+    path, tab, label = (part.strip(" ") for part in line.rstrip().rpartition("\t"))
+    return (path, label) if tab and (not path or is_image(path)) else (line.strip(), None)
 
 
 def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:

@@ -167,6 +167,21 @@ def test_drop_lists_the_other_images_and_move_lists_all_with_the_suggested_label
     assert all(move.read(index).size == (50 + 3 * index, 30 + index) for index in range(9))
 
 
+def test_a_list_keeps_classes_of_which_no_image_is_left(image_folder: Path, tmp_path: Path, relabel_here: Relabel) -> None:
+    (image_folder / "fox").mkdir()
+    maps = stored_maps()
+    maps.classes[0] = EEL  # the only cat
+    classes = ("cat", "dog", "eel", "fox")
+    write_label_set(tmp_path / "labels", KEYS, maps, 4, classes=classes)
+    lists = [tmp_path / "drop.txt", tmp_path / "move.txt"]
+    options = ["--output", tmp_path / "noise.csv", "--drop", lists[0], "--move", lists[1]]
+    done = relabel_here("find-noise", tmp_path / "labels", "--images", image_folder, *options)
+    assert done.returncode == 0 and "3 of 9 images" in done.stdout, done.stderr
+    drop, move = map(find_images, lists)
+    assert drop.classes == move.classes == classes
+    assert KEYS[0] not in drop.keys and move.targets[0] == EEL
+
+
 @pytest.mark.slow
 def test_train_leaves_out_what_drop_leaves_out(
     lists: tuple[Path, Path], maps: Path, image_folder: Path, tmp_path: Path, relabel_here: Relabel
@@ -253,19 +268,6 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
     assert done.returncode == 1 and message in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(os.listdir()) == before and Path("mine.csv").read_text() == "key,is_label_issue\n"  # noqa: PTH208
-
-
-def test_an_empty_class_folder_is_named_when_a_list_would_lose_it(
-    image_folder: Path, tmp_path: Path, relabel_here: Relabel
-) -> None:
-    (image_folder / "fox").mkdir()
-    write_label_set(tmp_path / "labels", KEYS, stored_maps(), 4, classes=("cat", "dog", "eel", "fox"))
-    command = ["find-noise", tmp_path / "labels", "--images", image_folder, "--output", tmp_path / "noise.csv"]
-    assert relabel_here(*command).returncode == 0
-    (tmp_path / "noise.csv").unlink()
-    done = relabel_here(*command, "--drop", tmp_path / "drop.txt")
-    assert done.returncode == 1 and "1 classes have no images to list (first: fox)" in done.stderr
-    assert not (tmp_path / "noise.csv").exists() and not (tmp_path / "drop.txt").exists()
 
 
 def test_a_name_with_a_line_break_cannot_be_listed(image_folder: Path, tmp_path: Path, relabel_here: Relabel) -> None:
