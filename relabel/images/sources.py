@@ -159,7 +159,7 @@ def from_list(path: Path) -> ImageSet:
     A class of its own changes the ground-truth label, and not the key, by which the image's labels are found. The parent
     folders remain classes, and a tab and a class without a path is a class that need not have images.
     """
-    folder = path.parent.resolve()
+    folder = str(path.parent.resolve())
     locations: dict[str, str] = {}
     labels: list[str] = []  # of each image
     classes: set[str] = set()
@@ -167,7 +167,7 @@ def from_list(path: Path) -> ImageSet:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks its UTF-8
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); expected one path per line") from error
-    folders: set[PurePosixPath] = set()
+    folders: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -178,32 +178,32 @@ def from_list(path: Path) -> ImageSet:
             classes.add(label)
         if not name:
             continue
-        image = PurePosixPath(name)
-        parts = PurePosixPath(os.path.normpath(folder / image)).parts
-        key = "/".join(parts[-2:])
-        if len(parts) < 3 or not is_image(image.name):
+        place, _, file = posixpath.normpath(posixpath.join(folder, name)).rpartition("/")  # pathlib is slow, for a million
+        key = f"{posixpath.basename(place)}/{file}"
+        if key.startswith("/") or not is_image(file):
             raise InputError(f"{path} line {number}: {line!r} is not the path of an image in a class folder")
         if key in locations:
-            raise InputError(f"{path} line {number}: {image} and {locations[key]} have the same key {key}")
-        locations[key] = str(image)
-        labels.append(label or parts[-2])
-        folders.add(PurePosixPath(*parts[:-1]))
+            raise InputError(f"{path} line {number}: {name} and {locations[key]} have the same key {key}")
+        locations[key] = name
+        labels.append(label or posixpath.basename(place))
+        folders.add(place)
     if not locations:
         raise InputError(f"{path} lists no images; expected one path per line")
-    check_layout(path, folders)
-    ordered, opener = (
-        sort_classes({*classes, *(folder.name for folder in folders)}),
-        functools.partial(path_in_folder, path.parent),
-    )
+    check_layout(path, {PurePosixPath(place) for place in folders})
+    ordered = sort_classes({*classes, *map(posixpath.basename, folders)})
+    opener = functools.partial(path_in_folder, path.parent)
     index = {name: i for i, name in enumerate(ordered)}
     targets = [index[label] for label in labels]
     return make_image_set(str(path), ordered, list(locations), string_locations(list(locations.values())), opener, targets)
 
 
 def path_and_label(line: str) -> tuple[str, str | None]:
-    """A line's path, and its label if there is one after a tab. A path may have tabs itself."""
-    path, tab, label = (part.strip(" ") for part in line.rstrip().rpartition("\t"))
-    return (path, label) if tab and (not path or is_image(path)) else (line.strip(), None)
+    """A line's path, and its label if there is one after a tab. A path may have tabs in it or before it."""
+    path, tab, label = line.rstrip().rpartition("\t")
+    path, label = path.strip(), label.strip()
+    if is_image(path) or (tab and not path and "/" not in label):
+        return path, label
+    return line.strip(), None
 
 
 def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:
