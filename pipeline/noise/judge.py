@@ -71,11 +71,17 @@ def judge(store: LabelStore[Any], rows: torch.Tensor, given: np.ndarray, thresho
 
 def look(store: LabelStore[Any], rows: torch.Tensor, given: torch.Tensor) -> Evidence:
     """The evidence of all images, read batch by batch."""
-    parts = [slice(first, first + BATCH) for first in range(0, len(rows), BATCH)]
+    n = len(rows)
+    parts = [slice(first, first + BATCH) for first in range(0, n, BATCH)]
+    # Filled in place: small tensors that stay between large ones that are freed would keep gigabytes from the system
+    scores, boxes = torch.empty(2, n), torch.empty(2, n, 4)
+    found = Evidence(scores[0], boxes[0], torch.empty(n, dtype=torch.int64), scores[1], boxes[1])
 
-    def of_part(part: slice) -> Evidence:
-        return evidence(store.read(rows[part]), given[part], store.manifest.num_classes)
+    def of_part(part: slice) -> None:
+        of_images = evidence(store.read(rows[part]), given[part], store.manifest.num_classes)
+        for name, values in vars(of_images).items():
+            getattr(found, name)[part] = values
 
     with ThreadPoolExecutor(cores()) as threads:
-        batches = list(tqdm(threads.map(of_part, parts), total=len(parts), desc="find-noise", unit="batch", disable=None))
-    return Evidence(*(torch.cat(field) for field in zip(*(vars(batch).values() for batch in batches), strict=True)))
+        list(tqdm(threads.map(of_part, parts), total=len(parts), desc="find-noise", unit="batch", disable=None))
+    return found
