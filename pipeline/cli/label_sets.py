@@ -197,8 +197,8 @@ def find_noise(
     threshold: Annotated[
         float,
         typer.Option(
-            help="An image is a label issue if its label is nowhere as probable as this share of what its most probable"
-            " class is. Higher finds more, with more false alarms."
+            help="An image is a label issue if its label is nowhere in it as probable as this share of the probability of"
+            " the predicted label. A higher threshold finds more, with more false alarms."
         ),
     ] = NOISE_THRESHOLD,
     class_names: ClassNamesFile = None,
