@@ -112,7 +112,7 @@ Variables and their current values:
   SCRATCH=$(SCRATCH)              folder for bench-full; default: the system's temporary folder
   MULTILABELS=$(MULTILABELS)          JSON file with all the classes that each validation image shows
   EVAL_ARGS=$(EVAL_ARGS)            more options of `relabel eval`, such as --suite DIR --fgsm
-  TABLES=$(TABLES)               for make results: targets or robustness; default: both
+  TABLES=$(TABLES)               for make results: targets, robustness, regions, fidelity or noise; default: all
 endef
 
 help:

@@ -25,10 +25,12 @@ from annotate.interchange.import_maps import import_maps
 from benchmarks.generated_maps import GRID, NUM_CLASSES, SHARD_SIZE, TOPK, generated_maps, imagenet_keys, write_label_set
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds, wait_for
+from pipeline.noise.run import NoiseOptions, find_noise
 from pipeline.report.run import ReportOptions, report
 from pipeline.verify import verify
 from relabel.labels.maps import LabelMaps
 from relabel.labels.store import LabelStore
+from relabel.runtime.defaults import NOISE_THRESHOLD
 from relabel.runtime.machine import cores
 
 IMAGES = 1_281_167
@@ -61,6 +63,17 @@ def measure(labels: Path, keys: list[str], maps: LabelMaps, device: torch.device
     store.to("cpu")  # frees the memory
     with timed("verify"):
         assert verify(labels).findings == []
+    images = labels.with_name("images.txt")
+    write_image_list(images, keys)
+    options = NoiseOptions(labels.with_name("noise.csv"), NOISE_THRESHOLD)
+    with timed("find-noise"):
+        find_noise(labels, images, options)
+
+
+def write_image_list(images: Path, keys: list[str]) -> None:
+    """A list of the keys' images, which nothing opens, with random labels of all the classes."""
+    random = torch.randint(NUM_CLASSES, (len(keys),), generator=torch.Generator().manual_seed(0)).tolist()
+    images.write_text("".join(f"{key}\tn{label:08}\n" for key, label in zip(keys, random, strict=True)))
 
 
 def measure_report(folder: Path, keys: list[str]) -> None:

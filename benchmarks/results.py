@@ -4,6 +4,7 @@
     robustness   two of these students under attack and on corrupted images
     regions      students trained on stored regions, on label maps, on both, and by a live teacher
     fidelity     how close stored targets come to the classifier's own answers
+    noise        wrong labels that `relabel find-noise` and cleanlab find
 
 Finished runs are kept, so it can be stopped and started again. A run that was started with different settings stops it with
 an error. `make results TABLES=robustness` makes only that table.
@@ -239,11 +240,19 @@ def of_regions(name: str) -> str:
     return table
 
 
+def of_noise() -> str:
+    """The table of benchmarks/find_noise.py, which uses what is above."""
+    from benchmarks import find_noise
+
+    return find_noise.noise()
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "targets": targets,
     "robustness": robustness,
     "regions": lambda: of_regions("regions"),
     "fidelity": lambda: of_regions("fidelity"),
+    "noise": of_noise,
 }
 
 if __name__ == "__main__":

@@ -342,6 +342,7 @@ OPTIONS: dict[str, list[str]] = {
     "eval": ["checkpoint", "compare", "suite", "multilabels", "class-names", "eval-size", "eval-crop", "batch-size"],
     "verify": ["images", "min-agreement", "spot-check", "class-names"],
     "compare": ["boxes", "class-names"],
+    "find-noise": ["images", "output", "drop", "move", "threshold", "class-names"],
     "import-labels": ["num-classes", "axes", "images", "shard-size", "model", "input-size", "format", "target", "crop-pct"],
 }
 OPTIONS["annotate"] += ["workers", "device", "shard-size", "amp-dtype"]
@@ -382,6 +383,7 @@ def option(rng: random.Random, world: World) -> Case:
         "eval": [str(world.images), f"--checkpoint={world.run / 'weights.pth'}", *HERE],
         "verify": [str(world.labels), f"--images={world.images}"],
         "compare": [str(world.labels), str(world.other)],
+        "find-noise": [str(world.labels), f"--images={world.images}", f"--output={world.out}.csv"],
         "import-labels": [str(world.exported), f"--labels={world.out}", "--workers=0"],
     }
     odd = rng.choice(OPTIONS[name])

@@ -19,6 +19,7 @@ MORE_OPTIONS = {
     "annotate": [*model_options(THIN), "--input-size=64", "--workers=0", "--device=cpu"],
     "verify": ["--min-agreement=0", "--device=cpu"],
     "report": [],
+    "find-noise": [],
     "train": [*model_options(THIN), *SHORT, "--workers=0", "--device=cpu"],
     "eval": ["--workers=0", "--device=cpu"],
 }
@@ -49,6 +50,6 @@ def test_every_command_of_the_document_runs(relabel_here: Relabel, own_data: Pat
         finished = relabel_here(stage, *options, *MORE_OPTIONS[stage])
         assert finished.returncode == 0, finished.stderr
         stages.append(stage)
-    assert stages == ["annotate", "annotate", "verify", "report", "train", "eval"]
+    assert stages == ["annotate", "annotate", "verify", "report", "find-noise", "train", "eval"]
     assert Path("report.html").stat().st_size > 0
     assert Image.open("runs/mine/curves.png").size[0] > 0

@@ -118,7 +118,7 @@ def test_every_table_of_make_results_is_in_the_results() -> None:
     for name in TABLES:
         header, *rows = results_table(name).values()
         assert len(rows) > 1, f"no table of {name}"
-        assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d|[\d,]+(\.\d+)?", figure) for row in rows for figure in row)
+        assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d|[\d,]+ ± \d+|[\d,]+(\.\d+)?", figure) for row in rows for figure in row)
         assert {len(row) for row in rows} == {len(header)}
         assert name in ("fidelity", "regions") or all("±" in figure for row in rows for figure in row)
 

@@ -165,7 +165,7 @@ def label_rows(store: LabelStore[Any], image_set: ImageSet, *, some_missing: boo
         what = "label map" if store.manifest.regions is None else "regions"
         raise InputError(
             f"{len(missing)} of {len(image_set)} images of {image_set.source} have no {what} in {store.labels} (first:"
-            f" {', '.join(missing[:3])}); annotate these images, or train on those that the labels were made from"
+            f" {', '.join(missing[:3])}); annotate these images, or give those that the labels were made from"
         )
     return rows
 

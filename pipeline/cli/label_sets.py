@@ -7,7 +7,7 @@ import typer
 
 from pipeline.cli.app import command
 from pipeline.cli.options import ClassNamesFile, Device, Force, ModelKwargs, parse_model_kwargs, parse_size
-from relabel.runtime.defaults import COMPARE_BOXES, MAX_CLASSES, MIN_AGREEMENT
+from relabel.runtime.defaults import COMPARE_BOXES, MAX_CLASSES, MIN_AGREEMENT, NOISE_THRESHOLD
 from relabel.runtime.errors import InputError
 
 GROUP = "Label sets"
@@ -203,3 +203,36 @@ def report(
 
     options = ReportOptions(other=and_labels, runs=tuple(run), class_names=class_names, force=force)
     print(f"{output}: {write_report(labels, images, output, options)}")
+
+
+@command(GROUP, "find-noise")
+def find_noise(
+    labels: Annotated[Path, typer.Argument(help="Folder of the label set.")],
+    images: Annotated[str, typer.Option(help="The images it was made from, with the labels that are judged.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE.csv|FILE.parquet", help="Table to write: a row per image, as cleanlab has it.")
+    ],
+    drop: Annotated[
+        Path | None, typer.Option(help="Also write a .txt list, for train, of the images without issues.")
+    ] = None,
+    move: Annotated[
+        Path | None, typer.Option(help="Also write a .txt list, for train, of all images with the suggested labels.")
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            help="An image is a label issue if its label is nowhere in it as probable as this share of the probability of"
+            " the predicted label. A higher threshold finds more, with more false alarms."
+        ),
+    ] = NOISE_THRESHOLD,
+    class_names: ClassNamesFile = None,
+    force: Force = False,
+) -> None:
+    """Find wrong ground-truth labels.
+
+    Images whose label the label set sees nowhere in them, the most certain first, with what it sees instead and where.
+    """
+    from pipeline.noise.run import NoiseOptions
+    from pipeline.noise.run import find_noise as find
+
+    print("\n".join(find(labels, images, NoiseOptions(output, threshold, drop, move, class_names, force))))

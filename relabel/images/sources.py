@@ -2,7 +2,8 @@
 data set.
 
     ROOT/                 ROOT/CLASS/*.JPEG
-    images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder
+    images.txt            one path per line, absolute or relative to the list's folder; the class is the parent folder, or
+                          what follows the path after a tab; a tab and a class without a path: a class without images
     images.tar            CLASS/*.JPEG at any depth, or one tar per class inside it, as ImageNet's training images come
     ROOT/*.tar            a folder of such tars; a tar without folders is named after its class
     wds/FOLDER[:SPLIT]    WebDataset shards, see relabel/images/web_dataset.py
@@ -157,31 +158,56 @@ def is_folder(path: "Path | os.DirEntry[str]") -> bool:
 
 
 def from_list(path: Path) -> ImageSet:
-    """One path per line; empty lines and lines that begin with # are skipped."""
-    folder = path.parent.resolve()
+    """One path per line, which may be followed by a tab and a class; empty lines and lines that begin with # are skipped.
+
+    A class of its own changes the ground-truth label, and not the key, by which the image's labels are found. The parent
+    folders remain classes, and a tab and a class without a path is a class that need not have images.
+    """
+    folder = str(path.parent.resolve())
     locations: dict[str, str] = {}
+    labels: list[str] = []  # of each image
+    classes: set[str] = set()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks its UTF-8
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); expected one path per line") from error
-    folders: set[PurePosixPath] = set()
+    folders: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        image = PurePosixPath(line.strip())
-        parts = PurePosixPath(os.path.normpath(folder / image)).parts
-        key = "/".join(parts[-2:])
-        if len(parts) < 3 or not is_image(image.name):
+        name, label = path_and_label(line)
+        if "/" in (label or ""):
+            raise InputError(f"{path} line {number}: {label!r} is not the name of a class; expected PATH, a tab, and CLASS")
+        if label is not None:
+            classes.add(label)
+        if not name:
+            continue
+        place, _, file = posixpath.normpath(posixpath.join(folder, name)).rpartition("/")  # pathlib is slow, for a million
+        key = f"{posixpath.basename(place)}/{file}"
+        if key.startswith("/") or not is_image(file):
             raise InputError(f"{path} line {number}: {line!r} is not the path of an image in a class folder")
         if key in locations:
-            raise InputError(f"{path} line {number}: {image} and {locations[key]} have the same key {key}")
-        locations[key] = str(image)
-        folders.add(PurePosixPath(*parts[:-1]))
+            raise InputError(f"{path} line {number}: {name} and {locations[key]} have the same key {key}")
+        locations[key] = name
+        labels.append(label or posixpath.basename(place))
+        folders.add(place)
     if not locations:
         raise InputError(f"{path} lists no images; expected one path per line")
-    check_layout(path, folders)
-    classes, opener = sort_classes(key.split("/")[0] for key in locations), functools.partial(path_in_folder, path.parent)
-    return make_image_set(str(path), classes, list(locations), encode_keys(list(locations.values())), opener)
+    check_layout(path, {PurePosixPath(place) for place in folders})
+    ordered = sort_classes({*classes, *map(posixpath.basename, folders)})
+    opener = functools.partial(path_in_folder, path.parent)
+    index = {name: i for i, name in enumerate(ordered)}
+    targets = [index[label] for label in labels]
+    return make_image_set(str(path), ordered, list(locations), encode_keys(list(locations.values())), opener, targets)
+
+
+def path_and_label(line: str) -> tuple[str, str | None]:
+    """A line's path, and its label if there is one after a tab. A path may have tabs in it or before it."""
+    path, tab, label = line.rstrip().rpartition("\t")
+    path, label = path.strip(), label.strip()
+    if is_image(path) or (tab and not path and "/" not in label):
+        return path, label
+    return line.strip(), None
 
 
 def from_tars(source: Path, tars: Sequence[Path]) -> ImageSet:

@@ -26,5 +26,6 @@ MAX_PIXELS = 8192  # of a side of an image that a model is given: more would fil
 ANNOTATE_BATCH_SIZE = 32
 MIN_AGREEMENT = 0.2  # far above chance for ImageNet, far below any annotator
 COMPARE_BOXES = 4  # random boxes per image
+NOISE_THRESHOLD = 0.5  # of the most probable class's probability; docs/results.md has what this finds
 SAVE_MINUTES = 15.0
 EVAL_BATCH_SIZE = 256

@@ -21,6 +21,7 @@ COMMANDS = {
     "--eval-crop": ["eval", "IMAGES", "--arch=resnet10t"],
     "--fgsm-epsilon": ["eval", "IMAGES", "--arch=resnet10t", "--fgsm"],
     "--min-agreement": ["verify", "LABELS", "--images=IMAGES"],
+    "--threshold": ["find-noise", "LABELS", "--images=IMAGES", "--output=OUT/noise.csv"],
     "--save-every": ["train", "IMAGES", "--run-dir=OUT", "--recipe=scenes-single"],
 }
 

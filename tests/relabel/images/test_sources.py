@@ -604,3 +604,17 @@ def test_columns_of_a_data_set_can_be_named(tmp_path: Path) -> None:
             match=r"cannot read '.*'; expected hfds/NAME:SPLIT\?image=COLUMN&label=COLUMN&class_map=FILE|has no column",
         ):
             find_images(source + wrong)
+
+
+def test_list_changes_labels_after_a_tab_and_keeps_keys_and_classes(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(
+        "cat/x.JPEG\teel\ndog/a b.JPEG \t dog \ndog/y\tz.JPEG\n\teel/w.JPEG\tcat 2\n\tfox\n\tcat/v.JPEG\n"
+    )
+    images = find_images(tmp_path / "list.txt")
+    assert images.keys == ("cat/v.JPEG", "cat/x.JPEG", "dog/a b.JPEG", "dog/y\tz.JPEG", "eel/w.JPEG")
+    assert images.classes == ("cat", "cat 2", "dog", "eel", "fox")
+    assert [images.classes[target] for target in images.targets] == ["cat", "eel", "dog", "dog", "cat 2"]
+    assert images.name(1) == str(tmp_path / "cat/x.JPEG")
+    (tmp_path / "list.txt").write_text("cat/x.JPEG\tdogs/eel\n")
+    with pytest.raises(InputError, match=r"line 1: 'dogs/eel' is not the name of a class; expected PATH, a tab, and CLASS"):
+        find_images(tmp_path / "list.txt")
