@@ -19,7 +19,7 @@ def check_listable(images: ImageSet, option: str, path: Path) -> None:
     """Raises InputError if the images are no files that a list could name, or the list's own name is not one's."""
     if path.suffix != ".txt":
         raise InputError(f"{option} {path}: expected a name that ends in .txt, by which a list is known")
-    if not isinstance(images.locations[0], str):
+    if not isinstance(images.locations[0], bytes):
         raise InputError(
             f"{option} lists image files, but those of {images.source} are not files of their own; leave it out, or"
             " unpack them into class folders"
