@@ -179,7 +179,7 @@ def read_shards(paths: tuple[Path, ...], label: str | None) -> Iterator[list[Sam
         worker_init_fn=init_worker,
         generator=torch.Generator(),  # or it would draw from the global one
     )
-    return batches_of(loader)
+    return batches_of(loader, "free some, or raise the limit")
 
 
 class ShardReader(Dataset[list[Sample]]):

@@ -32,9 +32,11 @@ def decoding_workers(requested: int | None) -> int:
 Batch = TypeVar("Batch")
 
 
-def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
+def batches_of(loader: Iterable[Batch], advice: str = "use fewer --workers; 0 starts none") -> Iterator[Batch]:
     """Iterate over a DataLoader.
 
+    Args:
+        advice: where its workers cannot be started.
     Raises:
         InputError: raised in a worker; it keeps its type and its message, without the worker's traceback. Or the workers
             cannot be started.
@@ -44,7 +46,7 @@ def batches_of(loader: Iterable[Batch]) -> Iterator[Batch]:
     except OSError as error:  # semaphores need room in /dev/shm, too, and processes may be limited
         raise InputError(
             f"cannot start decoding processes: {error}. /dev/shm may be full, or the number of processes or open files"
-            " limited: use fewer --workers; 0 starts none"
+            f" limited: {advice}"
         ) from error
     try:
         yield from arriving

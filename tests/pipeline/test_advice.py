@@ -33,6 +33,7 @@ UNREACHED = {  # conditions that some commands never meet
         "train",
     },  # at least one class folder, or none given
     ("train.recipe", "--set"): {"recipes"},
+    ("relabel.runtime.workers", "--workers"): {"corrupt", "export-labels", "find-noise", "report"},  # list shards, no more
     ("pipeline.show.seen", "--classes"): {"report"},  # default_classes goes on without them
 }
 
