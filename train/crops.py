@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
@@ -101,12 +100,14 @@ class Cut(NamedTuple):
 
     Attributes:
         windows: of its n crops.
+        reduction: by which the image is to be decoded; windows begin and end at multiples of it.
         extent: x0, y0, x1, y1 in pixels of what boxes are fractions of.
         draws: (n, DRAWS) random numbers for the other augmentations.
         taken: the regions that the crops are, if regions are used.
     """
 
     windows: list[Window]
+    reduction: int
     extent: tuple[float, float, float, float]
     draws: Tensor
     taken: Taken | None
@@ -177,7 +178,7 @@ class RandomCrops(Dataset[Crops]):
             images = [files.enter_context(self.image_set.open_image(index)) for _, index in places]
             cuts = [self.draw(image, *place) for image, place in zip(images, places, strict=True)]
             for image, cut, crops in zip(images, cuts, pixels, strict=True):
-                cut_out(image, cut.windows, self.recipe.reduced_decode, crops)
+                cut_out(image, cut, crops)
         return cuts
 
     def draw(self, image: EncodedImage, epoch: int, index: int) -> Cut:
@@ -191,15 +192,17 @@ class RandomCrops(Dataset[Crops]):
         stored = taken.windows(*size) if taken is not None else [None] * recipe.crops_per_image
         drawn, draws = draw_crops(image.name, inner, recipe, seed_of(recipe.seed, epoch, index), stored)
         windows = [s or (left + d[0], top + d[1], left + d[2], top + d[3]) for s, d in zip(stored, drawn, strict=True)]
-        return Cut(windows, extent, draws, taken)
+        # an answer is to the very pixels of its region
+        reduction = reduction_for(windows, recipe.image_size) if recipe.reduced_decode and not any(stored) else 1
+        return Cut([aligned(window, reduction) for window in windows], reduction, extent, draws, taken)
 
 
-def cut_out(image: EncodedImage, windows: list[Window], reduced: bool, crops: Tensor) -> None:
-    """Decode an image, at a reduced size if that is `reduced` and enough, and write its crops to (n, S, S, 3) uint8."""
-    side = crops.shape[1]
-    pixels, reduction = image.pixels(reduction_for(windows, side) if reduced else 1)
-    for crop, window in zip(crops, windows, strict=True):
-        crop.copy_(resized_window(pixels, window, reduction, side))
+def cut_out(image: EncodedImage, cut: Cut, crops: Tensor) -> None:
+    """Decode an image and write its crops to (n, S, S, 3) uint8."""
+    pixels, reduction = image.pixels(cut.reduction)
+    for crop, window in zip(crops, cut.windows, strict=True):
+        left, top, right, bottom = (edge // reduction for edge in window)
+        crop.copy_(resized(pixels[top:bottom, left:right], crop.shape[0]))
 
 
 def draw_crops(
@@ -223,28 +226,37 @@ def draw_crops(
 
 def reduction_for(windows: list[Window], side: int) -> int:
     """The largest of 1, 2, 4 and 8 by which an image can be reduced so that every window keeps side x side pixels."""
-    shortest = min(min(right - left, bottom - top) for left, top, right, bottom in windows)
-    return max((s for s in (2, 4, 8) if shortest >= s * side), default=1)
+    for reduction in (8, 4, 2):
+        within = [aligned(window, reduction) for window in windows]
+        if min(min(right - left, bottom - top) for left, top, right, bottom in within) >= reduction * side:
+            return reduction
+    return 1
 
 
-def resized_window(pixels: np.ndarray, window: Window, reduction: int, side: int) -> Tensor:
-    """torchvision's resized_crop, for an image that was reduced by `reduction` and a window in pixels of the file.
+def aligned(window: Window, reduction: int) -> Window:
+    """The largest window inside this one whose edges are multiples of `reduction`: whole pixels of the reduced image."""
+    left, top, right, bottom = window
+    return (
+        -(-left // reduction) * reduction,
+        -(-top // reduction) * reduction,
+        right // reduction * reduction,
+        bottom // reduction * reduction,
+    )
+
+
+def resized(pixels: np.ndarray, side: int) -> Tensor:
+    """Resize by torch's bilinear filter, as torchvision does with tensors.
+
+    Values differ by at most 1 from those of Pillow's, which rounds its weights to 22 bits where torch rounds them to 15.
 
     Args:
         pixels: (H, W, 3) uint8.
     Returns:
-        (side, side, 3) uint8. Values differ by at most 1 from those that Pillow's bilinear
-        filter gives, which rounds its weights to 22 bits where torch rounds them to 15.
+        (side, side, 3) uint8.
     """
-    left, top, right, bottom = (edge / reduction for edge in window)
-    x, y = math.floor(left), math.floor(top)
-    outer = pixels[y : math.ceil(bottom), x : math.ceil(right)]  # else the filter would read pixels outside
-    if reduction == 1:
-        # of a copy: torch is only fast at a contiguous batch of images
-        batch = torch.from_numpy(outer[np.newaxis].copy()).permute(0, 3, 1, 2)
-        return functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    box = (left - x, top - y, right - x, bottom - y)  # torch takes no fractions of a pixel
-    return torch.from_numpy(np.array(Image.fromarray(outer).resize((side, side), Image.Resampling.BILINEAR, box)))
+    # of a copy: torch is only fast at a contiguous batch of images
+    batch = torch.from_numpy(pixels[np.newaxis].copy()).permute(0, 3, 1, 2)
+    return functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 def prefetch(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:

@@ -119,8 +119,9 @@ class Recipe:
     reduced_decode: bool = setting(
         True,
         ANY,
-        "Decode a JPEG at 1/2, 1/4 or 1/8 where crops still have image_size pixels. They differ from fully decoded ones"
-        " about as much as bilinear resizing differs from bicubic (benchmarks/crops.py).",
+        "Decode a JPEG at 1/2, 1/4 or 1/8 where crops still have image_size pixels. They begin and end at whole pixels of"
+        " the reduced image, and differ from fully decoded ones about as much as bilinear resizing differs from bicubic"
+        " (benchmarks/crops.py). Not where crops are stored regions.",
     )
     hflip: float = setting(0.5, SHARE, "Probability of mirroring a crop.")
     colour_jitter: tuple[float, float, float] = setting(
