@@ -2,7 +2,7 @@
 
 JPEG stores frequencies, so that an image can be decoded at a half, a quarter or an eighth of its size by leaving out the
 high ones. This is done only if a crop still has all the pixels it needs, and it moves a crop's edges by less than a pixel of
-the reduced image. How much it changes the pixels of the moved crops is printed next to how much a bicubic instead of a bilinear
+the reduced image. How much it changes the pixels of these crops is printed next to how much a bicubic instead of a bilinear
 filter changes them.
 
 One process with one thread. The images were written just before, so the page cache is warm.

@@ -76,13 +76,13 @@ class ImageSet:
             UnreadableImage: the file is not an image.
             UnavailableImage: the file is missing, or the system cannot read it.
         """
-        name = self.name(index)
         try:
             file = self.open(self.locations[index])
         except UnreadableImage:
             raise
         except Exception as error:  # the tar or data set has disappeared since it was listed
-            raise UnavailableImage.because(name, error) from error
+            raise UnavailableImage.because(self.name(index), error) from error
+        name = str(file) if isinstance(file, Path) else self.name(index)
         with open_image(io.BytesIO(file) if isinstance(file, bytes) else file, name) as encoded:
             yield encoded
 
