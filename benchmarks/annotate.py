@@ -150,7 +150,7 @@ def compare(workload: Workload, annotator: FullyConvolutional, squash: Squash, g
     return rates
 
 
-def write_pictures(root: Path, count: int) -> ImageSet:
+def write_pictures(root: Path, count: int, quality: int = 90) -> ImageSet:
     """JPEGs in ImageNet's layout."""
     rng = np.random.default_rng(0)
     for number in range(CLASSES):
@@ -158,7 +158,7 @@ def write_pictures(root: Path, count: int) -> ImageSet:
     paths = [root / f"n{i % CLASSES:08}" / f"n{i % CLASSES:08}_{i}.JPEG" for i in range(count)]
     for i, path in enumerate(paths):
         if i < PICTURES:
-            picture(rng).save(path, quality=90)
+            picture(rng).save(path, quality=quality)
         else:
             path.hardlink_to(paths[i % PICTURES])
     return find_images(root)

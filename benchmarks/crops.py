@@ -73,9 +73,8 @@ def compare(title: str, image_set: ImageSet, recipe: Recipe) -> None:
         reduced = crops(recipe, number).float()
         full = crops_by(Image.Resampling.BILINEAR, image_set, recipe, number).float()
         bicubic = crops_by(Image.Resampling.BICUBIC, image_set, recipe, number).float()
-        differing = (
-            ((full - reduced).abs().amax((1, 2, 3)) > 1).nonzero().flatten()
-        )  # torch's and Pillow's resizing differ by 1
+        largest = (full - reduced).abs().amax((1, 2, 3))
+        differing = (largest > 1).nonzero().flatten()  # by 1 torch's and Pillow's resizing differ
         scale_differences += [float((full[i] - reduced[i]).abs().mean()) for i in differing]
         filter_differences += [float((full[i] - bicubic[i]).abs().mean()) for i in differing]
     if scale_differences:

@@ -22,7 +22,16 @@ import torch
 from PIL import Image
 
 from annotate.interchange.import_maps import import_maps
-from benchmarks.generated_maps import GRID, NUM_CLASSES, SHARD_SIZE, TOPK, generated_maps, imagenet_keys, write_label_set
+from benchmarks.generated_maps import (
+    GRID,
+    NUM_CLASSES,
+    SHARD_SIZE,
+    TOPK,
+    generated_maps,
+    imagenet_keys,
+    link_images,
+    write_label_set,
+)
 from benchmarks.hardware import hardware
 from benchmarks.interleaved import median_seconds, wait_for
 from pipeline.noise.run import NoiseOptions, find_noise
@@ -38,7 +47,6 @@ DISTINCT = 2 * SHARD_SIZE - 1  # distinct maps; odd, so that no two shards are t
 FILES = 2048  # distinct files in the published format
 BATCH = 256
 ROUNDS = 50
-LINKS = 50_000  # to a file
 
 
 def main() -> None:
@@ -77,15 +85,8 @@ def write_image_list(images: Path, keys: list[str]) -> None:
 
 
 def measure_report(folder: Path, keys: list[str]) -> None:
-    """`relabel report` with an image file for every key: links to a few JPEGs of 500x375, as ext4 allows 65,000 to each."""
-    photo = Image.effect_noise((500, 375), 60).convert("RGB")
-    for number in range(NUM_CLASSES):
-        (folder / "images" / f"n{number:08}").mkdir(parents=True)
-    for number, key in enumerate(keys):
-        original = folder / f"photo-{number // LINKS}.JPEG"
-        if number % LINKS == 0:
-            photo.save(original)
-        (folder / "images" / key).hardlink_to(original)
+    """`relabel report` with an image file of 500x375 for every key."""
+    link_images(folder, keys, Image.effect_noise((500, 375), 60).convert("RGB"))
     page = folder / "report.html"
     torch.set_num_threads(cores())
     with timed("report"):

@@ -1,4 +1,5 @@
-"""Label maps similar to an annotator's: a dozen classes per image, each strong in one area and fading around it.
+"""Label maps similar to an annotator's: a dozen classes per image, each strong in one area and fading around it. And image
+files to go with them.
 
 Shapes: N images, C classes, k classes kept per cell, H rows and W columns of the label map, M classes present in an image.
 """
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from relabel.images.image_set import keys_digest
@@ -21,6 +23,7 @@ TOPK = 5
 GRID = (15, 15)  # as tf_efficientnet_l2 at 475 pixels
 CLASSES_PRESENT = 12
 SHARD_SIZE = 4096
+LINKS = 40_000  # to a file; ext4 allows 65,000
 COARSE_GRID = (
     4,
     4,
@@ -40,6 +43,17 @@ def generated_maps(count: int, generator: torch.Generator) -> LabelMaps:
 def imagenet_keys(images: int) -> list[str]:
     """Sorted keys that look like ImageNet's."""
     return sorted(f"n{number // 1300:08}/n{number // 1300:08}_{number}.JPEG" for number in range(images))
+
+
+def link_images(folder: Path, keys: Sequence[str], picture: Image.Image) -> None:
+    """A JPEG for every key in folder/images, which has all class folders: hard links to a few files beside it."""
+    for number in range(NUM_CLASSES):
+        (folder / "images" / f"n{number:08}").mkdir(parents=True)
+    for number, key in enumerate(keys):
+        original = folder / f"{number // LINKS}.JPEG"
+        if number % LINKS == 0:
+            picture.save(original)
+        (folder / "images" / key).hardlink_to(original)
 
 
 def write_label_set(labels: Path, keys: Sequence[str], maps: LabelMaps, num_classes: int = NUM_CLASSES) -> None:

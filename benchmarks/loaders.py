@@ -10,7 +10,6 @@ numbers of its colour augmentation. Then mirrored and normalised float32 batches
 thread, so that CPU time is what one core does. The images were written just before, so the page cache is warm.
 """
 
-import io
 import statistics
 import tempfile
 import time
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader
@@ -26,10 +24,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 
-from benchmarks.annotate import picture
+from benchmarks.annotate import write_pictures
 from benchmarks.hardware import hardware
 from relabel.images.image_set import ImageSet
-from relabel.images.sources import find_images
 from relabel.models.preprocessing import normalise
 from relabel.runtime.defaults import CROP_SCALE
 from train.augment import augment
@@ -51,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(hardware(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as scratch:
-        image_set = write_jpegs(Path(scratch))
+        image_set = write_pictures(Path(scratch), PICTURES, QUALITY)
         size = sum(image_set.file_size(i) for i in range(PICTURES)) / PICTURES / 1000
         print(
             f"loaders: {SIDE}x{SIDE} from {PICTURES} JPEGs of 500x375 and {size:.0f} kB, batches of {BATCH}; crops per"
@@ -59,17 +56,6 @@ def main() -> None:
         )
         compare("uint8 batches", arms(Path(scratch), image_set, finished=False))
         compare("mirrored and normalised", arms(Path(scratch), image_set, finished=True))
-
-
-def write_jpegs(root: Path) -> ImageSet:
-    rng = np.random.default_rng(0)
-    for number in range(PICTURES):
-        path = root / f"class{number % 2}" / f"{number}.JPEG"
-        path.parent.mkdir(exist_ok=True)
-        encoded = io.BytesIO()
-        picture(rng).save(encoded, "JPEG", quality=QUALITY)
-        path.write_bytes(encoded.getvalue())
-    return find_images(root)
 
 
 def arms(root: Path, image_set: ImageSet, finished: bool) -> dict[str, tuple[Epoch, int]]:

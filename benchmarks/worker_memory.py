@@ -4,9 +4,9 @@ Workers are forked, and share the memory of the main process until one of them w
 because it counts references, so lists of strings end up as a copy in each worker. Therefore the sum over all processes of
 their proportional share (PSS) is taken, again and again over an epoch that reads every image once.
 
-The images are real files in class folders, hard links to a few small JPEGs, with a label set of as many maps. The loader is
-that of training. Argument: a folder with 12 GB of free space and room for 1.3 million names (by default the temporary one of
-the system); everything is deleted at the end.
+The images are real files in class folders, hard links to copies of a small JPEG, with a label set of as many maps. The
+loader is that of training. Argument: a folder with 12 GB of free space and room for 1.3 million names (by default the
+temporary one of the system); everything is deleted at the end.
 
 anonymous: the processes' own memory, whether shared or copied. The target holds for how much of it the workers add.
 pixels in flight: batches on their way to the main process, in shared memory.
@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from benchmarks.annotate import picture
-from benchmarks.generated_maps import NUM_CLASSES, generated_maps, imagenet_keys, write_label_set
+from benchmarks.generated_maps import generated_maps, imagenet_keys, link_images, write_label_set
 from benchmarks.hardware import hardware
 from relabel.runtime.workers import init_worker
 from train.crops import RandomCrops, TrainingBatches
@@ -36,7 +35,6 @@ from train.supervision import labels_on_device
 from train.training_set import open_training_set
 
 IMAGES = 1_281_167
-LINKS = 40_000  # to one file; ext4 allows 65,000
 WORKERS = 8
 DISTINCT_MAPS = 4096
 TARGET_GB = 1.5
@@ -60,22 +58,10 @@ def main() -> None:
         torch.set_num_threads(1)
         print(hardware(torch.device("cpu")))
         keys = imagenet_keys(images)
-        link_images(Path(scratch), keys)
+        link_images(Path(scratch), keys, picture(np.random.default_rng(0)).resize((32, 24)))
         write_label_set(Path(scratch, "labels"), keys, generated_maps(DISTINCT_MAPS, torch.Generator().manual_seed(0)))
         del keys
         measure(Path(scratch))
-
-
-def link_images(scratch: Path, keys: list[str]) -> None:
-    """Every key as a file in its class folder; classes without images have an empty one."""
-    rng = np.random.default_rng(0)
-    for number in range(NUM_CLASSES):
-        (scratch / "images" / f"n{number:08}").mkdir(parents=True)
-    for number, key in enumerate(tqdm(keys, desc="images", unit="img", disable=None)):
-        original = scratch / f"{number // LINKS}.JPEG"
-        if number % LINKS == 0:
-            picture(rng).resize((32, 24)).save(original, "JPEG")
-        (scratch / "images" / key).hardlink_to(original)
 
 
 def measure(scratch: Path) -> None:

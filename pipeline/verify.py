@@ -84,7 +84,7 @@ def verify(
     keys = np.concatenate([np.empty(0, dtype=np.bytes_), *(shard.keys for shard in shards)])  # (N,) bytes
     check_keys(report, labels, manifest, keys, encode_keys(unreadable), complete)
     if image_set is not None:
-        of_images = KeyIndex(encode_keys(image_set.keys))
+        of_images = KeyIndex(image_set.keys.encoded)
         check_coverage(report, labels, manifest, image_set, of_images, keys, encode_keys(unreadable), complete)
         check_files(report, labels, image_set, of_images, shards, contents, max(1, decoding_workers(workers)))
         if len(keys):

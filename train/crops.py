@@ -36,7 +36,7 @@ class Crops:
     """A batch of training examples.
 
     Attributes:
-        images: (B, 3, S, S) uint8, channels last in memory, as Pillow decodes them and convolutions prefer them.
+        images: (B, 3, S, S) uint8, channels last in memory, as they are decoded and convolutions prefer them.
         boxes: (B, 4) float32 x0, y0, x1, y1 of each crop in fractions of its image, or of what its label map covers; x along
             the columns.
         mirrored: (B,) bool, whether the step is to mirror the crop, on the device. Its box is that of the unmirrored crop.

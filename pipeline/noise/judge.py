@@ -8,17 +8,15 @@ label small beside other things has a place where it is probable.
 Shapes: N images.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from pipeline.batches import in_batches
 from relabel.labels.evidence import Evidence, evidence
 from relabel.labels.store import LabelStore
-from relabel.runtime.machine import cores
 
 BATCH = 512  # images at a time: what is computed from their maps fits the processor's caches
 
@@ -72,7 +70,6 @@ def judge(store: LabelStore[Any], rows: torch.Tensor, given: np.ndarray, thresho
 def look(store: LabelStore[Any], rows: torch.Tensor, given: torch.Tensor) -> Evidence:
     """The evidence of all images, read batch by batch."""
     n = len(rows)
-    parts = [slice(first, first + BATCH) for first in range(0, n, BATCH)]
     # Filled in place: small tensors that stay between large ones that are freed would keep gigabytes from the system
     scores, boxes = torch.empty(2, n), torch.empty(2, n, 4)
     found = Evidence(scores[0], boxes[0], torch.empty(n, dtype=torch.int64), scores[1], boxes[1])
@@ -82,6 +79,6 @@ def look(store: LabelStore[Any], rows: torch.Tensor, given: torch.Tensor) -> Evi
         for name, values in vars(of_images).items():
             getattr(found, name)[part] = values
 
-    with ThreadPoolExecutor(cores()) as threads:
-        list(tqdm(threads.map(of_part, parts), total=len(parts), desc="find-noise", unit="batch", disable=None))
+    for _ in in_batches(of_part, n, BATCH, "find-noise"):
+        pass
     return found

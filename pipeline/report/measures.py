@@ -3,22 +3,19 @@
 Shapes: N images measured, B images of a batch, C classes, P places of an image: the cells of its map, or its regions.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pipeline.batches import in_batches
 from relabel.labels.evidence import evidence
 from relabel.labels.maps import LabelMaps
 from relabel.labels.regions import LabelRegions
 from relabel.labels.store import LabelStore
 from relabel.labels.whole_image import whole_image_target
-from relabel.runtime.machine import cores
 
 BATCH_NUMBERS = 2**20  # of a batch: B * C at most
 SHOWN_SHARE = 0.05  # of the places: an image shows the classes that are top-1 in so many
@@ -70,7 +67,7 @@ def measure(store: LabelStore[Any], rows: np.ndarray, given: np.ndarray) -> Meas
         numbers = measure_batch(labels, torch.from_numpy(given[part]).long(), classes)
         return [t.numpy().astype(np.float32 if t.is_floating_point() else np.int32) for t in numbers]
 
-    batches = in_batches(of_batch, len(rows), classes, "measure")
+    batches = in_batches(of_batch, len(rows), batch_size(classes), "measure")
     return Measures(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
@@ -121,12 +118,8 @@ def difference(first: LabelStore[Any], second: LabelStore[Any], rows: np.ndarray
         distance: np.ndarray = ((p - q).abs().sum(1) / 2).clamp(max=1).numpy()
         return distance
 
-    return np.concatenate([np.empty(0, np.float32), *in_batches(of_batch, len(rows), classes, "difference")])
+    return np.concatenate([np.empty(0, np.float32), *in_batches(of_batch, len(rows), batch_size(classes), "difference")])
 
 
-def in_batches(of_batch: Callable[[slice], Any], count: int, num_classes: int, title: str) -> Iterator[Any]:
-    """The results of every batch, in order, by as many threads as there are cores."""
-    size = min(512, max(1, BATCH_NUMBERS // num_classes))
-    parts = [slice(start, start + size) for start in range(0, count, size)]
-    with ThreadPoolExecutor(cores()) as threads:  # torch's operations release the GIL
-        yield from tqdm(threads.map(of_batch, parts), total=len(parts), desc=title, unit="batch", disable=None)
+def batch_size(num_classes: int) -> int:
+    return min(512, max(1, BATCH_NUMBERS // num_classes))
