@@ -21,10 +21,9 @@ from cleanlab.rank import get_label_quality_scores
 
 from benchmarks.results import RESULTS, machine, relabel
 from pipeline.demo.networks import ANNOTATE_ARGS, ANNOTATOR_MODEL_ARGS, ARCH
-from relabel.labels.boxes import whole_image
 from relabel.labels.maps import LabelMaps
-from relabel.labels.pooling import label_pool
 from relabel.labels.store import LabelStore
+from relabel.labels.whole_image import whole_image_logits
 from relabel.runtime.files import atomic_write
 
 SEEDS = (0, 1, 2)  # of the scenes, of what is moved, and of the annotator
@@ -128,7 +127,7 @@ def by_find_noise(table: Path, moved: Moved) -> Found:
 def by_cleanlab(labels: Path, moved: Moved) -> dict[str, Found]:
     """cleanlab's default decision, and each of its rankings of all images."""
     store = LabelStore.open(labels, LabelMaps)
-    logits = label_pool(store.gather(store.rows(store.keys)), whole_image(len(store)), 10)
+    logits = whole_image_logits(store.gather(store.rows(store.keys)), 10)
     probabilities = logits.double().softmax(1).numpy()  # (N, C)
     given = np.array([int(key.split("/")[0]) for key in store.keys])
     issue, predicted = find_label_issues(given, probabilities), probabilities.argmax(1)

@@ -20,11 +20,12 @@ from annotate.sparsify import sparsify
 from relabel.images.class_lists import output_names, timm_class_names
 from relabel.images.classes import ClassNames, check_recorded_classes
 from relabel.images.decoding import read_rgb
-from relabel.labels.boxes import covered, whole_image
+from relabel.labels.boxes import covered
 from relabel.labels.maps import LabelMaps
 from relabel.labels.pooling import label_pool
 from relabel.labels.regions import MIRRORED, LabelRegions, window_of
 from relabel.labels.store import LabelStore
+from relabel.labels.whole_image import whole_image_target
 from relabel.runtime.defaults import CROP_RATIO, CROP_SCALE
 from relabel.runtime.errors import InputError
 from relabel.runtime.machine import choose_device
@@ -142,14 +143,14 @@ def made_here(
 
 def said_by_map(picture: Image.Image, maps: LabelMaps, num_classes: int, boxes: list[Box], random: int, key: str) -> Said:
     """What the rest of Seen is made of: `whole`, `probabilities` and `crops`."""
-    whole = label_pool(maps, whole_image(1), num_classes).softmax(1)[0]
+    whole = whole_image_target(maps, num_classes)[0]
     crops = pooled_crops(picture, maps, num_classes, boxes, random, key)
     return whole, maps.dense(num_classes).softmax(1)[0], crops
 
 
 def said_by_regions(picture: Image.Image, regions: LabelRegions, num_classes: int, count: int) -> Said:
     """As `said_by_map`."""
-    return regions.mean_target(num_classes)[0], None, stored_crops(picture, regions, num_classes, count)
+    return whole_image_target(regions, num_classes)[0], None, stored_crops(picture, regions, num_classes, count)
 
 
 def pooled_crops(

@@ -39,13 +39,8 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 WRITTEN = (LAST, SAFETENSORS, WEIGHTS, METRICS, CURVES, DIVERGED, RUN_FILE)  # the files of a run
-PATH_FIELDS = {
-    "images",
-    "label_folder",
-    "map_folder",
-    "initial_weights_file",
-    "teacher_file",
-}  # their content is identified by digests
+# Their content is identified by digests
+PATH_FIELDS = {"images", "label_folder", "map_folder", "initial_weights_file", "teacher_file"}
 INFORMATION_FIELDS = {"val", "val_digest"}  # do not affect the weights: a resumed run may validate on other images
 CONDITION_FIELDS = ("precision", "sync_bn", "compile", "processes")  # of a start; these may change the weights a little
 
